@@ -1,0 +1,286 @@
+"""What the REST API answers, shared by the routes, the dashboard and the command line's client."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from orchestrator.state import (
+    AttemptState,
+    CheckpointState,
+    Desired,
+    GroupState,
+    RunState,
+    Verdict,
+)
+from worker.protocol import JobSpec
+
+
+class View(BaseModel):
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="null")
+
+
+class FieldError(View):
+    """One field at fault: a JSON pointer into the body, what is wrong, and what to do."""
+
+    pointer: str
+    detail: str
+    hint: str | None = None
+
+
+class Problem(View):
+    """RFC 9457 problem document."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str | None = None
+    hint: str | None = None
+    errors: tuple[FieldError, ...] = ()
+
+
+class Facts(View):
+    """What follows from a spec by arithmetic."""
+
+    parameters: int
+    flops_per_token: int
+    tokens_per_step: int
+    total_tokens: int
+    checkpoint_bytes: int
+    checkpoints: int
+    storage_bytes: int
+    memory_per_device_bytes: int
+    memory_arithmetic: str
+
+
+class Progress(View):
+    """`step` is the newest completed step of the canonical history; ETA from recent speed."""
+
+    step: int
+    steps: int
+    loss: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    step_seconds: float | None = None
+    eta_seconds: float | None = None
+    eval_loss: float | None = None
+    updated_at: AwareDatetime | None = None
+
+
+class GoodputPart(View):
+    category: str
+    seconds: float
+    share: float
+
+
+class GoodputView(View):
+    """Every second of the run since it was submitted, in one category each."""
+
+    wall_seconds: float
+    goodput: float
+    parts: tuple[GoodputPart, ...]
+
+
+class RunSummary(View):
+    id: str
+    name: str
+    state: RunState
+    desired: Desired
+    reason: str | None
+    needs_person: bool
+    state_since: AwareDatetime
+    created_at: AwareDatetime
+    finished_at: AwareDatetime | None
+    attempt: int | None
+    attempt_state: AttemptState | None
+    attempts: int
+    revision: int
+    branch: int
+    parameters: int
+    hosts: int
+    provider: str
+    progress: Progress
+    goodput: float | None
+
+
+class RunDetail(RunSummary):
+    spec: JobSpec
+    facts: Facts
+    waits_for: str | None
+    newest_checkpoint: CheckpointView | None
+    groups: tuple[GroupView, ...]
+
+
+class RunPage(View):
+    items: tuple[RunSummary, ...]
+    next_cursor: str | None = None
+
+
+class EvidenceView(View):
+    at: AwareDatetime
+    source: str
+    text: str
+
+
+class AttemptView(View):
+    """`replayed_steps` were trained a second time here; None where nothing was to compare yet.
+
+    `recovery_seconds` runs from the end of the attempt before to this one's first step.
+    """
+
+    number: int
+    state: AttemptState
+    revision: int
+    branch: int
+    group: str
+    processes: int
+    created_at: AwareDatetime
+    first_step_at: AwareDatetime | None
+    ended_at: AwareDatetime | None
+    resume_checkpoint: str | None
+    resumed_from_step: int
+    last_step: int | None
+    accepted_step: int | None
+    verdict: Verdict | None
+    summary: str | None
+    evidence: tuple[EvidenceView, ...]
+    replayed_steps: int
+    replayed_bit_identical: bool | None
+    first_difference_step: int | None
+    recovery_seconds: float | None
+
+
+class CheckpointView(View):
+    id: str
+    attempt: int
+    branch: int
+    step: int
+    uri: str
+    state: CheckpointState
+    bytes: int
+    files: int
+    state_digest: str
+    stall_seconds: float
+    write_seconds: float
+    written_at: AwareDatetime
+    accepted_at: AwareDatetime | None
+    verified_at: AwareDatetime | None
+    reason: str | None
+
+
+class HostView(View):
+    index: int
+    address: str | None
+    last_seen_at: AwareDatetime | None
+    running_attempt: int | None
+
+
+class GroupView(View):
+    name: str
+    provider: str
+    generation: int
+    state: GroupState
+    created_at: AwareDatetime
+    released_at: AwareDatetime | None
+    hosts: tuple[HostView, ...]
+
+
+class IncidentView(View):
+    """The causal story of one stop: seen, concluded, done, left to do."""
+
+    attempt: int
+    verdict: Verdict
+    opened_at: AwareDatetime
+    closed_at: AwareDatetime | None
+    closed_by_attempt: int | None
+    needs_person: bool
+    headline: str
+    seen: tuple[EvidenceView, ...]
+    concluded: str
+    done: tuple[str, ...]
+    left: tuple[str, ...]
+    command: str | None
+    how_to_tell: str
+    lost_seconds: float
+    lost_steps: int
+
+
+class EventView(View):
+    id: int
+    attempt: int | None
+    rank: int | None
+    kind: str
+    at: AwareDatetime
+    body: dict[str, object]
+
+
+class EventPage(View):
+    items: tuple[EventView, ...]
+    next_cursor: str | None = None
+
+
+class MetricPoint(View):
+    """One step of the canonical history: each step once, as the last telling that counts."""
+
+    step: int
+    attempt: int
+    at: AwareDatetime
+    loss: float | None
+    grad_norm: float | None
+    learning_rate: float
+    tokens: int
+    seconds: float
+    data_wait: float
+    batch_hash: str
+
+
+class EvalPoint(View):
+    step: int
+    attempt: int
+    loss: float | None
+
+
+class Metrics(View):
+    points: tuple[MetricPoint, ...]
+    evals: tuple[EvalPoint, ...]
+    next_step: int | None = None
+
+
+class LogLine(View):
+    id: int
+    attempt: int
+    rank: int
+    at: AwareDatetime
+    line: str
+
+
+class LogPage(View):
+    items: tuple[LogLine, ...]
+    next_cursor: int | None = None
+
+
+class RevisionView(View):
+    number: int
+    spec: JobSpec
+    author: str
+    note: str | None
+    created_at: AwareDatetime
+
+
+class ResumeRequest(View):
+    """`reason` is kept in the history."""
+
+    reason: str | None = None
+
+
+class Health(View):
+    status: Literal["ok", "starting", "degraded"]
+    detail: str | None = None
+    version: str
+    protocol: int
+    installation: str
+
+
+RunDetail.model_rebuild()

@@ -1,0 +1,75 @@
+"""What every provider of hosts can do, and how it fails.
+
+Calls are synchronous, idempotent and keyed by the host group's deterministic name: acquiring what
+exists adopts it, releasing what is absent succeeds. A provider keeps nothing in memory that a
+restart of the control plane would lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class ProviderError(Exception):
+    """The provider could not do what was asked."""
+
+    retryable = True
+    hint = "Longhaul tries again by itself."
+
+
+class ProvisionRefused(ProviderError):
+    """The provider says that this can not work as asked."""
+
+    retryable = False
+    hint = "Change the spec's hosts, then resume the run."
+
+
+@dataclass(frozen=True)
+class HostProbe:
+    """One host as the provider sees it now. None means: could not tell."""
+
+    index: int
+    address: str
+    agent_alive: bool | None
+    trainer_alive: bool | None
+
+
+@dataclass(frozen=True)
+class GroupProbe:
+    """A host group as the provider sees it now; `exists` is False when nothing of it is left."""
+
+    exists: bool
+    ready: bool
+    hosts: tuple[HostProbe, ...] = ()
+
+
+class Provider(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def acquire(self, group: str, hosts: int, devices: int) -> None:
+        """Ask for the group's hosts. Returns once asked; readiness is observed."""
+        ...
+
+    def probe(self, group: str) -> GroupProbe: ...
+
+    def launch(self, group: str, host: int, secret: str) -> None:
+        """Start the agent of one host, ending any earlier agent and trainer there first.
+
+        The secret reaches the agent on its standard input, never in arguments or environment.
+        """
+        ...
+
+    def release(self, group: str) -> None:
+        """End every process of the group and give its hosts back."""
+        ...
+
+    def owned(self) -> Sequence[str]:
+        """The names of all groups of this installation that exist at the provider."""
+        ...
+
+    def announce(self, control_url: str) -> None:
+        """The control plane answers at this URL now; running agents must learn of it."""
+        ...

@@ -1,0 +1,1 @@
+"""Verdicts, budgets and backoff."""

@@ -1,0 +1,175 @@
+"""The rows of the control plane as plain frozen data.
+
+Owns what a decision may know about a run. Imports only the states and the wire types; a record
+never reads a database, a clock or a cloud.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from orchestrator.state import (
+    AttemptState,
+    CheckpointState,
+    Desired,
+    GroupState,
+    RunState,
+    Verdict,
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a person submitted, and where it stands.
+
+    `desired_generation` rises with each wish. `settled_generation` is the wish that the last pause
+    answered: a run that Longhaul paused by itself goes on only after a newer wish.
+    """
+
+    id: str
+    name: str
+    desired: Desired
+    desired_generation: int
+    settled_generation: int
+    state: RunState
+    state_since: datetime
+    reason: str | None
+    revision: int
+    branch: int
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class HostGroup:
+    """The machines that a provider gave to a run. `name` is deterministic and the cloud's own."""
+
+    name: str
+    run_id: str
+    generation: int
+    provider: str
+    hosts: int
+    devices: int
+    state: GroupState
+    created_at: datetime
+
+
+@dataclass(frozen=True)
+class Host:
+    """One machine of a group, as its agent and the provider last told of it.
+
+    `instance` is the registered agent process; `launched_at` the last time one was started.
+    `agent_alive` and `trainer_alive` are the provider's probe, None where it could not tell.
+    """
+
+    group: str
+    index: int
+    address: str | None = None
+    free_port: int | None = None
+    instance: str | None = None
+    registered_at: datetime | None = None
+    last_seen_at: datetime | None = None
+    running_attempt: int | None = None
+    launched_at: datetime | None = None
+    launches: int = 0
+    agent_alive: bool | None = None
+    trainer_alive: bool | None = None
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """One process of a gang, as its agent told of it."""
+
+    attempt: int
+    rank: int
+    pid: int | None = None
+    phase: str | None = None
+    phase_at: datetime | None = None
+    last_step: int | None = None
+    last_step_at: datetime | None = None
+    exited_at: datetime | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    killed_by_agent: bool = False
+    why_killed: str | None = None
+    failure: str | None = None
+    hint: str | None = None
+    finished_step: int | None = None
+    drained: bool = False
+    last_lines: tuple[str, ...] = ()
+
+    @property
+    def exited(self) -> bool:
+        return self.exited_at is not None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One launch of the whole gang.
+
+    `accepted_step` is the highest step of a checkpoint accepted from it; `desired_generation` the
+    wish that it was made under, which is how a person's resume starts the budgets afresh.
+    """
+
+    run_id: str
+    number: int
+    revision: int
+    branch: int
+    group: str
+    processes: int
+    state: AttemptState
+    desired_generation: int
+    created_at: datetime
+    resume_checkpoint: str | None = None
+    resumed_from_step: int = 0
+    coordinator: str | None = None
+    spawned_at: datetime | None = None
+    first_step_at: datetime | None = None
+    stop_asked_at: datetime | None = None
+    ended_at: datetime | None = None
+    accepted_step: int | None = None
+    verdict: Verdict | None = None
+    summary: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    run_id: str
+    id: str
+    attempt: int
+    branch: int
+    step: int
+    uri: str
+    state: CheckpointState
+    bytes: int
+    manifest_sha256: str
+    state_digest: str
+    written_at: datetime
+    accepted_at: datetime | None = None
+    verified_at: datetime | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One thing that was seen: when, by whom, and its words."""
+
+    at: datetime
+    source: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Incident:
+    """A verdict that cost time. Closed by the first new step of a later attempt."""
+
+    run_id: str
+    attempt: int
+    verdict: Verdict
+    opened_at: datetime
+    summary: str
+    evidence: tuple[Evidence, ...] = field(default_factory=tuple[Evidence, ...])
+    done: tuple[str, ...] = ()
+    needs_person: bool = False
+    closed_at: datetime | None = None
+    closed_by_attempt: int | None = None

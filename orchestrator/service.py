@@ -1,0 +1,29 @@
+"""The parts of one running control plane, as one value that is handed around."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Engine
+
+from orchestrator.clock import Clock
+from orchestrator.providers.base import Provider
+from orchestrator.settings import Settings
+from orchestrator.store.writer import Writer
+from orchestrator.wakes import Wakes
+
+
+@dataclass(frozen=True)
+class Service:
+    """`read` is the engine for reads alone; all writes go through `writer`."""
+
+    settings: Settings
+    installation: str
+    read: Engine
+    writer: Writer
+    wakes: Wakes
+    clock: Clock
+    providers: Mapping[str, Provider]
+    listening_since: datetime

@@ -1,0 +1,337 @@
+"""Every table of the database, in SQLAlchemy Core.
+
+Times are stored as UTC microseconds since the epoch, so that SQLite and PostgreSQL order and
+compare them alike. JSON columns hold text that pydantic wrote. Migrations live in `migrations/`;
+a test compares what they make with this file.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Float,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+
+class Instant(TypeDecorator[datetime]):
+    """An aware datetime, kept as whole microseconds."""
+
+    impl = BigInteger
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> int | None:
+        if value is None:
+            return None
+        span = value - EPOCH
+        return (span.days * 86_400 + span.seconds) * 1_000_000 + span.microseconds
+
+    def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else EPOCH + timedelta(microseconds=value)
+
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+installation = Table(
+    "installation",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("created_at", Instant, nullable=False),
+)
+
+leases = Table(
+    "leases",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("owner", String(64), nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(40), nullable=False, unique=True),
+    Column("owner", String(80), nullable=False),
+    Column("priority", Integer, nullable=False, default=0),
+    Column("desired", String(16), nullable=False),
+    Column("desired_generation", Integer, nullable=False),
+    Column("settled_generation", Integer, nullable=False, default=0),
+    Column("state", String(16), nullable=False),
+    Column("state_since", Instant, nullable=False),
+    Column("reason", Text),
+    Column("revision", Integer, nullable=False),
+    Column("branch", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("finished_at", Instant),
+    Index("ix_runs_state", "state"),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", String(200), primary_key=True),
+    Column("body_sha256", String(64), nullable=False),
+    Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Instant, nullable=False),
+)
+
+revisions = Table(
+    "revisions",
+    metadata,
+    Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("spec_version", Integer, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("author", String(80), nullable=False),
+    Column("note", Text),
+    Column("created_at", Instant, nullable=False),
+    PrimaryKeyConstraint("run_id", "number"),
+)
+
+branches = Table(
+    "branches",
+    metadata,
+    Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("parent", Integer),
+    Column("from_checkpoint", String(40)),
+    Column("from_step", Integer, nullable=False, default=0),
+    Column("data_plan", Text, nullable=False),
+    Column("reason", Text),
+    Column("created_at", Instant, nullable=False),
+    PrimaryKeyConstraint("run_id", "number"),
+)
+
+host_groups = Table(
+    "host_groups",
+    metadata,
+    Column("name", String(80), primary_key=True),
+    Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("provider", String(20), nullable=False),
+    Column("hosts", Integer, nullable=False),
+    Column("devices", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("detail", Text),
+    Column("created_at", Instant, nullable=False),
+    Column("ready_at", Instant),
+    Column("released_at", Instant),
+    UniqueConstraint("run_id", "generation"),
+    Index("ix_host_groups_state", "state"),
+)
+
+hosts = Table(
+    "hosts",
+    metadata,
+    Column("group", String(80), ForeignKey("host_groups.name", ondelete="CASCADE"), nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("address", String(80)),
+    Column("free_port", Integer),
+    Column("secret_sha256", String(64)),
+    Column("protocol", Integer),
+    Column("instance", String(40)),
+    Column("facts", Text),
+    Column("registered_at", Instant),
+    Column("last_seen_at", Instant),
+    Column("running_attempt", Integer),
+    Column("launched_at", Instant),
+    Column("launches", Integer, nullable=False, default=0),
+    Column("acked_seq", BigInteger, nullable=False, default=0),
+    PrimaryKeyConstraint("group", "index"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("revision", Integer, nullable=False),
+    Column("branch", Integer, nullable=False),
+    Column("group", String(80), ForeignKey("host_groups.name"), nullable=False),
+    Column("processes", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("desired_generation", Integer, nullable=False),
+    Column("resume_checkpoint", String(40)),
+    Column("resumed_from_step", Integer, nullable=False, default=0),
+    Column("coordinator", String(100)),
+    Column("created_at", Instant, nullable=False),
+    Column("spawned_at", Instant),
+    Column("first_step_at", Instant),
+    Column("stop_asked_at", Instant),
+    Column("ended_at", Instant),
+    Column("accepted_step", Integer),
+    Column("verdict", String(20)),
+    Column("summary", Text),
+    Column("evidence", Text),
+    PrimaryKeyConstraint("run_id", "number"),
+)
+
+trainers = Table(
+    "trainers",
+    metadata,
+    Column("run_id", String(32), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("pid", Integer),
+    Column("numerics_key", Text),
+    Column("phase", String(16)),
+    Column("phase_at", Instant),
+    Column("last_step", Integer),
+    Column("last_step_at", Instant),
+    Column("finished_step", Integer),
+    Column("drained", Boolean, nullable=False, default=False),
+    Column("failure", Text),
+    Column("hint", Text),
+    Column("exited_at", Instant),
+    Column("exit_code", Integer),
+    Column("signal", Integer),
+    Column("killed_by_agent", Boolean, nullable=False, default=False),
+    Column("why_killed", Text),
+    Column("last_lines", Text),
+    PrimaryKeyConstraint("run_id", "attempt", "rank"),
+    ForeignKeyConstraint(
+        ["run_id", "attempt"], ["attempts.run_id", "attempts.number"], ondelete="CASCADE"
+    ),
+)
+
+checkpoints = Table(
+    "checkpoints",
+    metadata,
+    Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("id", String(40), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("branch", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("files", Integer, nullable=False),
+    Column("manifest_sha256", String(64), nullable=False),
+    Column("state_digest", String(64), nullable=False),
+    Column("stall_seconds", Float, nullable=False),
+    Column("write_seconds", Float, nullable=False),
+    Column("written_at", Instant, nullable=False),
+    Column("accepted_at", Instant),
+    Column("verified_at", Instant),
+    Column("reason", Text),
+    PrimaryKeyConstraint("run_id", "id"),
+    Index("ix_checkpoints_run_id_branch_step", "run_id", "branch", "step"),
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("verdict", String(20), nullable=False),
+    Column("opened_at", Instant, nullable=False),
+    Column("summary", Text, nullable=False),
+    Column("evidence", Text, nullable=False),
+    Column("done", Text, nullable=False),
+    Column("needs_person", Boolean, nullable=False),
+    Column("closed_at", Instant),
+    Column("closed_by_attempt", Integer),
+    PrimaryKeyConstraint("run_id", "attempt"),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("attempt", Integer),
+    Column("rank", Integer),
+    Column("kind", String(40), nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("received_at", Instant, nullable=False),
+    Column("body", Text, nullable=False),
+    Index("ix_events_run_id_id", "run_id", "id"),
+)
+
+metric_points = Table(
+    "metric_points",
+    metadata,
+    Column("run_id", String(32), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("loss", Float(53)),  # NULL: not a number (SQLite keeps no NaN)
+    Column("grad_norm", Float(53)),
+    Column("learning_rate", Float(53), nullable=False),
+    Column("tokens", Integer, nullable=False),
+    Column("seconds", Float(53), nullable=False),
+    Column("data_wait", Float(53), nullable=False),
+    Column("batch_hash", String(32), nullable=False),
+    PrimaryKeyConstraint("run_id", "attempt", "step"),
+    sqlite_with_rowid=False,
+)
+
+evals = Table(
+    "evals",
+    metadata,
+    Column("run_id", String(32), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("step", Integer, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("loss", Float(53)),
+    Column("batches", Integer, nullable=False),
+    Column("seconds", Float(53), nullable=False),
+    PrimaryKeyConstraint("run_id", "attempt", "step"),
+)
+
+log_lines = Table(
+    "log_lines",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("rank", Integer, nullable=False),
+    Column("at", Instant, nullable=False),
+    Column("line", Text, nullable=False),
+    Index("ix_log_lines_run_id_id", "run_id", "id"),
+)
+
+login_codes = Table(
+    "login_codes",
+    metadata,
+    Column("code_sha256", String(64), primary_key=True),
+    Column("expires_at", Instant, nullable=False),
+    Column("used_at", Instant),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("session_sha256", String(64), primary_key=True),
+    Column("csrf", String(64), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("expires_at", Instant, nullable=False),
+)

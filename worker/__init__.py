@@ -1,0 +1,1 @@
+"""What runs on the hosts: the agent, and the trainer that it watches."""

@@ -1,0 +1,1 @@
+"""The per-host supervisor: spawn, watch, spool, report, obey. Must not import JAX."""

@@ -1,0 +1,1 @@
+"""Which text becomes which batch."""

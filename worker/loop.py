@@ -1,0 +1,1 @@
+"""The training loop, to be read like prose."""

@@ -1,0 +1,1 @@
+"""The composition of one training process."""

@@ -1,0 +1,1 @@
+"""Rules that notice trouble in what a step tells. Pure."""
