@@ -42,7 +42,11 @@ class Run:
 
 @dataclass(frozen=True)
 class HostGroup:
-    """The machines that a provider gave to a run. `name` is deterministic and the cloud's own."""
+    """The machines that a provider gave to a run. `name` is deterministic and the cloud's own.
+
+    `exists` and `up` are the provider's newest probe, None before there was one; `refused` its own
+    words when it said that it can not give these hosts.
+    """
 
     name: str
     run_id: str
@@ -52,6 +56,9 @@ class HostGroup:
     devices: int
     state: GroupState
     created_at: datetime
+    refused: str | None = None
+    exists: bool | None = None
+    up: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -164,6 +171,7 @@ class Incident:
     """A verdict that cost time. Closed by the first new step of a later attempt."""
 
     run_id: str
+    number: int
     attempt: int
     verdict: Verdict
     opened_at: datetime

@@ -133,7 +133,7 @@ RETRY_CLASS: Mapping[Verdict, RetryClass] = {
     Verdict.CRASHED: RetryClass.CRASH_BUDGET,
     Verdict.OUT_OF_MEMORY: RetryClass.CRASH_BUDGET,
     Verdict.HUNG: RetryClass.CRASH_BUDGET,
-    Verdict.DIVERGED: RetryClass.CRASH_BUDGET,
+    Verdict.DIVERGED: RetryClass.ASK,  # the same batches would diverge again, bit for bit
     Verdict.STORAGE_FAILED: RetryClass.CRASH_BUDGET,
     Verdict.UNKNOWN: RetryClass.CRASH_BUDGET,
     Verdict.PROVISION_FAILED: RetryClass.ASK,

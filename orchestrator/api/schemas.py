@@ -190,6 +190,7 @@ class GroupView(View):
 class IncidentView(View):
     """The causal story of one stop: seen, concluded, done, left to do."""
 
+    number: int
     attempt: int
     verdict: Verdict
     opened_at: AwareDatetime

@@ -71,6 +71,8 @@ class EndAttempt:
 
 @dataclass(frozen=True)
 class OpenIncident:
+    """`attempt` is the one that ended, 0 when none was made yet; the store gives the number."""
+
     attempt: int
     verdict: Verdict
     summary: str
@@ -80,17 +82,8 @@ class OpenIncident:
 
 
 @dataclass(frozen=True)
-class NoteIncident:
-    """Adds a line to what Longhaul did about the open incident of `attempt`."""
-
-    attempt: int
-    done: str
-    needs_person: bool = False
-
-
-@dataclass(frozen=True)
 class CloseIncident:
-    attempt: int
+    number: int
     closed_by_attempt: int | None
 
 
@@ -102,6 +95,15 @@ class PlanLaunch:
     host: int
 
 
+@dataclass(frozen=True)
+class BuryTrainer:
+    """The trainer is known dead although nobody told of its exit, and how that is known."""
+
+    attempt: int
+    rank: int
+    why: str
+
+
 Change = (
     MoveRun
     | MakeGroup
@@ -110,9 +112,9 @@ Change = (
     | MoveAttempt
     | EndAttempt
     | OpenIncident
-    | NoteIncident
     | CloseIncident
     | PlanLaunch
+    | BuryTrainer
 )
 
 

@@ -140,6 +140,7 @@ host_groups = Table(
     Column("devices", Integer, nullable=False),
     Column("state", String(16), nullable=False),
     Column("detail", Text),
+    Column("refused", Text),
     Column("created_at", Instant, nullable=False),
     Column("ready_at", Instant),
     Column("released_at", Instant),
@@ -249,6 +250,7 @@ incidents = Table(
     "incidents",
     metadata,
     Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("number", Integer, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("verdict", String(20), nullable=False),
     Column("opened_at", Instant, nullable=False),
@@ -258,7 +260,7 @@ incidents = Table(
     Column("needs_person", Boolean, nullable=False),
     Column("closed_at", Instant),
     Column("closed_by_attempt", Integer),
-    PrimaryKeyConstraint("run_id", "attempt"),
+    PrimaryKeyConstraint("run_id", "number"),
 )
 
 events = Table(
