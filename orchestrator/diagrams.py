@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 
-from orchestrator.state import ATTEMPT_TABLE, GROUP_TABLE, RUN_TABLE
+from orchestrator.state import ATTEMPT_TABLE, GROUP_TABLE, RUN_TABLE, C, S
 
 HEAD = """\
 # States
@@ -18,8 +17,8 @@ refused. What people wish of a run (run, pause, cancel) is kept apart from these
 """
 
 
-def mermaid(table: Mapping[StrEnum, Mapping[StrEnum, StrEnum]]) -> str:
-    """One state machine; its first state is where it begins, those without a way out are its end."""
+def mermaid(table: Mapping[S, Mapping[C, S]]) -> str:
+    """One state machine: it begins in its first state and ends in those without a way out."""
     states = list(table)
     lines = ["stateDiagram-v2", f"    [*] --> {states[0]}"]
     for state, moves in table.items():
@@ -31,9 +30,13 @@ def mermaid(table: Mapping[StrEnum, Mapping[StrEnum, StrEnum]]) -> str:
 
 def page() -> str:
     parts = [HEAD]
-    machines = (("Run", RUN_TABLE), ("Attempt", ATTEMPT_TABLE), ("Host group", GROUP_TABLE))
-    for title, table in machines:
-        parts.append(f"## {title}\n\n```mermaid\n{mermaid(table)}\n```\n")
+    machines = (
+        ("Run", mermaid(RUN_TABLE)),
+        ("Attempt", mermaid(ATTEMPT_TABLE)),
+        ("Host group", mermaid(GROUP_TABLE)),
+    )
+    for title, figure in machines:
+        parts.append(f"## {title}\n\n```mermaid\n{figure}\n```\n")
     return "\n".join(parts)
 
 
