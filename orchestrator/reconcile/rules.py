@@ -335,7 +335,7 @@ def _stop_asked(snap: Snapshot, attempt: Attempt) -> tuple[Change, ...]:
 
 
 def _wish_words(wish: Desired) -> str:
-    return "saving before the cancel" if wish is Desired.CANCEL else "saving before the pause"
+    return "ending it for the cancel" if wish is Desired.CANCEL else "saving before the pause"
 
 
 def _attempt_moves(attempt: Attempt) -> tuple[Change, ...]:
