@@ -49,7 +49,7 @@ def tiny_job(name: str, text: Path, **changes: Any) -> dict[str, Any]:
 
 def write_text(path: Path) -> Path:
     """About 200 kB that a model can learn from, the same on every machine."""
-    words = "a run that was killed is the same as one that was not".split()
+    words = ["a", "run", "that", "was", "killed", "is", "the", "same", "as", "one", "not"]
     state, lines = 12345, []
     for _ in range(4000):
         line = []
@@ -99,10 +99,10 @@ class Plane:
     def up(self) -> None:
         (self.data / "service.json").unlink(missing_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGHAUL_")}
+        where = ("--data", str(self.data), "--port", "0")
         log = (self.data.parent / f"{self.data.name}-service.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli.main", "up"]
-            + ["--data", str(self.data), "--port", "0"],
+            [sys.executable, "-m", "orchestrator.cli.main", "up", *where],
             env=environment | {"PYTHONPATH": str(ROOT)} | dict(self.env),
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
