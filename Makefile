@@ -1,31 +1,42 @@
 # Longhaul's front door. `make run` and `make test` need nothing but Python 3.11 to 3.13 and make.
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
+# All targets share one .venv; `make -j` would build it twice at once.
+.NOTPARALLEL:
 
+# The first interpreter that fits and can make a virtual environment (Debian ships ensurepip apart).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
-SEEDS ?= 10000
+# uv is fast; pip stands in on machines whose package index only pip has been told of.
+install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) \
+	|| $(BIN)/python -m pip install --quiet --disable-pip-version-check $(1)
+compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header $(ARGS)
 
-.PHONY: help setup setup-dev run test check format lock bench soak clean
+.PHONY: help setup setup-dev run test soak check format lock clean
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 $(BIN)/uv: locks/setup.txt
-	@test -n "$(PYTHON)" || { echo "Longhaul needs Python 3.11, 3.12 or 3.13; found none. Name one: make PYTHON=/path/to/python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@test -n "$(PYTHON)" || { \
+		echo "Found no Python 3.11, 3.12 or 3.13 that can make virtual environments (modules venv and"; \
+		echo "ensurepip). On Debian and Ubuntu: apt-get install python3-venv. Or name an interpreter:"; \
+		echo "make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; } >&2
+	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/setup.txt
 	@touch $@
 
 $(VENV)/.run: $(BIN)/uv locks/run.txt pyproject.toml
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r locks/run.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(call install,--require-hashes -r locks/run.txt)
+	$(call install,--no-deps --no-build-isolation --editable .)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run locks/dev.txt
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r locks/dev.txt
+	$(call install,--require-hashes -r locks/dev.txt)
 	@touch $@
 
 setup: $(VENV)/.run ## Make .venv from the lock: service, command line and trainer
@@ -37,8 +48,24 @@ run: setup ## Run the demo: train, kill the trainer, recover, finish
 test: setup-dev ## All tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest $(ARGS)
 
+soak: setup-dev ## The long tests that `make test` leaves out
+	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
 check: setup-dev ## Lint, format, types, import directions
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 	$(BIN)/lint-imports
+
+format: setup-dev ## Bring the code into its form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(BIN)/uv ## Renew the locks after a change of dependencies; ARGS=--upgrade takes newer versions
+	$(compile) --output-file locks/setup.txt locks/setup.in
+	$(compile) --output-file locks/dev.txt --extra dev --extra gcp pyproject.toml
+	$(compile) --output-file locks/run.txt --extra cpu --constraint locks/dev.txt pyproject.toml
+
+clean: ## Remove .venv, builds and caches; runs and their checkpoints stay
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

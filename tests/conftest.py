@@ -1,0 +1,99 @@
+"""What holds for every test: its surroundings, what it may leave behind, and why one is skipped.
+
+Imports nothing of Longhaul and no JAX, so that the lightest test stays light.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import jax_rules, leftovers
+
+SKIP_NOTHING = "LONGHAUL_TESTS_SKIP_NOTHING"
+GRACE_SECONDS = 3.0
+
+
+def _postgres() -> bool:
+    installed = Path("/usr/lib/postgresql").glob("*/bin/postgres")
+    return shutil.which("postgres") is not None or any(installed)
+
+
+NEEDS = {
+    "root": (lambda: os.geteuid() == 0, "needs root"),
+    "browser": (lambda: shutil.which("chromium") is not None, "needs Chromium (`chromium`)"),
+    "postgres": (_postgres, "needs PostgreSQL's server program (`postgresql`)"),
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    jax_rules.set_at_import()
+    leftovers.mark_descendants(os.getpid())
+    config.stash[_SKIP_NOTHING] = bool(os.environ.get(SKIP_NOTHING))
+    for name in [name for name in os.environ if name.startswith("LONGHAUL_")]:
+        del os.environ[name]
+
+
+_SKIP_NOTHING = pytest.StashKey[bool]()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for marker, (has, reason) in NEEDS.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and not has():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _skips(config: pytest.Config) -> Counter[str]:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    return Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if session.config.stash[_SKIP_NOTHING] and _skips(session.config) and exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """One line for each reason to skip."""
+    skips = _skips(config)
+    for reason, count in sorted(skips.items()):
+        terminalreporter.line(f"Skipped {count}: {reason}")
+    if skips and config.stash[_SKIP_NOTHING]:
+        terminalreporter.line(f"Failed: {SKIP_NOTHING} is set, so nothing may be skipped", red=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No test reaches the data of whoever runs it."""
+    os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_process_behind(_own_home: None) -> Iterator[None]:
+    """Fails a test whose processes outlive it; those of wider fixtures are older and may stay."""
+    pid = os.getpid()
+    known = set(leftovers.descendants(pid))
+    yield
+    left = leftovers.wait_until_gone(pid, known, GRACE_SECONDS)
+    leftovers.kill(left)
+    if left:
+        told = "\n".join(f"  {pid}: {words}" for pid, words in left.items())
+        pytest.fail(f"the test left processes behind (killed now):\n{told}", pytrace=False)
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data folder with a short path: local sockets have room for about 100 characters."""
+    with tempfile.TemporaryDirectory(prefix="lh-") as folder:
+        yield Path(folder) / "data"
