@@ -26,17 +26,18 @@ $(BIN)/uv: locks/setup.txt
 		echo "Found no Python 3.11, 3.12 or 3.13 that can make virtual environments (modules venv and"; \
 		echo "ensurepip). On Debian and Ubuntu: apt-get install python3-venv. Or name an interpreter:"; \
 		echo "make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; } >&2
-	"$(PYTHON)" -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/setup.txt
+	@echo "Making $(VENV) with $$($(PYTHON) --version); the first time takes a minute or two"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r locks/setup.txt
 	@touch $@
 
 $(VENV)/.run: $(BIN)/uv locks/run.txt pyproject.toml
-	$(call install,--require-hashes -r locks/run.txt)
-	$(call install,--no-deps --no-build-isolation --editable .)
+	@$(call install,--require-hashes -r locks/run.txt)
+	@$(call install,--no-deps --no-build-isolation --editable .)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run locks/dev.txt
-	$(call install,--require-hashes -r locks/dev.txt)
+	@$(call install,--require-hashes -r locks/dev.txt)
 	@touch $@
 
 setup: $(VENV)/.run ## Make .venv from the lock: service, command line and trainer

@@ -17,7 +17,7 @@ import pytest
 from tests import jax_rules, leftovers
 
 SKIP_NOTHING = "LONGHAUL_TESTS_SKIP_NOTHING"
-GRACE_SECONDS = 3.0
+GRACE_SECONDS = 2.0
 
 
 def _postgres() -> bool:
