@@ -1,1 +1,347 @@
-"""The per-host supervisor: spawn, watch, spool, report, obey. Must not import JAX."""
+"""The per-host supervisor: spawn, watch, spool, report, obey. Must not import JAX.
+
+Owns one agent process: `python -m worker.agent --home FOLDER`, with {"group", "host", "secret"} as
+JSON on its standard input. It first makes sure that no trainer of an earlier agent lives in the
+folder, then registers, then talks until it is retired (exit 0) or superseded (exit 3). A control
+plane that is away never hurts a healthy trainer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import logging
+import logging.handlers
+import os
+import secrets
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.host import HostFolder, free_port, until_unlocked, write_whole
+from worker.protocol import (
+    CheckpointOffer,
+    CheckpointWritten,
+    Command,
+    DrainTrainer,
+    Evaluated,
+    KillTrainer,
+    KnownEvent,
+    LogLines,
+    PhaseEntered,
+    Retire,
+    StartTrainer,
+    StepBeat,
+    StepCompleted,
+    ToTrainerAccepted,
+    TrainerExited,
+    Unknown,
+)
+from worker.spool import Spool
+from worker.supervise import Trainer
+from worker.tail import last_lines
+from worker.uplink import ProtocolRefused, Stale, Superseded, Uplink, UplinkError
+
+ADDRESS = "127.0.0.1"
+TRAINER = (sys.executable, "-m", "worker.trainer")
+FLUSH_SECONDS = 5.0
+LOCK_SECONDS = 5.0
+EXIT_REFUSED, EXIT_SUPERSEDED, EXIT_PROTOCOL = 2, 3, 4
+LOG_BYTES = 4 << 20
+ORPHANED = "its agent ended without seeing its exit, and a trainer dies with its agent"
+STALE = "its attempt is no longer the current one"
+log = logging.getLogger("longhaul.agent")
+
+
+class CanNotStart(Exception):
+    """The agent was started wrongly: no secret, or another agent lives here."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whose host this is. `secret` proves it to the control plane and goes nowhere else."""
+
+    group: str
+    host: int
+    secret: str
+
+    @classmethod
+    def parse(cls, text: str) -> Identity:
+        """From the JSON on standard input; the words of an error never repeat it."""
+        try:
+            given = json.loads(text)
+            group, host, secret = given["group"], given["host"], given["secret"]
+        except (ValueError, KeyError, TypeError):
+            raise CanNotStart(
+                "standard input must hold one JSON object with group, host and secret"
+            ) from None
+        if not (isinstance(group, str) and isinstance(host, int) and isinstance(secret, str)):
+            raise CanNotStart("on standard input, group and secret are texts and host is a number")
+        return cls(group, host, secret)
+
+    def keep(self, path: Path) -> None:
+        text = json.dumps({"group": self.group, "host": self.host, "secret": self.secret})
+        write_whole(path, text + "\n")
+
+
+class Agent:
+    """One life of the agent. `trainer` is the start of the trainer's command line."""
+
+    def __init__(
+        self, folder: HostFolder, identity: Identity, trainer: Sequence[str] = TRAINER
+    ) -> None:
+        self._folder = folder
+        self._identity = identity
+        self._argv = tuple(trainer)
+        self._instance = secrets.token_hex(8)
+        self._spool = Spool(folder.spool)
+        self._trainer: Trainer | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._commands: tuple[Command, ...] = ()
+        self._commanded = asyncio.Event()
+        self._retired = asyncio.Event()
+        self._stepped: set[int] = set()
+        self._broken = asyncio.Event()
+        self._uplink = Uplink(
+            group=identity.group,
+            host=identity.host,
+            secret=identity.secret,
+            instance=self._instance,
+            spool=self._spool,
+            control_url=folder.control_url,
+            running=lambda: self._running.attempt if self._running else None,
+            port=lambda: free_port(ADDRESS),
+            obey=self._command,
+        )
+
+    @property
+    def _running(self) -> Trainer | None:
+        trainer = self._trainer
+        return None if trainer is None or trainer.ended.is_set() else trainer
+
+    async def run(self) -> None:
+        """Until retired. Raises `Superseded` or `ProtocolRefused`; no trainer lives afterwards."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._retired.set)
+        try:
+            await self._first_of(self._retired.wait(), self._serve())
+        finally:
+            await self._end_trainer("its agent is leaving")
+            if self._retired.is_set():
+                await self._flush()
+            await self._close()
+
+    async def _serve(self) -> None:
+        await self._bury_predecessor()
+        await self._uplink.register(self._folder.facts(ADDRESS))
+        log.info("registered as host %d of %s", self._identity.host, self._identity.group)
+        talks = (self._uplink.send_events(), self._uplink.poll())
+        await self._first_of(*talks, self._obey(), self._broken.wait())
+        await asyncio.gather(*self._tasks)  # raises what broke
+
+    async def _first_of(self, *works: Coroutine[object, object, object]) -> None:
+        """Runs them side by side until one returns or fails, and ends the others."""
+        tasks = [asyncio.ensure_future(work) for work in works]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _bury_predecessor(self) -> None:
+        """Sees to it that the last agent's trainer is dead before this one is known to anybody."""
+        record = self._folder.recorded_trainer()
+        if record is not None:
+            record.process.kill_group()
+        while not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
+            log.error("a trainer of an earlier agent still lives here; waiting for its end")
+            if record is not None:
+                record.process.kill_group()
+        if record is None:
+            return
+        self._folder.raise_fence(record.attempt)
+        lines = last_lines(self._folder.log_file(record.attempt, record.rank))
+        buried = TrainerExited(exit_code=None, last_lines=lines, why_killed=ORPHANED)
+        self._spool.append(buried, record.attempt, record.rank)
+        self._folder.forget_trainer()
+
+    # ---- commands --------------------------------------------------------------------------------
+
+    def _command(self, commands: tuple[Command, ...]) -> None:
+        """The newest answer counts: each one holds all that is wanted of this host."""
+        self._commands = commands
+        self._commanded.set()
+
+    async def _obey(self) -> None:
+        while True:
+            await self._commanded.wait()
+            self._commanded.clear()
+            for command in self._commands:
+                try:
+                    await self._do(command)
+                except OSError as error:
+                    # A full disk, as a rule. The next answer brings the command again.
+                    log.error("could not carry out %r: %s", command.kind, error)
+
+    async def _do(self, command: Command) -> None:
+        match command:
+            case StartTrainer():
+                await self._start(command)
+            case DrainTrainer():
+                if self._running and self._running.attempt == command.attempt:
+                    self._running.drain(command.grace_seconds)
+            case KillTrainer():
+                await self._kill(command)
+            case Retire():
+                log.info("retired by the control plane")
+                self._retired.set()
+
+    async def _start(self, command: StartTrainer) -> None:
+        attempt = command.spec.attempt
+        if attempt <= self._folder.attempt_fence:
+            return
+        await self._end_trainer(f"attempt {attempt} takes its place")
+        while not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
+            log.error("attempt %d: something still holds trainer.lock; waiting", attempt)
+        self._folder.raise_fence(attempt)
+        trainer = Trainer(
+            self._folder, command, self._argv, lambda event: self._tell(event, command)
+        )
+        self._trainer = trainer
+        self._background(trainer.run())
+
+    async def _kill(self, command: KillTrainer) -> None:
+        self._folder.raise_fence(command.attempt)
+        if self._running and self._running.attempt <= command.attempt:
+            await self._end_trainer(command.reason)
+
+    async def _end_trainer(self, why: str) -> None:
+        """Returns once the trainer, if one runs, is known dead and its exit is in the spool."""
+        if self._running:
+            trainer = self._running
+            trainer.kill(why)
+            await trainer.ended.wait()
+
+    # ---- events ----------------------------------------------------------------------------------
+
+    def _tell(self, event: KnownEvent | Unknown, start: StartTrainer) -> None:
+        seq = self._spool.append(event, start.spec.attempt, start.rank)
+        self._uplink.ring(self._is_urgent(event, start.spec.attempt))
+        if isinstance(event, CheckpointWritten):
+            self._background(self._offer(event, start, seq))
+
+    def _is_urgent(self, event: KnownEvent | Unknown, attempt: int) -> bool:
+        """What somebody waits for goes at once; a steady stream goes in batches."""
+        if isinstance(event, StepCompleted | StepBeat):
+            first = attempt not in self._stepped
+            self._stepped = {attempt}
+            return first
+        return not isinstance(event, LogLines | Evaluated | PhaseEntered | Unknown)
+
+    async def _offer(self, written: CheckpointWritten, start: StartTrainer, seq: int) -> None:
+        """Delivers what came before the checkpoint, then asks that it counts."""
+        await self._uplink.delivered(seq)
+        offer = CheckpointOffer(
+            group=self._identity.group,
+            host=self._identity.host,
+            instance=self._instance,
+            run_id=start.spec.run_id,
+            attempt=start.spec.attempt,
+            checkpoint=written,
+        )
+        try:
+            acceptance = await self._uplink.offer(offer)
+        except Stale:
+            await self._kill(
+                KillTrainer(
+                    attempt=offer.attempt, reason="its attempt is no longer the current one"
+                )
+            )
+        except UplinkError as error:
+            log.error("checkpoint %s: %s", written.checkpoint_id, error)
+        else:
+            if self._running and self._running.attempt == offer.attempt:
+                self._running.accepted(ToTrainerAccepted(acceptance=acceptance))
+
+    # ---- ending ----------------------------------------------------------------------------------
+
+    async def _flush(self) -> None:
+        """Delivers what is spooled, as far as the control plane answers in time."""
+        delivering = asyncio.wait_for(self._uplink.delivered(self._spool.last_seq), FLUSH_SECONDS)
+        try:
+            await self._first_of(delivering, self._uplink.send_events())
+        except (TimeoutError, UplinkError) as error:
+            log.warning("some events stay in the spool: %s", error or "no answer in time")
+
+    def _background(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        """A watcher that failed leaves nobody to watch: this agent ends, and the trainer too."""
+        if not task.cancelled() and task.exception() is not None:
+            self._broken.set()
+        else:
+            self._tasks.discard(task)
+
+    async def _close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._uplink.close()
+        self._spool.close()
+
+
+def start_log(folder: HostFolder) -> None:
+    handler = logging.handlers.RotatingFileHandler(
+        folder.logs / "agent.log", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
+    )
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+
+
+def serve(folder: HostFolder, trainer: Sequence[str]) -> int:
+    """One agent's life; its exit code."""
+    folder.prepare()
+    start_log(folder)
+    if folder.hold_agent_lock() is None:
+        raise CanNotStart(f"another agent already serves {folder.root}; end it first")
+    identity = Identity.parse(sys.stdin.read())
+    identity.keep(folder.secrets)
+    os.chdir(folder.root)
+    try:
+        asyncio.run(Agent(folder, identity, trainer).run())
+    except Superseded as error:
+        log.error("superseded, leaving: %s", error)
+        return EXIT_SUPERSEDED
+    except ProtocolRefused as error:
+        log.error("the control plane needs another version of Longhaul on this host: %s", error)
+        return EXIT_PROTOCOL
+    log.info("left")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None, trainer: Sequence[str] = TRAINER) -> int:
+    parser = argparse.ArgumentParser(prog="python -m worker.agent", description=__doc__)
+    parser.add_argument("--home", type=Path, required=True, help="the host's folder")
+    home: Path = parser.parse_args(arguments).home.absolute()
+    try:
+        return serve(HostFolder(home), trainer)
+    except CanNotStart as error:
+        log.error("%s", error)
+        print(f"agent: {error}", file=sys.stderr)
+        return EXIT_REFUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

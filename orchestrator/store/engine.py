@@ -44,5 +44,9 @@ def _on_begin(connection: Connection) -> None:
 
 
 def reading(engine: Engine) -> Engine:
-    """The same database for reads alone: a snapshot that never waits for the writer."""
+    """The same database for reads alone: one unchanging snapshot a transaction, without locks."""
+    if engine.dialect.name == "postgresql":
+        return engine.execution_options(
+            isolation_level="REPEATABLE READ", postgresql_readonly=True, read_only=True
+        )
     return engine.execution_options(read_only=True)

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     Dialect,
     Float,
     ForeignKey,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
 )
+from sqlalchemy.dialects import postgresql, sqlite
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 BigId = BigInteger().with_variant(Integer(), "sqlite")
@@ -46,6 +48,13 @@ class Instant(TypeDecorator[datetime]):
 
     def process_result_value(self, value: int | None, dialect: Dialect) -> datetime | None:
         return None if value is None else EPOCH + timedelta(microseconds=value)
+
+
+def upsert(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT of the connection's own dialect, for its ON CONFLICT; both spell it alike."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
 
 
 metadata = MetaData(
@@ -192,6 +201,14 @@ attempts = Table(
     Column("summary", Text),
     Column("evidence", Text),
     PrimaryKeyConstraint("run_id", "number"),
+)
+# At most one current attempt per run, whatever the code above it believes.
+Index(
+    "uq_attempts_current",
+    attempts.c.run_id,
+    unique=True,
+    sqlite_where=attempts.c.state != "ended",
+    postgresql_where=attempts.c.state != "ended",
 )
 
 trainers = Table(

@@ -26,15 +26,21 @@ class _Piece:
     future: Future[Any]
 
 
+_Outcome = tuple[_Piece, Any, Exception | None]
+
+
 class WriterClosed(Exception):
     """The service is shutting down and takes no more writes."""
 
 
 class Writer:
+    """Pieces run in the order in which they were handed in; `engine` must begin immediately."""
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
         self._closed = False
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
         self._thread.start()
 
@@ -43,24 +49,29 @@ class Writer:
         return await asyncio.wrap_future(self.submit(work))
 
     def submit(self, work: Callable[[Connection], T]) -> Future[T]:
-        if self._closed:
-            raise WriterClosed
         future: Future[T] = Future()
-        self._pieces.put(_Piece(work, future))
+        with self._closing:
+            if self._closed:
+                raise WriterClosed
+            self._pieces.put(_Piece(work, future))
         return future
 
     def close(self) -> None:
         """Finishes what was submitted, then stops."""
-        self._closed = True
-        self._pieces.put(None)
+        with self._closing:
+            if not self._closed:
+                self._closed = True
+                self._pieces.put(None)
         self._thread.join()
 
     def _loop(self) -> None:
         while (group := self._next_group()) is not None:
+            if not group:
+                continue
             try:
                 outcomes = self._commit(group)
             except Exception as error:  # noqa: BLE001 - the commit failed, so every piece of it did
-                outcomes = [(piece, None, error) for piece in group]
+                outcomes: list[_Outcome] = [(piece, None, error) for piece in group]
             for piece, result, error in outcomes:
                 if error is not None:
                     piece.future.set_exception(error)
@@ -83,13 +94,14 @@ class Writer:
             group.append(piece)
         return [piece for piece in group if piece.future.set_running_or_notify_cancel()]
 
-    def _commit(self, group: list[_Piece]) -> list[tuple[_Piece, Any, Exception | None]]:
-        outcomes: list[tuple[_Piece, Any, Exception | None]] = []
+    def _commit(self, group: list[_Piece]) -> list[_Outcome]:
         with self._engine.begin() as connection:
-            for piece in group:
-                try:
-                    with connection.begin_nested():
-                        outcomes.append((piece, piece.work(connection), None))
-                except Exception as error:  # noqa: BLE001 - handed to whoever asked
-                    outcomes.append((piece, None, error))
-        return outcomes
+            return [self._attempt(connection, piece) for piece in group]
+
+    def _attempt(self, connection: Connection, piece: _Piece) -> _Outcome:
+        try:
+            with connection.begin_nested():
+                result = piece.work(connection)
+        except Exception as error:  # noqa: BLE001 - handed to whoever asked
+            return piece, None, error
+        return piece, result, None

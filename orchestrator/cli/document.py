@@ -1,0 +1,205 @@
+"""A spec as a person wrote it: read from a file or a preset, changed by `--set`.
+
+Owns the reading of YAML and JSON with safe loaders and the line of each field; whether the spec
+makes sense is the service's to say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+
+from orchestrator.cli.options import CommandFailed, Exit
+
+LARGEST_FILE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Document:
+    """`lines` leads from JSON pointers to line numbers of `source`; `preset` is its name if any."""
+
+    spec: dict[str, object]
+    source: str
+    preset: str | None = None
+    lines: dict[str, int] = field(default_factory=dict[str, int])
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe subset; a key given twice is an error, a date is the text that was written."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[object] = set()
+        for key, _ in node.value:
+            name = key.value
+            if name in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{name!r} is given twice", key.start_mark
+                )
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
+def load(given: str) -> Document:
+    """The spec that `given` names: a file, else a preset."""
+    path = Path(given)
+    if path.is_file():
+        return load_file(path)
+    if path.is_dir():
+        raise CommandFailed(f"{given} is a folder.", "Name the spec's file in it.", code=Exit.USAGE)
+    if given.endswith((".yaml", ".yml", ".json")) or "/" in given:
+        raise CommandFailed(
+            f"There is no file {given}.", "Check the path, or see: longhaul presets", Exit.USAGE
+        )
+    return load_preset(given)
+
+
+def load_preset(name: str) -> Document:
+    from model.config import MODEL_PRESETS
+    from orchestrator.presets import PRESETS
+
+    preset = PRESETS.get(name)
+    if preset is None:
+        known = ", ".join(PRESETS)
+        raise CommandFailed(
+            f"{name!r} is neither a file nor a preset.",
+            f"The presets are: {known}. A file is named by its path.",
+            Exit.USAGE,
+        )
+    spec = cast(dict[str, object], preset.spec.model_dump(mode="json"))
+    for model, config in MODEL_PRESETS.items():
+        # By its name, so that derived fields follow what --set changes.
+        if config == preset.spec.model:
+            spec["model"] = {"preset": model}
+    return Document(spec, f"preset {name}", preset=name)
+
+
+def load_file(path: Path) -> Document:
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise CommandFailed(f"{path} is larger than a spec can be (1 MiB).", code=Exit.USAGE)
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CommandFailed(
+            f"Cannot read {path}: {error.strerror}.", "Check the path and its rights.", Exit.USAGE
+        ) from error
+    except UnicodeDecodeError as error:
+        raise CommandFailed(f"{path} is not UTF-8 text.", code=Exit.USAGE) from error
+    spec, lines = _parse_json(path, text) if path.suffix == ".json" else _parse_yaml(path, text)
+    if not isinstance(spec, dict):
+        raise CommandFailed(
+            f"{path} does not hold fields.",
+            "A spec starts like this:  name: my-run",
+            Exit.USAGE,
+        )
+    return Document(cast(dict[str, object], spec), str(path), lines=lines)
+
+
+def _parse_json(path: Path, text: str) -> tuple[object, dict[str, int]]:
+    try:
+        return json.loads(text), {}
+    except ValueError as error:
+        raise CommandFailed(f"{path} is not JSON: {error}.", code=Exit.USAGE) from error
+
+
+def _parse_yaml(path: Path, text: str) -> tuple[object, dict[str, int]]:
+    try:
+        root = cast(yaml.Node | None, yaml.compose(text, Loader=_Loader))  # pyright: ignore[reportUnknownMemberType]
+        _refuse_aliases(text)
+        spec = yaml.load(text, Loader=_Loader)  # noqa: S506 - the safe loader, made stricter
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise CommandFailed(f"{path}{where}: {error.problem}.", code=Exit.USAGE) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise CommandFailed(f"{path} is not YAML: {error}", code=Exit.USAGE) from error
+    lines: dict[str, int] = {}
+    if root is not None:
+        _note_lines(root, "", lines)
+    return spec, lines
+
+
+def _refuse_aliases(text: str) -> None:
+    """Aliases of aliases grow without bound, and a spec has nothing to repeat."""
+    events = cast(Iterator[yaml.Event], yaml.parse(text, Loader=_Loader))  # pyright: ignore[reportUnknownMemberType]
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem=f"*{event.anchor}: aliases are not taken in a spec; write the value out",
+                problem_mark=event.start_mark,
+            )
+
+
+def _note_lines(node: yaml.Node, pointer: str, lines: dict[str, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = str(key.value).replace("~", "~0").replace("/", "~1")
+            lines[f"{pointer}/{name}"] = key.start_mark.line + 1
+            _note_lines(value, f"{pointer}/{name}", lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, value in enumerate(node.value):
+            lines[f"{pointer}/{index}"] = value.start_mark.line + 1
+            _note_lines(value, f"{pointer}/{index}", lines)
+
+
+def with_settings(spec: dict[str, object], settings: Sequence[str]) -> dict[str, object]:
+    """The spec with each `path=value` put in; a path that a spec lacks is the service's to refuse.
+
+    `model=NAME` and `hosts=COUNT` are short for `model.preset` and `hosts.count`.
+    """
+    changed = cast(dict[str, object], json.loads(json.dumps(spec)))
+    for setting in settings:
+        path, equals, value = setting.partition("=")
+        names = path.strip().split(".")
+        if not equals or not all(names):
+            raise CommandFailed(
+                f"--set {setting} is not path=value.",
+                "For example: --set steps=50 --set batch.sequences=8",
+                Exit.USAGE,
+            )
+        _put(changed, names, _value(setting, value), setting)
+    return changed
+
+
+def _value(setting: str, value: str) -> object:
+    try:
+        _refuse_aliases(value)
+        return cast(object, yaml.load(value, Loader=_Loader))  # noqa: S506 - the safe loader
+    except (yaml.YAMLError, ValueError) as error:
+        raise CommandFailed(f"--set {setting}: the value is not YAML.", code=Exit.USAGE) from error
+
+
+SHORT_FOR = {"model": "preset", "hosts": "count"}
+
+
+def _put(spec: dict[str, object], names: list[str], value: object, setting: str) -> None:
+    first = names[0]
+    short = SHORT_FOR.get(first)
+    held = spec.get(first)
+    if short and len(names) == 1 and first == "hosts" and isinstance(held, dict):
+        names = [first, short]
+    elif short and len(names) > 1 and first in spec and not isinstance(held, dict):
+        spec[first] = {short: held}
+    group = spec
+    for depth, name in enumerate(names[:-1]):
+        inside = group.setdefault(name, {})
+        if inside is None:
+            inside = group[name] = {}
+        if not isinstance(inside, dict):
+            raise CommandFailed(
+                f"--set {setting}: {'.'.join(names[: depth + 1])} is {json.dumps(inside)},"
+                " not a group of fields.",
+                code=Exit.USAGE,
+            )
+        group = cast(dict[str, object], inside)
+    group[names[-1]] = value

@@ -1,0 +1,55 @@
+"""What several commands share: their options, and the exit codes. Imports Typer alone."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+if TYPE_CHECKING:
+    from orchestrator.client import Client
+
+
+class Exit(IntEnum):
+    """How every command ends; scripts may rely on it."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    REFUSED = 3
+    UNREACHABLE = 4
+    INTERRUPTED = 130
+
+
+RunName: TypeAlias = Annotated[
+    str, typer.Argument(metavar="RUN", help="The run's name or its id.", show_default=False)
+]
+DataDir: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="The service's data folder (else LONGHAUL_DATA_DIR, else the default one).",
+        show_default=False,
+    ),
+]
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+class CommandFailed(Exception):
+    """A command cannot go on. `hint` says what to do; `code` is the exit code."""
+
+    def __init__(self, what: str, hint: str | None = None, code: Exit = Exit.FAILED) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+        self.code = code
+
+
+def connect(data: Path | None) -> Client:
+    """The client of the service that `--data` or the environment names."""
+    from orchestrator.client import Client
+
+    return Client.of(data)

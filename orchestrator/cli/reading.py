@@ -1,0 +1,264 @@
+"""`runs`, `show`, `checkpoints`, `goodput`: what the service knows, as tables."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import AsJson, DataDir, RunName, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.console import RenderableType
+    from rich.text import Text
+
+    from orchestrator.api.schemas import (
+        AttemptView,
+        CheckpointView,
+        GoodputView,
+        RunDetail,
+        RunSummary,
+    )
+
+
+def runs(
+    state: Annotated[
+        str | None, typer.Option("--state", metavar="STATE", help="Only runs in this state.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many runs.")] = 100,
+    as_json: AsJson = False,
+    data: DataDir = None,
+) -> None:
+    """List the runs, newest first."""
+    from orchestrator.api.schemas import RunPage
+    from orchestrator.cli import render
+
+    with connect(data) as client:
+        listed = tuple(client.all_runs(state=state, limit=limit))
+    if as_json:
+        render.print_json(RunPage(items=listed))
+        return
+    out = render.console()
+    if not listed:
+        which = f" in state {state}" if state else ""
+        out.print(f"There are no runs{which}.")
+        out.print("→ Submit one with: longhaul submit demo-1m")
+        return
+    render.put(out, runs_table(listed, out.width, datetime.now(UTC)))
+    waiting = [run.name for run in listed if run.needs_person]
+    if waiting:
+        out.print(f"→ What a waiting run needs: longhaul why {waiting[0]}")
+
+
+def runs_table(listed: Sequence[RunSummary], width: int, now: datetime) -> RenderableType:
+    from orchestrator.cli import render, text
+
+    columns = (
+        render.Column("NAME"),
+        render.Column("STATE"),
+        render.Column("STEP", right=True),
+        render.Column("LOSS", right=True, drop=3),
+        render.Column("TO GO", right=True, drop=2),
+        render.Column("ATTEMPTS", right=True, drop=5),
+        render.Column("GOODPUT", right=True, drop=4),
+        render.Column("SUBMITTED", right=True, drop=6),
+    )
+    rows: list[tuple[str | Text, ...]] = [
+        (
+            run.name,
+            render.state(run),
+            f"{run.progress.step:,}/{run.progress.steps:,}",
+            "" if run.progress.loss is None else f"{run.progress.loss:.4f}",
+            _to_go(run),
+            str(run.attempts),
+            "" if run.goodput is None else text.share(run.goodput),
+            text.ago(run.created_at, now),
+        )
+        for run in listed
+    ]
+    return render.table(columns, rows, width)
+
+
+def _to_go(run: RunSummary) -> str:
+    from orchestrator.cli import render, text
+
+    eta = run.progress.eta_seconds
+    return "" if eta is None or not render.goes_on(run) else text.seconds(eta)
+
+
+def show(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:
+    """Show a run: state, progress, attempts."""
+    from orchestrator.cli import render
+
+    with connect(data) as client:
+        detail = client.run(run)
+        if as_json:
+            render.print_json(detail)
+            return
+        attempts = client.attempts(detail.id)
+    out = render.console()
+    render.put(out, *run_parts(detail, attempts, out.width, datetime.now(UTC)))
+
+
+def run_parts(
+    run: RunDetail, attempts: Sequence[AttemptView], width: int, now: datetime
+) -> list[RenderableType]:
+    """The page of one run, from the answer to the details."""
+    from rich.text import Text
+
+    from orchestrator.cli import render, text
+
+    head = Text.assemble(render.state(run), "  ", (run.name, "bold"), (f"  {run.id}", "dim"))
+    head.append(f"  for {text.seconds((now - run.state_since).total_seconds())}", style="dim")
+    parts: list[RenderableType] = [head]
+    if run.reason:
+        parts.append(Text(text.clean(run.reason), style=render.RED if run.needs_person else ""))
+    parts.append(render.bar(run.progress.step / run.progress.steps, min(width, 80)))
+    parts.append(Text(" · ".join(render.progress_words(run.progress, eta=render.goes_on(run)))))
+    parts += ["", render.pairs(_detail_rows(run, now))]
+    if attempts:
+        parts += ["", attempts_table(attempts, width)]
+    if run.needs_person or run.state == "failed":
+        parts += ["", Text(f"→ What happened and what to do: longhaul why {run.name}")]
+    return parts
+
+
+def _detail_rows(run: RunDetail, now: datetime) -> list[tuple[str, str]]:
+    from orchestrator.cli import text
+    from orchestrator.cli.submit import fact_rows
+
+    rows: list[tuple[str, str]] = []
+    if run.waits_for:
+        rows.append(("Waits for", run.waits_for))
+    if run.progress.eval_loss is not None:
+        rows.append(("Held-out loss", f"{run.progress.eval_loss:.4f}"))
+    if run.goodput is not None:
+        rows.append(("Goodput", text.share(run.goodput)))
+    saved = run.newest_checkpoint
+    if saved is not None:
+        when = text.ago(saved.written_at, now)
+        rows.append(("Saved", f"{saved.id}, {saved.state}, {text.size(saved.bytes)}, {when}"))
+    hosts = f"{text.plural(run.hosts, 'host')} from {run.provider}"
+    rows.append(("Hosts", ", ".join([hosts, *(f"{g.name} {g.state}" for g in run.groups[-1:])])))
+    rows.append(("Revision", f"{run.revision}, branch {run.branch}"))
+    rows.append(("Submitted", f"{run.created_at.astimezone():%Y-%m-%d %H:%M:%S %z}"))
+    return rows + fact_rows(run.facts)
+
+
+def attempts_table(attempts: Sequence[AttemptView], width: int) -> RenderableType:
+    from orchestrator.cli import render, text
+
+    columns = (
+        render.Column("ATTEMPT", right=True),
+        render.Column("VERDICT"),
+        render.Column("FROM", right=True),
+        render.Column("TO", right=True),
+        render.Column("AGAIN", right=True, drop=1),
+        render.Column("IDENTICAL", drop=2),
+        render.Column("BACK AFTER", right=True, drop=3),
+        render.Column("WHAT HAPPENED", fold=True, drop=4),
+    )
+    identical = {True: "yes", False: "NO", None: ""}
+    rows = [
+        (
+            str(a.number),
+            render.verdict(a.verdict, a.state),
+            f"{a.resumed_from_step:,}",
+            "" if a.last_step is None else f"{a.last_step:,}",
+            f"{a.replayed_steps:,}" if a.replayed_steps else "",
+            identical[a.replayed_bit_identical if a.replayed_steps else None],
+            "" if a.recovery_seconds is None else text.seconds(a.recovery_seconds),
+            text.clean(a.summary or ""),
+        )
+        for a in attempts
+    ]
+    return render.table(columns, rows, width)
+
+
+def checkpoints(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:
+    """List a run's checkpoints, newest first."""
+    from pydantic import TypeAdapter
+
+    from orchestrator.api.schemas import CheckpointView
+    from orchestrator.cli import render
+
+    with connect(data) as client:
+        saved = client.checkpoints(run)
+    if as_json:
+        render.print_json_list(TypeAdapter(tuple[CheckpointView, ...]), saved)
+        return
+    out = render.console()
+    if not saved:
+        out.print("No checkpoint yet.")
+        return
+    newest_first = sorted(saved, key=lambda c: (c.written_at, c.step), reverse=True)
+    render.put(out, checkpoints_table(newest_first, out.width, datetime.now(UTC)))
+
+
+def checkpoints_table(saved: Sequence[CheckpointView], width: int, now: datetime) -> RenderableType:
+    from orchestrator.cli import render, text
+
+    columns = (
+        render.Column("CHECKPOINT"),
+        render.Column("STEP", right=True),
+        render.Column("STATE"),
+        render.Column("SIZE", right=True),
+        render.Column("WRITTEN", right=True),
+        render.Column("STALL", right=True, drop=2),
+        render.Column("WRITE", right=True, drop=3),
+        render.Column("DIGEST", drop=4),
+        render.Column("WHERE", drop=6),
+        render.Column("REASON", fold=True, drop=1 if not any(c.reason for c in saved) else 0),
+    )
+    rows = [
+        (
+            c.id,
+            f"{c.step:,}",
+            str(c.state),
+            text.size(c.bytes),
+            text.ago(c.written_at, now),
+            text.seconds(c.stall_seconds),
+            text.seconds(c.write_seconds),
+            c.state_digest[:12],
+            c.uri,
+            text.clean(c.reason or ""),
+        )
+        for c in saved
+    ]
+    return render.table(columns, rows, width)
+
+
+def goodput(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:
+    """Show where each second of a run went."""
+    from orchestrator.cli import render, text
+
+    with connect(data) as client:
+        ledger = client.goodput(run)
+    if as_json:
+        render.print_json(ledger)
+        return
+    out = render.console()
+    wall = text.seconds(ledger.wall_seconds)
+    out.print(f"Goodput {text.share(ledger.goodput)} of {wall} since the run was submitted")
+    render.put(out, goodput_table(ledger, out.width))
+
+
+def goodput_table(ledger: GoodputView, width: int) -> RenderableType:
+    from rich.table import Table
+    from rich.text import Text
+
+    from orchestrator.cli import render, text
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    made.add_column("CATEGORY", no_wrap=True)
+    made.add_column("TIME", justify="right", no_wrap=True)
+    made.add_column("SHARE", justify="right", no_wrap=True)
+    made.add_column("")
+    for part in sorted(ledger.parts, key=lambda part: part.seconds, reverse=True):
+        blocks = Text("█" * max(round(part.share * min(width - 45, 40)), 0), style=render.BLUE)
+        category = part.category.replace("_", " ")
+        made.add_row(category, text.seconds(part.seconds), text.share(part.share), blocks)
+    return made

@@ -1,0 +1,195 @@
+"""`up`, `link`, `doctor`: the service itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import AsJson, CommandFailed, DataDir, Exit, connect
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
+
+LEAST_FREE_BYTES = 1_000_000_000
+
+
+def up(
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="DIR", help="Where everything is kept."),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option("--host", metavar="HOST", help="The address to listen on.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option("--port", metavar="N", min=0, max=65535, help="The port; 0: any free one."),
+    ] = None,
+) -> None:
+    """Start the service; Ctrl-C stops it. Runs go on while it is down."""
+    settings = read_settings(data_dir=data, host=host, port=port)
+    from orchestrator.app import serve
+
+    raise typer.Exit(serve(settings))
+
+
+def read_settings(**given: object) -> Settings:
+    """The settings of the environment, with what the command line gives put over them."""
+    from pydantic import ValidationError
+
+    from orchestrator.settings import Settings
+
+    try:
+        return Settings.model_validate(
+            Settings().model_dump() | {name: v for name, v in given.items() if v is not None}
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = "_".join(str(part) for part in first["loc"])
+        raise CommandFailed(
+            f"The setting {field} cannot be used: {first['msg']}.",
+            f"It is set by LONGHAUL_{field.upper()} in the environment.",
+            Exit.USAGE,
+        ) from error
+
+
+def link(as_json: AsJson = False, data: DataDir = None) -> None:
+    """Print a link that opens the dashboard once."""
+    from orchestrator.cli import render, text
+
+    with connect(data) as client:
+        made = client.login_link()
+    if as_json:
+        render.print_json(made)
+        return
+    typer.echo(made.url)
+    note = render.console(stderr=True)
+    if note.is_terminal:
+        note.print(f"It opens the dashboard once, until {text.clock(made.expires_at)}.")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that `doctor` looked at. `hint` says what to do where it is not well."""
+
+    name: str
+    ok: bool
+    found: str
+    hint: str | None = None
+
+
+def doctor(as_json: AsJson = False, data: DataDir = None) -> None:
+    """Check the settings, the folders, the disk and the service."""
+    from orchestrator.cli import render
+
+    settings = read_settings(data_dir=data)
+    local = [_folder(settings.data_dir), _disk(settings.storage_root), _trainer()]
+    service = _service(data)
+    checks = [*local, service]
+    shown = {name: _shown(name, value) for name, value in settings.model_dump().items()}
+    derived = {"database": _masked(settings.database), "storage": str(settings.storage_root)}
+    if as_json:
+        render.print_data(
+            {"settings": shown, "derived": derived, "checks": [asdict(c) for c in checks]}
+        )
+    else:
+        _print_checks(checks, shown, derived)
+    if not all(check.ok for check in local):
+        raise typer.Exit(Exit.FAILED)
+    if not service.ok:
+        raise typer.Exit(Exit.UNREACHABLE)
+
+
+def _print_checks(checks: list[Check], shown: dict[str, str], derived: dict[str, str]) -> None:
+    from rich.text import Text
+
+    from orchestrator.cli import render
+
+    out = render.console()
+    rows = [
+        (
+            Text("✓" if check.ok else "✕", style="" if check.ok else render.RED),
+            check.name,
+            check.found if check.ok or not check.hint else f"{check.found}\n→ {check.hint}",
+        )
+        for check in checks
+    ]
+    columns = (render.Column(""), render.Column("CHECK"), render.Column("FOUND", fold=True))
+    render.put(out, render.table(columns, rows))
+    out.print()
+    rows = [(f"LONGHAUL_{name.upper()}", value) for name, value in shown.items()]
+    rows += [(f"{name} in use", value) for name, value in derived.items()]
+    settings = (render.Column("SETTING"), render.Column("VALUE", fold=True))
+    render.put(out, render.table(settings, rows))
+
+
+def _shown(name: str, value: object) -> str:
+    if value is None:
+        return "not set"
+    return _masked(str(value)) if name == "database_url" else str(value)
+
+
+def _masked(url: str) -> str:
+    """A database address without its password."""
+    from urllib.parse import urlsplit
+
+    password = urlsplit(url).password
+    return url.replace(f":{password}@", ":…@") if password else url
+
+
+def _existing(path: Path) -> Path:
+    """`path`, or its nearest parent that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path
+
+
+def _folder(path: Path) -> Check:
+    near = _existing(path)
+    if not os.access(near, os.W_OK | os.X_OK) or not near.is_dir():
+        hint = "Choose another one with --data, or change its rights."
+        return Check("data folder", False, f"{path} cannot be written", hint)
+    state = "" if path.exists() else ", made at the first start"
+    return Check("data folder", True, f"{path}{state}")
+
+
+def _disk(path: Path) -> Check:
+    from orchestrator.cli import text
+
+    free = shutil.disk_usage(_existing(path)).free
+    found = f"{text.size(free)} free for checkpoints in {path}"
+    hint = "Free some space, or set LONGHAUL_STORAGE to a folder on a larger disk."
+    return Check("disk", free >= LEAST_FREE_BYTES, found, hint)
+
+
+def _trainer() -> Check:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return Check("trainer", True, f"JAX {version('jax')}, Flax {version('flax')}")
+    except PackageNotFoundError as error:
+        hint = "Install it with: pip install 'longhaul[cpu]'; runs cannot start on this machine."
+        return Check("trainer", False, f"{error.name} is not installed here", hint)
+
+
+def _service(data: Path | None) -> Check:
+    from orchestrator.client import ClientError, Unreachable
+
+    try:
+        with connect(data) as client:
+            health = client.health()
+            client.runs(limit=1)  # the token is good
+            found = f"{client.url}, version {health.version}, {health.status}"
+            found += f": {health.detail}" if health.detail else ""
+            hint = "It may still be starting; ask again, and read its log."
+            return Check("service", health.status == "ok", found, hint)
+    except Unreachable as error:
+        hint = "Start it with: longhaul up"
+        return Check("service", False, f"does not answer: {error.why}", hint)
+    except ClientError as error:
+        return Check("service", False, str(error), "Check LONGHAUL_TOKEN, or use the right --data.")

@@ -1,0 +1,206 @@
+"""`submit`, `preflight` and `presets`: from a file or a preset to a run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
+
+import typer
+
+from orchestrator.cli.options import AsJson, DataDir, connect
+
+if TYPE_CHECKING:
+    from orchestrator.api.schemas import Facts, RunDetail
+    from orchestrator.cli.document import Document
+    from orchestrator.cli.failures import SpecRefused
+    from orchestrator.client import Client, Refused
+
+T = TypeVar("T")
+
+LONGEST_NAME = 40
+
+Given: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE|PRESET", help="A spec in YAML or JSON, or a preset.", show_default=False
+    ),
+]
+Settings: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change one field, as in --set batch.sequences=8; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def submit(
+    given: Given,
+    settings: Settings = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="The run's name.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Watch the run until it ends.")] = False,
+    as_json: AsJson = False,
+    data: DataDir = None,
+) -> None:
+    """Submit a run."""
+    document = _document(given, settings)
+    with connect(data) as client:
+        run = submit_document(client, document, name)
+        if not wait:
+            _print_submitted(run, as_json)
+            return
+        from orchestrator.cli.watch import watch_to_end
+
+        if not as_json:
+            _print_submitted(run, as_json)
+        raise typer.Exit(watch_to_end(client, run.id, as_json=as_json))
+
+
+def preflight(
+    given: Given, settings: Settings = None, as_json: AsJson = False, data: DataDir = None
+) -> None:
+    """Check a spec and tell what it means; nothing is submitted."""
+    from orchestrator.cli import render
+
+    document = _document(given, settings)
+    with connect(data) as client:
+        facts = _spec_call(document, lambda: client.preflight(document.spec))
+    if as_json:
+        render.print_json(facts)
+        return
+    out = render.console()
+    out.print(f"{document.source} can be submitted.")
+    render.put(out, render.pairs(fact_rows(facts)))
+
+
+def presets(as_json: AsJson = False) -> None:
+    """List the specs that can be submitted by name."""
+    from orchestrator.cli import render, text
+    from orchestrator.presets import PRESETS
+
+    if as_json:
+        listed = [
+            {"name": name, "about": preset.about, "spec": preset.spec.model_dump(mode="json")}
+            for name, preset in PRESETS.items()
+        ]
+        render.print_data(listed)
+        return
+    columns = (
+        render.Column("PRESET"),
+        render.Column("PARAMETERS", right=True, drop=1),
+        render.Column("STEPS", right=True, drop=2),
+        render.Column("ABOUT", fold=True),
+    )
+    rows = [
+        (name, text.count(p.spec.model.parameters), f"{p.spec.steps:,}", p.about)
+        for name, p in PRESETS.items()
+    ]
+    out = render.console()
+    render.put(out, render.table(columns, rows, out.width))
+
+
+def submit_document(client: Client, document: Document, name: str | None = None) -> RunDetail:
+    """Submits under `name`, else under the spec's own; a preset's own name is made free."""
+    if name is None and document.preset is not None:
+        return _submit_preset(client, document)
+    spec = document.spec if name is None else document.spec | {"name": name}
+    return _spec_call(document, lambda: client.submit(spec))
+
+
+def _submit_preset(client: Client, document: Document) -> RunDetail:
+    """Under the first free of `demo-1m`, `demo-1m-2`, `demo-1m-3`, …"""
+    from orchestrator.client import Refused
+
+    for name in _names(str(document.spec["name"])):
+        if _is_taken(client, name):
+            continue
+        spec = document.spec | {"name": name}
+        try:
+            return client.submit(spec)
+        except Refused as refused:
+            # Somebody may have taken the name in between; every other refusal is the spec's.
+            if not (refused.problem.status == 409 and _is_taken(client, name)):
+                raise _about_spec(document, refused) from refused
+    raise AssertionError
+
+
+def fact_rows(facts: Facts) -> list[tuple[str, str]]:
+    """What follows from a spec, as names and values."""
+    from orchestrator.cli import text
+
+    return [
+        ("Model", f"{text.count(facts.parameters)} parameters"),
+        (
+            "Tokens",
+            f"{text.count(facts.total_tokens)} in all, {text.count(facts.tokens_per_step)} a step",
+        ),
+        (
+            "Checkpoints",
+            f"{text.plural(facts.checkpoints, 'checkpoint')} of {text.size(facts.checkpoint_bytes)}"
+            f", {text.size(facts.storage_bytes)} in all",
+        ),
+        ("Memory", f"{text.size(facts.memory_per_device_bytes)} a device"),
+        ("", facts.memory_arithmetic),
+    ]
+
+
+def _document(given: str, settings: list[str] | None) -> Document:
+    from dataclasses import replace
+
+    from orchestrator.cli.document import load, with_settings
+
+    document = load(given)
+    return replace(document, spec=with_settings(document.spec, settings or []))
+
+
+def _names(name: str) -> Iterator[str]:
+    yield name
+    for number in itertools.count(2):
+        ending = f"-{number}"
+        yield name[: LONGEST_NAME - len(ending)] + ending
+
+
+def _is_taken(client: Client, name: str) -> bool:
+    from orchestrator.client import Refused
+
+    try:
+        client.run(name)
+    except Refused as refused:
+        if refused.problem.status == 404:
+            return False
+        raise
+    return True
+
+
+def _spec_call(document: Document, call: Callable[[], T]) -> T:
+    from orchestrator.client import Refused
+
+    try:
+        return call()
+    except Refused as refused:
+        raise _about_spec(document, refused) from refused
+
+
+def _about_spec(document: Document, refused: Refused) -> SpecRefused:
+    from orchestrator.cli.failures import SpecRefused
+
+    return SpecRefused(refused.problem, document.source, document.lines)
+
+
+def _print_submitted(run: RunDetail, as_json: bool) -> None:
+    from rich.text import Text
+
+    from orchestrator.cli import render
+
+    if as_json:
+        render.print_json(run)
+        return
+    out = render.console()
+    out.print(Text.assemble("Submitted ", (run.name, "bold"), f" ({run.id})"))
+    render.put(out, render.pairs(fact_rows(run.facts)))
+    out.print(f"→ Follow it with: longhaul watch {run.name}")

@@ -1,0 +1,138 @@
+"""`why`: the causal story of a run's last stop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.options import AsJson, DataDir, RunName, connect
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from orchestrator.api.schemas import IncidentView, RunDetail
+
+
+def why(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:
+    """Tell why a run stopped: seen, concluded, done, left to do."""
+    from orchestrator.cli import render
+
+    with connect(data) as client:
+        detail = client.run(run)
+        incidents = client.incidents(detail.id)
+    last = newest(incidents)
+    if as_json:
+        render.print_data(_story(detail, last))
+        return
+    out = render.console()
+    render.put(out, *why_parts(detail, last))
+
+
+def newest(incidents: Sequence[IncidentView]) -> IncidentView | None:
+    """The last stop; an open one that waits for a person comes first."""
+
+    def order(incident: IncidentView) -> tuple[bool, datetime, int]:
+        waits = incident.needs_person and incident.closed_at is None
+        return waits, incident.opened_at, incident.attempt
+
+    return max(incidents, key=order, default=None)
+
+
+def _story(run: RunDetail, incident: IncidentView | None) -> dict[str, object]:
+    return {
+        "run": run.id,
+        "name": run.name,
+        "state": str(run.state),
+        "reason": run.reason,
+        "needs_person": run.needs_person,
+        "incident": None if incident is None else incident.model_dump(mode="json"),
+    }
+
+
+def why_parts(run: RunDetail, incident: IncidentView | None) -> Iterator[RenderableType]:
+    """The story in sections; for a run that needs nobody that comes first."""
+    from rich.text import Text
+
+    from orchestrator.cli import render, text
+
+    yield Text.assemble(render.state(run), "  ", (run.name, "bold"))
+    if run.needs_person:
+        yield Text(text.clean(run.reason or "It waits for you."), style=render.RED)
+    else:
+        yield Text(f"This run needs nobody. {_standing(run)}")
+    if incident is None:
+        yield Text("It has not been stopped by anything so far.")
+        return
+    yield Text("")
+    yield Text(text.clean(incident.headline), style="bold")
+    yield from _sections(incident)
+
+
+def _standing(run: RunDetail) -> str:
+    from orchestrator.cli import text
+
+    step = f"step {run.progress.step:,} of {run.progress.steps:,}"
+    if run.reason:
+        return f"{text.clean(run.reason)} (at {step})"
+    return f"It is {run.state} at {step}."
+
+
+def _sections(incident: IncidentView) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from orchestrator.cli import render, text
+
+    yield _title("Seen")
+    columns = (render.Column("TIME"), render.Column("BY"), render.Column("WHAT", fold=True))
+    seen = render.table(
+        columns,
+        [
+            (text.clock(e.at), e.source, text.clean(e.text))
+            for e in sorted(incident.seen, key=lambda e: e.at)
+        ],
+    )
+    seen.show_header = False
+    yield seen
+    yield _title("Concluded")
+    yield Text(text.clean(incident.concluded))
+    yield _title("Done by Longhaul")
+    yield from _list(incident.done, "Nothing.")
+    yield Text(_cost(incident), style="dim")
+    yield _title("Left to do")
+    yield from _list(incident.left, "Nothing.")
+    if incident.command:
+        yield Text.assemble("→ ", (incident.command, "bold"))
+    yield _title("How to tell that it worked")
+    yield Text(text.clean(incident.how_to_tell))
+
+
+def _title(words: str) -> RenderableType:
+    from rich.text import Text
+
+    return Text(f"\n{words}", style="bold")
+
+
+def _list(items: Sequence[str], nothing: str) -> Iterator[RenderableType]:
+    from rich.text import Text
+
+    from orchestrator.cli import render, text
+
+    if not items:
+        yield Text(nothing)
+    else:
+        yield render.pairs([("·", text.clean(item)) for item in items])
+
+
+def _cost(incident: IncidentView) -> str:
+    from orchestrator.cli import text
+
+    lost = f"It cost {text.seconds(incident.lost_seconds)}"
+    if incident.lost_steps:
+        lost += f" and {text.plural(incident.lost_steps, 'step')} trained again"
+    if incident.closed_at is None:
+        return f"{lost} so far."
+    with_attempt = (
+        f" with attempt {incident.closed_by_attempt}" if incident.closed_by_attempt else ""
+    )
+    return f"{lost}; over at {text.clock(incident.closed_at)}{with_attempt}."

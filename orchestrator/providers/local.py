@@ -1,0 +1,252 @@
+"""Hosts on this machine: a folder and a process group for each.
+
+Owns `<root>/<group>/<index>/` and every process in there. What it knows lies on disk, so that a
+control plane that starts again finds its hosts as it left them. Must not import the worker: the
+agent is another program, started by its name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+
+from orchestrator.providers.base import GroupProbe, HostProbe, ProviderError, ProvisionRefused
+from orchestrator.providers.processes import LocalHost, RecordedProcess
+
+ADDRESS = "127.0.0.1"
+GROUP_NAME = re.compile(r"[a-z0-9-]{1,80}")
+KILL_SECONDS = 10.0
+LEAVE_SECONDS = 2.0  # an agent's time to deliver its last events before its host is taken away
+POLL_SECONDS = 0.005
+SOURCE = Path(__file__).resolve().parent.parent.parent
+PASSED_ON = frozenset(
+    {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"}
+    | {"LD_LIBRARY_PATH", "XDG_CACHE_HOME"}
+)
+PASSED_ON_PREFIXES = ("XLA_", "JAX_", "CUDA_", "NVIDIA_", "NCCL_", "TPU_", "LIBTPU_")
+
+
+class HostsBusy(ProviderError):
+    """Processes of a local host do not end."""
+
+    hint = "A process that no SIGKILL ends waits for a disk or a device; look at it with ps."
+
+
+class LocalProvider:
+    """`control_url` is where agents find the control plane, or a function that tells it."""
+
+    def __init__(
+        self,
+        root: Path,
+        control_url: str | Callable[[], str],
+        agent: Sequence[str] = (sys.executable, "-m", "worker.agent"),
+    ) -> None:
+        self._root = root
+        self._control_url = control_url
+        self._agent = tuple(agent)
+        self._children: set[int] = set()
+        self._lock = threading.Lock()
+
+    @property
+    def name(self) -> str:
+        return "local"
+
+    def acquire(self, group: str, hosts: int, devices: int) -> None:
+        """Makes the folders; the group counts once `group.json` stands. Adopts the same again."""
+        folder = self._folder(group)
+        wanted: dict[str, object] = {"group": group, "hosts": hosts, "devices": devices}
+        if hosts < 1 or devices < 1:
+            raise ProvisionRefused(f"{hosts} hosts with {devices} devices each can not be made")
+        if (made := self._made(group)) is not None:
+            if made != wanted:
+                raise ProvisionRefused(f"host group {group} exists with another shape: {made}")
+            return
+        with _as_provider_error(f"make the folders of host group {group}"):
+            for index in range(hosts):
+                (folder / str(index) / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in (self._root, folder, *(folder / str(i) for i in range(hosts))):
+                path.chmod(0o700)
+            _write(folder / "group.json", json.dumps(wanted) + "\n")
+
+    def probe(self, group: str) -> GroupProbe:
+        self._reap()
+        folder = self._folder(group)
+        made = self._made(group)
+        if made is None:
+            return GroupProbe(exists=folder.exists(), ready=False)
+        hosts = [(index, LocalHost(folder / str(index))) for index in range(_hosts(made))]
+        return GroupProbe(
+            exists=True,
+            ready=all(host.folder.is_dir() for _, host in hosts),
+            hosts=tuple(
+                HostProbe(index, ADDRESS, host.agent_alive, host.trainer_alive)
+                for index, host in hosts
+            ),
+        )
+
+    def launch(self, group: str, host: int, secret: str) -> None:
+        made = self._made(group)
+        if made is None or not 0 <= host < _hosts(made):
+            raise ProviderError(f"host group {group} has no host {host}")
+        place = LocalHost(self._folder(group) / str(host))
+        with _as_provider_error(f"start the agent of host {host} of {group}"):
+            self._end([place])
+            _write(place.folder / "control-url", self._url() + "\n")
+            handed = json.dumps({"group": group, "host": host, "secret": secret})
+            self._spawn(place, handed.encode())
+
+    def release(self, group: str) -> None:
+        """Ends what runs and removes the folders, `group.json` last: until then it exists."""
+        folder = self._folder(group)
+        if not folder.exists():
+            return
+        with _as_provider_error(f"remove host group {group}"):
+            places = [LocalHost(path) for path in folder.iterdir() if path.is_dir()]
+            self._let_leave(places)
+            self._end(places)
+            for place in places:
+                shutil.rmtree(place.folder)
+            shutil.rmtree(folder)
+
+    def owned(self) -> Sequence[str]:
+        if not self._root.is_dir():
+            return ()
+        folders = (path for path in self._root.iterdir() if path.is_dir())
+        return sorted(path.name for path in folders if GROUP_NAME.fullmatch(path.name))
+
+    def announce(self, control_url: str) -> None:
+        if isinstance(self._control_url, str):
+            self._control_url = control_url
+        with _as_provider_error("tell the agents where the control plane is"):
+            for group in self.owned():
+                for path in self._folder(group).iterdir():
+                    if path.is_dir():
+                        _write(path / "control-url", control_url + "\n")
+
+    # ---- folders ---------------------------------------------------------------------------------
+
+    def _folder(self, group: str) -> Path:
+        if not GROUP_NAME.fullmatch(group):
+            raise ProvisionRefused(f"{group!r} is no name of a host group")
+        return self._root / group
+
+    def _made(self, group: str) -> dict[str, object] | None:
+        """What `acquire` made, None if it did not finish or nothing is there."""
+        try:
+            text = (self._folder(group) / "group.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        return json.loads(text)
+
+    def _url(self) -> str:
+        return self._control_url if isinstance(self._control_url, str) else self._control_url()
+
+    # ---- processes -------------------------------------------------------------------------------
+
+    def _spawn(self, place: LocalHost, handed: bytes) -> None:
+        """Starts the agent in a session of its own, so that it outlives the control plane."""
+        reading, writing = os.pipe()
+        try:
+            output = os.open(
+                place.folder / "logs" / "agent.out",
+                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
+                0o600,
+            )
+            try:
+                argv = (*self._agent, "--home", str(place.folder.absolute()))
+                pid = os.posix_spawn(
+                    argv[0],
+                    argv,
+                    _agent_environment(),
+                    file_actions=[
+                        (os.POSIX_SPAWN_DUP2, reading, 0),
+                        (os.POSIX_SPAWN_DUP2, output, 1),
+                        (os.POSIX_SPAWN_DUP2, output, 2),
+                    ],
+                    setsid=True,
+                )
+            finally:
+                os.close(output)
+            with self._lock:
+                self._children.add(pid)
+            process = RecordedProcess.running(pid)
+            if process is not None:
+                _write(place.launched, f"{process.pid} {process.started}\n")
+            os.write(writing, handed)
+        finally:
+            os.close(reading)
+            os.close(writing)
+
+    def _reap(self) -> None:
+        """Takes the exits of agents that this process started: nobody else would."""
+        with self._lock:
+            for pid in tuple(self._children):
+                try:
+                    ended, _ = os.waitpid(pid, os.WNOHANG)
+                except ChildProcessError:
+                    ended = pid
+                if ended:
+                    self._children.discard(pid)
+
+    def _let_leave(self, places: list[LocalHost]) -> None:
+        for place in places:
+            place.signal_agent(signal.SIGTERM)
+        self._until_idle(places, LEAVE_SECONDS)
+
+    def _end(self, places: list[LocalHost]) -> None:
+        """Kills what lives there; raises `HostsBusy` if something still does after a while."""
+        deadline = time.monotonic() + KILL_SECONDS
+        while any(place.busy for place in places):
+            # Again and again: an agent that was just starting may have started a trainer.
+            for place in places:
+                place.kill()
+            if time.monotonic() > deadline:
+                names = ", ".join(str(place.folder) for place in places if place.busy)
+                raise HostsBusy(f"processes in {names} did not end within {KILL_SECONDS:.0f} s")
+            self._until_idle(places, 0.05)
+
+    def _until_idle(self, places: list[LocalHost], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while any(place.busy for place in places) and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+        self._reap()
+
+
+def _hosts(made: dict[str, object]) -> int:
+    hosts = made["hosts"]
+    assert isinstance(hosts, int)
+    return hosts
+
+
+def _agent_environment() -> dict[str, str]:
+    """What a trainer needs of this machine, and none of the control plane's own settings."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name in PASSED_ON or name.startswith(PASSED_ON_PREFIXES)
+    }
+    return kept | {"PYTHONPATH": str(SOURCE)}
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces the file in one move."""
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def _as_provider_error(doing: str) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ProviderError(f"could not {doing}: {error}") from error

@@ -1,0 +1,108 @@
+"""Who lives on a local host, read from its folder: recorded processes and held locks.
+
+Owns the provider's view of the files that an agent and a trainer keep (`agent.lock`, `agent.pid`,
+`trainer.lock`, `trainer.pid`): a lock is held for a process's life, a pid file holds the pid and
+its start time. Must not import the worker.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class RecordedProcess:
+    """A process by pid and start time (field 22 of /proc/PID/stat), against reuse of the pid."""
+
+    pid: int
+    started: int
+
+    @classmethod
+    def running(cls, pid: int) -> RecordedProcess | None:
+        """None where it does not run; one that ended and awaits its reaping does not run."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return None
+        fields = stat.rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else cls(pid, int(fields[19]))
+
+    @classmethod
+    def read(cls, path: Path) -> RecordedProcess | None:
+        try:
+            words = path.read_text(encoding="utf-8").split()
+        except FileNotFoundError:
+            return None
+        if len(words) < 2 or not all(word.isdigit() for word in words[:2]):
+            return None
+        return cls(int(words[0]), int(words[1]))
+
+    @property
+    def alive(self) -> bool:
+        return RecordedProcess.running(self.pid) == self
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """To the group that it leads; nothing if it is gone."""
+        if self.alive:
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:
+                return
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a living process holds the lock; a file that is not there is not locked."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+@dataclass(frozen=True)
+class LocalHost:
+    """One host's folder. `launched` names the agent process from before it holds its lock."""
+
+    folder: Path
+
+    @property
+    def launched(self) -> Path:
+        return self.folder / "launched.pid"
+
+    @property
+    def agent_alive(self) -> bool:
+        if is_locked(self.folder / "agent.lock"):
+            return True
+        process = RecordedProcess.read(self.launched)
+        return process is not None and process.alive
+
+    @property
+    def trainer_alive(self) -> bool:
+        return is_locked(self.folder / "trainer.lock")
+
+    @property
+    def busy(self) -> bool:
+        return self.agent_alive or self.trainer_alive
+
+    def signal_agent(self, number: signal.Signals) -> None:
+        for name in ("launched.pid", "agent.pid"):
+            process = RecordedProcess.read(self.folder / name)
+            if process is not None:
+                process.signal_group(number)
+
+    def kill(self) -> None:
+        """SIGKILL to the agent first, so that it starts no other trainer, then to the trainer."""
+        self.signal_agent(signal.SIGKILL)
+        trainer = RecordedProcess.read(self.folder / "trainer.pid")
+        if trainer is not None:
+            trainer.signal_group(signal.SIGKILL)

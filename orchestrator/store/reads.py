@@ -1,0 +1,297 @@
+"""What the loop and the agents' API read: the runs that need a decision, and all that one sees.
+
+Reads no metric, event or log rows, so that a decision costs the same at any age of the run. What
+people see is read elsewhere (`views.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from sqlalchemy import Connection, and_, exists, or_, select
+
+from orchestrator.providers.base import GroupProbe, HostProbe
+from orchestrator.reconcile.snapshot import Snapshot
+from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Run, Trainer
+from orchestrator.state import (
+    TERMINAL_RUNS,
+    CheckpointState,
+    Desired,
+    GroupState,
+    RunState,
+)
+from orchestrator.store import rows
+from orchestrator.store.tables import (
+    attempts,
+    branches,
+    checkpoints,
+    host_groups,
+    hosts,
+    incidents,
+    revisions,
+    runs,
+    trainers,
+)
+from worker.protocol import AttemptSpec, DataPlan, JobSpec, ResumePoint
+
+MAX_CHECKPOINTS = 20
+RESTING = (RunState.PAUSED, *sorted(TERMINAL_RUNS))
+USABLE = (CheckpointState.ACCEPTED, CheckpointState.VERIFIED)
+
+
+class NotFound(Exception):
+    """A row that the caller took for granted is not there."""
+
+
+@dataclass(frozen=True)
+class Active:
+    """A run that may need a decision, and the newest wish, whose change makes one due at once."""
+
+    id: str
+    desired_generation: int
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A provider's probe of a group, and when it began: what happened since, it cannot show."""
+
+    began_at: datetime
+    probe: GroupProbe
+
+
+def active_runs(connection: Connection) -> list[str]:
+    return [run.id for run in active(connection)]
+
+
+def active(connection: Connection) -> list[Active]:
+    """Every run that the loop must look at, oldest first.
+
+    A resting run counts while it holds hosts, or when there is a wish that it does not answer yet.
+    """
+    holds = exists().where(
+        host_groups.c.run_id == runs.c.id, host_groups.c.state != GroupState.GONE
+    )
+    newer_wish = runs.c.desired_generation > runs.c.settled_generation
+    wanted = and_(runs.c.state.in_((RunState.PAUSED, RunState.FAILED)), newer_wish)
+    cancel = and_(runs.c.state == RunState.PAUSED, runs.c.desired == Desired.CANCEL)
+    found = connection.execute(
+        select(runs.c.id, runs.c.desired_generation)
+        .where(or_(runs.c.state.not_in(RESTING), holds, wanted, cancel))
+        .order_by(runs.c.created_at, runs.c.id)
+    )
+    return [Active(run_id, generation) for run_id, generation in found]
+
+
+def live_groups(connection: Connection) -> list[tuple[str, str]]:
+    """(name, provider) of every group that a provider may still hold something of."""
+    found = connection.execute(
+        select(host_groups.c.name, host_groups.c.provider)
+        .where(host_groups.c.state != GroupState.GONE)
+        .order_by(host_groups.c.name)
+    )
+    return [(name, provider) for name, provider in found]
+
+
+def snapshot(
+    connection: Connection,
+    run_id: str,
+    now: datetime,
+    installation: str,
+    listening_since: datetime,
+    probes: Mapping[str, Sighting],
+) -> Snapshot | None:
+    """Everything that a decision about the run sees; None when there is no such run."""
+    row = connection.execute(select(runs).where(runs.c.id == run_id)).mappings().one_or_none()
+    if row is None:
+        return None
+    run = rows.run(row)
+    group = _newest_group(connection, run_id)
+    sighting = probes.get(group.name) if group else None
+    tried = _attempts(connection, run_id)
+    return Snapshot(
+        now=now,
+        installation=installation,
+        listening_since=listening_since,
+        run=run,
+        job=job_spec(connection, run_id, run.revision),
+        attempts=tried,
+        group=_as_seen(group, sighting) if group else None,
+        hosts=_hosts(connection, group.name, sighting) if group else (),
+        trainers=_trainers(connection, run_id, tried[-1].number) if tried else (),
+        checkpoints=_usable(connection, run),
+        incident=_open_incident(connection, run_id),
+    )
+
+
+def job_spec(connection: Connection, run_id: str, revision: int) -> JobSpec:
+    """Raises `NotFound`, or `rows.SpecTooNew`."""
+    row = connection.execute(
+        select(revisions.c.spec_version, revisions.c.spec).where(
+            revisions.c.run_id == run_id, revisions.c.number == revision
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"run {run_id} has no spec revision {revision}")
+    return rows.job_spec(row.spec_version, row.spec)
+
+
+def attempt_storage(storage_root: str, run_id: str, number: int) -> str:
+    """The attempt's own directory: no other attempt writes there."""
+    return f"{storage_root.rstrip('/')}/runs/{run_id}/a{number}"
+
+
+def attempt_spec(
+    connection: Connection, run_id: str, number: int, storage_root: str
+) -> AttemptSpec:
+    """What every trainer of the attempt is told; the same rows give the same bytes."""
+    row = (
+        connection.execute(
+            select(attempts).where(attempts.c.run_id == run_id, attempts.c.number == number)
+        )
+        .mappings()
+        .one_or_none()
+    )
+    if row is None:
+        raise NotFound(f"run {run_id} has no attempt {number}")
+    attempt = rows.attempt(row)
+    return AttemptSpec(
+        run_id=run_id,
+        attempt=number,
+        branch=attempt.branch,
+        revision=attempt.revision,
+        job=job_spec(connection, run_id, attempt.revision),
+        data_plan=_data_plan(connection, run_id, attempt.branch),
+        storage=attempt_storage(storage_root, run_id, number),
+        resume=_resume_point(connection, attempt),
+        process_count=attempt.processes,
+        coordinator=attempt.coordinator,
+    )
+
+
+def _data_plan(connection: Connection, run_id: str, branch: int) -> DataPlan:
+    text = connection.scalar(
+        select(branches.c.data_plan).where(branches.c.run_id == run_id, branches.c.number == branch)
+    )
+    if text is None:
+        raise NotFound(f"run {run_id} has no branch {branch}")
+    return rows.data_plan(text)
+
+
+def _resume_point(connection: Connection, attempt: Attempt) -> ResumePoint | None:
+    if attempt.resume_checkpoint is None:
+        return None
+    row = connection.execute(
+        select(checkpoints).where(
+            checkpoints.c.run_id == attempt.run_id, checkpoints.c.id == attempt.resume_checkpoint
+        )
+    ).one()
+    return ResumePoint(
+        checkpoint_id=row.id, step=row.step, uri=row.uri, manifest_sha256=row.manifest_sha256
+    )
+
+
+def _newest_group(connection: Connection, run_id: str) -> HostGroup | None:
+    row = (
+        connection.execute(
+            select(host_groups)
+            .where(host_groups.c.run_id == run_id)
+            .order_by(host_groups.c.generation.desc())
+            .limit(1)
+        )
+        .mappings()
+        .one_or_none()
+    )
+    return rows.group(row) if row else None
+
+
+def _as_seen(group: HostGroup, sighting: Sighting | None) -> HostGroup:
+    if sighting is None:
+        return group
+    return replace(group, exists=sighting.probe.exists, up=sighting.probe.ready)
+
+
+def _hosts(connection: Connection, group: str, sighting: Sighting | None) -> tuple[Host, ...]:
+    found = connection.execute(select(hosts).where(hosts.c.group == group).order_by(hosts.c.index))
+    seen = {probe.index: probe for probe in sighting.probe.hosts} if sighting else {}
+    began = sighting.began_at if sighting else None
+    return tuple(
+        _host_as_seen(host, seen.get(host.index), began)
+        for host in map(rows.host, found.mappings())
+    )
+
+
+def _host_as_seen(host: Host, probe: HostProbe | None, began: datetime | None) -> Host:
+    """Joins the probe, unless it began before the agent that it would be about."""
+    if probe is None or began is None:
+        return host
+    host = replace(host, address=host.address or probe.address)
+    newest = max((at for at in (host.launched_at, host.registered_at) if at), default=None)
+    if newest is not None and began <= newest:
+        return host
+    return replace(host, agent_alive=probe.agent_alive, trainer_alive=probe.trainer_alive)
+
+
+def _attempts(connection: Connection, run_id: str) -> tuple[Attempt, ...]:
+    found = connection.execute(
+        select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.number)
+    )
+    return tuple(map(rows.attempt, found.mappings()))
+
+
+def _trainers(connection: Connection, run_id: str, attempt: int) -> tuple[Trainer, ...]:
+    found = connection.execute(
+        select(trainers)
+        .where(trainers.c.run_id == run_id, trainers.c.attempt == attempt)
+        .order_by(trainers.c.rank)
+    )
+    return tuple(map(rows.trainer, found.mappings()))
+
+
+def _open_incident(connection: Connection, run_id: str) -> Incident | None:
+    row = (
+        connection.execute(
+            select(incidents)
+            .where(incidents.c.run_id == run_id, incidents.c.closed_at.is_(None))
+            .order_by(incidents.c.number.desc())
+            .limit(1)
+        )
+        .mappings()
+        .one_or_none()
+    )
+    return rows.incident(row) if row else None
+
+
+def _usable(connection: Connection, run: Run) -> tuple[Checkpoint, ...]:
+    """The newest that a resume may use, on the branch and on its ancestors up to each fork."""
+    lineage = [
+        and_(checkpoints.c.branch == number, checkpoints.c.step <= limit)
+        if limit is not None
+        else checkpoints.c.branch == number
+        for number, limit in _lineage(connection, run)
+    ]
+    found = connection.execute(
+        select(checkpoints)
+        .where(checkpoints.c.run_id == run.id, checkpoints.c.state.in_(USABLE), or_(*lineage))
+        .order_by(checkpoints.c.step.desc(), checkpoints.c.attempt.desc())
+        .limit(MAX_CHECKPOINTS)
+    )
+    return tuple(map(rows.checkpoint, found.mappings()))
+
+
+def _lineage(connection: Connection, run: Run) -> list[tuple[int, int | None]]:
+    """The branch and its ancestors, each with the highest step that still belongs to the line."""
+    found = connection.execute(
+        select(branches.c.number, branches.c.parent, branches.c.from_step).where(
+            branches.c.run_id == run.id
+        )
+    )
+    known = {number: (parent, from_step) for number, parent, from_step in found}
+    line: list[tuple[int, int | None]] = [(run.branch, None)]
+    parent, limit = known.get(run.branch, (None, 0))
+    while parent is not None and len(line) <= len(known):
+        line.append((parent, limit))
+        parent, from_step = known[parent]
+        limit = min(limit, from_step)
+    return line

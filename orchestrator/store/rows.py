@@ -1,0 +1,184 @@
+"""From rows to records, and the JSON that some columns hold.
+
+Owns how a record is spelled in the database, both ways. Does no query.
+"""
+
+from __future__ import annotations
+
+from pydantic import TypeAdapter
+from sqlalchemy import RowMapping
+
+from orchestrator.records import (
+    Attempt,
+    Checkpoint,
+    Evidence,
+    Host,
+    HostGroup,
+    Incident,
+    Run,
+    Trainer,
+)
+from orchestrator.state import (
+    AttemptState,
+    CheckpointState,
+    Desired,
+    GroupState,
+    RunState,
+    Verdict,
+)
+from worker.protocol import SPEC_VERSION, DataPlan, JobSpec
+
+EVIDENCE = TypeAdapter(tuple[Evidence, ...])
+LINES = TypeAdapter(tuple[str, ...])
+
+
+class SpecTooNew(Exception):
+    """A stored spec was written by a newer Longhaul than this one."""
+
+
+def evidence_text(evidence: tuple[Evidence, ...]) -> str:
+    return EVIDENCE.dump_json(evidence).decode()
+
+
+def lines_text(lines: tuple[str, ...]) -> str:
+    return LINES.dump_json(lines).decode()
+
+
+def job_spec(version: int, text: str) -> JobSpec:
+    """Reads a stored spec; raises `SpecTooNew` for a version that this code does not know."""
+    if version > SPEC_VERSION:
+        raise SpecTooNew(
+            f"the spec has version {version}, this Longhaul reads up to {SPEC_VERSION};"
+            " install the version that wrote it"
+        )
+    return JobSpec.model_validate_json(text)
+
+
+def data_plan(text: str) -> DataPlan:
+    return DataPlan.model_validate_json(text)
+
+
+def run(of: RowMapping) -> Run:
+    return Run(
+        id=of["id"],
+        name=of["name"],
+        desired=Desired(of["desired"]),
+        desired_generation=of["desired_generation"],
+        settled_generation=of["settled_generation"],
+        state=RunState(of["state"]),
+        state_since=of["state_since"],
+        reason=of["reason"],
+        revision=of["revision"],
+        branch=of["branch"],
+        created_at=of["created_at"],
+    )
+
+
+def group(of: RowMapping) -> HostGroup:
+    return HostGroup(
+        name=of["name"],
+        run_id=of["run_id"],
+        generation=of["generation"],
+        provider=of["provider"],
+        hosts=of["hosts"],
+        devices=of["devices"],
+        state=GroupState(of["state"]),
+        created_at=of["created_at"],
+        refused=of["refused"],
+    )
+
+
+def host(of: RowMapping) -> Host:
+    return Host(
+        group=of["group"],
+        index=of["index"],
+        address=of["address"],
+        free_port=of["free_port"],
+        instance=of["instance"],
+        registered_at=of["registered_at"],
+        last_seen_at=of["last_seen_at"],
+        running_attempt=of["running_attempt"],
+        launched_at=of["launched_at"],
+        launches=of["launches"],
+    )
+
+
+def trainer(of: RowMapping) -> Trainer:
+    return Trainer(
+        attempt=of["attempt"],
+        rank=of["rank"],
+        pid=of["pid"],
+        phase=of["phase"],
+        phase_at=of["phase_at"],
+        last_step=of["last_step"],
+        last_step_at=of["last_step_at"],
+        exited_at=of["exited_at"],
+        exit_code=of["exit_code"],
+        signal=of["signal"],
+        killed_by_agent=of["killed_by_agent"],
+        why_killed=of["why_killed"],
+        failure=of["failure"],
+        hint=of["hint"],
+        finished_step=of["finished_step"],
+        drained=of["drained"],
+        last_lines=LINES.validate_json(of["last_lines"]) if of["last_lines"] else (),
+    )
+
+
+def attempt(of: RowMapping) -> Attempt:
+    return Attempt(
+        run_id=of["run_id"],
+        number=of["number"],
+        revision=of["revision"],
+        branch=of["branch"],
+        group=of["group"],
+        processes=of["processes"],
+        state=AttemptState(of["state"]),
+        desired_generation=of["desired_generation"],
+        created_at=of["created_at"],
+        resume_checkpoint=of["resume_checkpoint"],
+        resumed_from_step=of["resumed_from_step"],
+        coordinator=of["coordinator"],
+        spawned_at=of["spawned_at"],
+        first_step_at=of["first_step_at"],
+        stop_asked_at=of["stop_asked_at"],
+        ended_at=of["ended_at"],
+        accepted_step=of["accepted_step"],
+        verdict=None if of["verdict"] is None else Verdict(of["verdict"]),
+        summary=of["summary"],
+    )
+
+
+def checkpoint(of: RowMapping) -> Checkpoint:
+    return Checkpoint(
+        run_id=of["run_id"],
+        id=of["id"],
+        attempt=of["attempt"],
+        branch=of["branch"],
+        step=of["step"],
+        uri=of["uri"],
+        state=CheckpointState(of["state"]),
+        bytes=of["bytes"],
+        manifest_sha256=of["manifest_sha256"],
+        state_digest=of["state_digest"],
+        written_at=of["written_at"],
+        accepted_at=of["accepted_at"],
+        verified_at=of["verified_at"],
+        reason=of["reason"],
+    )
+
+
+def incident(of: RowMapping) -> Incident:
+    return Incident(
+        run_id=of["run_id"],
+        number=of["number"],
+        attempt=of["attempt"],
+        verdict=Verdict(of["verdict"]),
+        opened_at=of["opened_at"],
+        summary=of["summary"],
+        evidence=EVIDENCE.validate_json(of["evidence"]),
+        done=LINES.validate_json(of["done"]),
+        needs_person=of["needs_person"],
+        closed_at=of["closed_at"],
+        closed_by_attempt=of["closed_by_attempt"],
+    )

@@ -1,0 +1,249 @@
+"""A real agent process with a fake trainer and a fake control plane, hurt in every way."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.stage import GROUP, Stage, start_trainer, until
+from worker.protocol import DrainTrainer, KillTrainer, Retire
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path / "hosts")
+    yield made
+    made.close()
+
+
+def exit_of(stage: Stage, attempt: int = 1):
+    def told(book):
+        exits = [e for e in book.of("trainer_exited") if e.attempt == attempt]
+        return exits[0].event if exits else None
+
+    return stage.book.wait(told)
+
+
+def test_a_run_is_told_in_order_and_once(stage: Stage):
+    stage.run("--steps=30", "--save-every=10", "--print=\x1b[31mhello\x1b[0m\tyou\x07")
+    ended = exit_of(stage)
+    assert (ended.exit_code, ended.signal, ended.killed_by_agent) == (0, None, False)
+    assert (ended.last_step, ended.last_lines) == (30, ("hello\tyou",))
+    assert stage.book.steps() == list(range(1, 31))
+    seqs = [envelope.seq for envelope in stage.book.stored]
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert {(e.attempt, e.rank) for e in stage.book.stored} == {(1, 0)}
+    lines = [line for e in stage.book.of("log") for line in e.event.lines]
+    assert lines == ["hello\tyou"]
+    assert stage.book.registered[0].facts.free_port > 0
+
+
+def test_a_checkpoint_is_offered_only_after_all_that_came_before_it(stage: Stage):
+    stage.run("--steps=4", "--save-every=2")
+    exit_of(stage)
+    written = [e.seq for e in stage.book.of("checkpoint_written")]
+    assert [offer.checkpoint.step for offer in stage.book.offers] == [2, 4]
+    assert all(a >= w for a, w in zip(stage.book.events_at_offer, written, strict=True))
+    assert (stage.folder / "accepted-4").read_text() == "a1-s4"
+
+
+def test_an_exit_is_seen_within_half_a_second(stage: Stage):
+    stage.run("--linger")
+    killed = time.monotonic()
+    stage.kill("trainer")
+    ended = exit_of(stage)
+    assert time.monotonic() - killed < 0.5
+    assert (ended.signal, ended.exit_code, ended.killed_by_agent) == (signal.SIGKILL, None, False)
+
+
+def test_a_control_plane_that_goes_and_comes_elsewhere_gets_each_event_once(stage: Stage):
+    stage.run("--steps=150", "--step-seconds=0.01", "--save-every=40")
+    stage.book.wait(lambda book: len(book.steps()) > 20)
+    stage.plane.stop()
+    trainer = stage.process("trainer")
+    time.sleep(0.3)
+    assert trainer is not None
+    assert trainer.alive
+    stage.book.lose_answers = 2  # stored, but the agent never learns of it
+    stage.move_control_plane()
+    assert exit_of(stage).exit_code == 0
+    assert stage.book.steps() == list(range(1, 151))
+    assert len(stage.book.registered) == 1
+
+
+def test_a_killed_agent_takes_its_trainer_along_and_the_next_delivers_its_spool(stage: Stage):
+    stage.run("--steps=500", "--step-seconds=0.005")
+    stage.book.wait(lambda book: book.steps())
+    stage.plane.stop()
+    time.sleep(0.2)  # events pile up that nobody took
+    last = stage.book.acked
+    stage.kill("agent")
+    until(lambda: not stage.alive("trainer") and not stage.alive("agent"), 2.0)
+    stage.move_control_plane()
+    stage.launch("--linger")
+    ended = exit_of(stage)
+    assert (ended.exit_code, ended.signal, ended.killed_by_agent) == (None, None, False)
+    assert "agent ended" in ended.why_killed
+    steps = stage.book.steps()
+    assert len(steps) > last
+    assert steps == list(range(1, len(steps) + 1))
+    seqs = [envelope.seq for envelope in stage.book.stored]
+    assert seqs == list(range(1, len(seqs) + 1))
+    first, second = stage.book.registered
+    assert first.instance != second.instance
+
+
+def test_a_start_that_was_obeyed_before_is_not_obeyed_by_the_next_agent(stage: Stage):
+    stage.run("--linger", attempt=3)
+    stage.kill("agent")
+    until(lambda: not stage.alive("trainer"))
+    stage.launch("--linger")
+    stage.book.wait(lambda book: len(book.registered) == 2 and book.reports[-1].wait_seconds)
+    stage.command(start_trainer(2))
+    stage.command(start_trainer(3))
+    stage.command(start_trainer(4))
+    stage.book.wait(lambda book: len(book.of("trainer_started")) == 2)
+    assert [e.attempt for e in stage.book.of("trainer_started")] == [3, 4]
+
+
+@pytest.mark.parametrize("status", [401, 403, 409])
+def test_a_superseded_agent_kills_its_trainer_and_leaves(stage: Stage, status: int):
+    stage.run("--linger")
+    stage.book.refuse["report"] = status
+    stage.book.command(start_trainer(1), start_trainer(1))
+    until(lambda: not stage.alive("agent") and not stage.alive("trainer"))
+    assert "superseded" in stage.log()
+
+
+def test_a_stale_checkpoint_kills_the_trainer_but_not_the_agent(stage: Stage):
+    stage.book.refuse["checkpoints"] = 409
+    stage.run("--steps=2", "--save-every=2", "--linger")
+    ended = exit_of(stage)
+    assert ended.killed_by_agent
+    assert "no longer the current" in ended.why_killed
+    assert stage.alive("agent")
+
+
+def test_a_passing_failure_is_no_reason_to_leave(stage: Stage):
+    stage.book.refuse["report"] = 503
+    stage.book.command(start_trainer(1))
+    stage.launch("--steps=3", "--linger")
+    until(lambda: stage.alive("trainer"))
+    time.sleep(0.2)
+    stage.book.refuse.clear()
+    stage.book.wait(lambda book: book.steps() == [1, 2, 3])
+    assert stage.alive("trainer")
+
+
+def test_an_event_that_is_refused_holds_up_no_other(stage: Stage):
+    stage.book.refuse_event = lambda e: e.event.kind == "step" and e.event.step == 7
+    stage.run("--steps=40")
+    exit_of(stage)
+    assert stage.book.steps() == [step for step in range(1, 41) if step != 7]
+    assert '"step":7' in (stage.folder / "spool" / "refused.jsonl").read_text()
+
+
+def test_a_drain_lets_the_trainer_leave_by_itself(stage: Stage):
+    stage.run("--linger")
+    stage.book.command(DrainTrainer(attempt=1, grace_seconds=30.0))
+    ended = exit_of(stage)
+    assert (ended.exit_code, ended.killed_by_agent) == (75, False)
+
+
+def test_a_drain_that_is_ignored_ends_in_a_kill(stage: Stage):
+    stage.run("--linger", "--ignore-drain")
+    stage.book.command(DrainTrainer(attempt=1, grace_seconds=0.2))
+    ended = exit_of(stage)
+    assert (ended.signal, ended.killed_by_agent) == (signal.SIGKILL, True)
+    assert "0.2 s" in ended.why_killed
+
+
+def test_a_drain_reaches_a_trainer_that_has_not_connected_yet(stage: Stage):
+    stage.book.command(start_trainer(1))
+    stage.launch("--slow-start=30")
+    until(lambda: stage.process("trainer") is not None)
+    stage.book.command(DrainTrainer(attempt=1, grace_seconds=30.0))
+    assert exit_of(stage).signal == signal.SIGTERM
+
+
+def test_a_kill_is_told_with_its_reason_once_the_trainer_is_gone(stage: Stage):
+    stage.run("--linger")
+    stage.book.command(KillTrainer(attempt=2, reason="a peer crashed"))
+    ended = exit_of(stage)
+    assert (ended.killed_by_agent, ended.why_killed) == (True, "a peer crashed")
+    assert not stage.alive("trainer")
+    stage.command(start_trainer(2))
+    stage.command(start_trainer(3))
+    stage.book.wait(lambda book: len(book.of("trainer_started")) == 2)
+    assert stage.book.stored[-1].attempt == 3
+
+
+def test_a_newer_attempt_replaces_an_older_one(stage: Stage):
+    stage.run("--linger")
+    stage.book.command(start_trainer(2))
+    stage.book.wait(lambda book: len(book.of("trainer_started")) == 2)
+    assert exit_of(stage, 1).killed_by_agent
+    kinds = [(e.attempt, e.event.kind) for e in stage.book.stored]
+    assert kinds.index((1, "trainer_exited")) < kinds.index((2, "trainer_started"))
+
+
+def test_the_heartbeat_tells_what_runs_and_a_free_port(stage: Stage):
+    stage.run("--linger")
+    report = stage.book.wait(
+        lambda book: next((r for r in book.reports if r.running_attempt == 1), None)
+    )
+    assert report.free_port > 0
+    stage.book.command(KillTrainer(attempt=1, reason="enough"))
+    exit_of(stage)
+    stage.book.wait(lambda book: book.reports[-1].running_attempt is None)
+
+
+def test_retire_delivers_everything_before_it_leaves(stage: Stage):
+    stage.run("--steps=20", "--linger")
+    stage.book.command(Retire())
+    assert exit_of(stage).killed_by_agent
+    until(lambda: not stage.alive("agent"))
+    assert stage.book.steps() == list(range(1, 21))
+    assert stage.log().rstrip().endswith("left")
+
+
+def test_sigterm_is_a_retirement(stage: Stage):
+    stage.run("--linger")
+    stage.kill("agent", signal.SIGTERM)
+    assert exit_of(stage).killed_by_agent
+    until(lambda: not stage.alive("agent"))
+
+
+def test_the_secret_is_in_no_argument_environment_or_log(stage: Stage):
+    secret = stage.book.secret = "f00d" * 8
+    stage.run("--linger")
+    for name in ("agent", "trainer"):
+        process = stage.process(name)
+        assert process is not None
+        for file in ("cmdline", "environ"):
+            assert secret.encode() not in Path(f"/proc/{process.pid}/{file}").read_bytes()
+    assert secret not in stage.log()
+    kept = stage.folder / "agent.json"
+    assert secret in kept.read_text()
+    assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_second_agent_on_the_same_folder_leaves(stage: Stage, capsys: pytest.CaptureFixture[str]):
+    from worker.agent import EXIT_REFUSED, main
+
+    stage.run("--linger")
+    assert main(["--home", str(stage.folder)]) == EXIT_REFUSED
+    assert "another agent" in capsys.readouterr().err
+
+
+def test_a_host_folder_with_a_long_name_works(tmp_path: Path):
+    stage = Stage(tmp_path / ("deep" * 20) / ("deeper" * 20))
+    assert len(str(stage.folder)) > 107
+    stage.run("--steps=2")
+    assert exit_of(stage).exit_code == 0
+    stage.close()
+    assert not stage.provider.probe(GROUP).exists

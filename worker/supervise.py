@@ -1,0 +1,240 @@
+"""One trainer under watch: its start, its socket, its output and its end.
+
+Owns a single process from spawn to reaped. Reports through callbacks and decides nothing: which
+attempt may run is the agent's matter. Must not import JAX.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ValidationError
+
+from worker.host import HostFolder, ProcessId, TrainerRecord, kill_group, until_unlocked
+from worker.protocol import (
+    EVENT,
+    KnownEvent,
+    LogLines,
+    StartTrainer,
+    StepBeat,
+    StepCompleted,
+    ToTrainerAccepted,
+    ToTrainerDrain,
+    TrainerExited,
+    Unknown,
+)
+from worker.tail import Tail, last_lines
+
+EVENT_LINE_BYTES = 4 << 20
+TAIL_SECONDS = 0.1
+DRAIN_SOCKET_SECONDS = 1.0  # a child of a dead trainer may hold its socket open
+LOCK_SECONDS = 5.0
+# What only an agent may say.
+AGENTS_OWN = frozenset({"trainer_exited", "log"})
+log = logging.getLogger("longhaul.agent")
+
+OnEvent = Callable[[KnownEvent | Unknown], None]
+
+
+class Trainer:
+    """`on_event` gets everything that the trainer and its watcher tell, its exit last.
+
+    `ended` is set once the exit was told: the process is reaped then, and its lock free.
+    """
+
+    def __init__(
+        self, folder: HostFolder, start: StartTrainer, argv: Sequence[str], on_event: OnEvent
+    ) -> None:
+        self.start = start
+        self.attempt = start.spec.attempt
+        self.ended = asyncio.Event()
+        self._folder = folder
+        self._argv = (*argv, "--socket", folder.socket_path(self.attempt))
+        self._on_event = on_event
+        self._log_file = folder.log_file(self.attempt, start.rank)
+        self._writer: asyncio.StreamWriter | None = None
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._last_step: int | None = None
+        self._why_killed: str | None = None
+        self._draining = False
+        self._grace: asyncio.TimerHandle | None = None
+
+    async def run(self) -> None:
+        """Spawns the trainer and stays until it is known dead. Must run in the main thread.
+
+        The kernel kills a trainer when the thread that forked it ends.
+        """
+        path = self._argv[-1]
+        Path(path).unlink(missing_ok=True)
+        server = await asyncio.start_unix_server(self._connected, path, limit=EVENT_LINE_BYTES)
+        async with server:
+            try:
+                tail = Tail(self._log_file)
+                self._process = await self._spawn()
+                if self._process is not None:
+                    await self._watch(self._process, tail)
+            finally:
+                Path(path).unlink(missing_ok=True)
+                self.ended.set()
+
+    async def _spawn(self) -> asyncio.subprocess.Process | None:
+        """None where the system could not start it; its exit is told then."""
+        try:
+            with self._log_file.open("ab") as output:
+                process = await asyncio.create_subprocess_exec(
+                    *self._argv,
+                    cwd=self._folder.root,
+                    env=trainer_environment(),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            log.error("attempt %d: the trainer can not be started: %s", self.attempt, error)
+            self._on_event(self._exit_of(None, f"it could not be started: {error}"))
+            return None
+        log.info("attempt %d: trainer started, pid %d", self.attempt, process.pid)
+        self._record(process.pid)
+        if self._why_killed is not None:  # asked for while it was being spawned
+            kill_group(process.pid)
+        return process
+
+    def _record(self, pid: int) -> None:
+        """For the next agent. Without the record the trainer's lock still tells of it."""
+        process = ProcessId.of(pid)
+        if process is not None:
+            with contextlib.suppress(OSError):
+                record = TrainerRecord(process, self.attempt, self.start.rank)
+                self._folder.record_trainer(record)
+
+    async def _watch(self, process: asyncio.subprocess.Process, tail: Tail) -> None:
+        following = asyncio.create_task(self._follow(tail))
+        code = await process.wait()
+        following.cancel()
+        if self._grace is not None:
+            self._grace.cancel()
+        kill_group(process.pid)  # its children, if it left any
+        await self._read_to_the_end()
+        self._tell_lines(tail.finish())
+        if not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
+            log.error("attempt %d: a child of the dead trainer holds trainer.lock", self.attempt)
+        killed = code == -signal.SIGKILL and self._why_killed is not None
+        self._on_event(self._exit_of(code, self._why_killed if killed else None, killed))
+        self._folder.forget_trainer()
+        log.info("attempt %d: trainer ended with %d", self.attempt, code)
+
+    def _exit_of(self, code: int | None, why: str | None, killed: bool = False) -> TrainerExited:
+        return TrainerExited(
+            exit_code=code if code is not None and code >= 0 else None,
+            signal=-code if code is not None and code < 0 else None,
+            last_step=self._last_step,
+            last_lines=last_lines(self._log_file),
+            killed_by_agent=killed,
+            why_killed=why,
+        )
+
+    # ---- what may be asked of it -----------------------------------------------------------------
+
+    def accepted(self, message: ToTrainerAccepted) -> None:
+        self._send(message)
+
+    def drain(self, grace_seconds: float) -> None:
+        """Asks it to save and leave; it is killed when the grace is over. Asking again is idle."""
+        if self._draining or self.ended.is_set():
+            return
+        self._draining = True
+        log.info("attempt %d: drain, %.0f s of grace", self.attempt, grace_seconds)
+        why = f"it had not left {grace_seconds:g} s after it was asked to"
+        self._grace = asyncio.get_running_loop().call_later(grace_seconds, self.kill, why)
+        if self._writer is not None:
+            self._send(ToTrainerDrain())
+        elif self._process is not None and self._process.returncode is None:
+            self._process.send_signal(signal.SIGTERM)
+
+    def kill(self, why: str) -> None:
+        """SIGKILL to its whole process group. The first reason is the one that is told."""
+        if self.ended.is_set():
+            return
+        self._why_killed = self._why_killed or why
+        if self._process is not None and self._process.returncode is None:
+            log.info("attempt %d: killing the trainer: %s", self.attempt, why)
+            kill_group(self._process.pid)
+
+    # ---- its socket ------------------------------------------------------------------------------
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._writer is not None:
+            writer.close()
+            return
+        self._writer = writer
+        self._reading = asyncio.current_task()
+        self._send(self.start)
+        if self._draining:
+            self._send(ToTrainerDrain())
+        try:
+            with contextlib.suppress(ConnectionError):
+                await self._read(reader)
+        finally:
+            writer.transport.abort()  # a polite close can wait for ever on one that reads nothing
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        while True:
+            try:
+                line = await reader.readline()
+            except ValueError:
+                log.error("attempt %d: a line over %d bytes", self.attempt, EVENT_LINE_BYTES)
+                continue
+            if not line.endswith(b"\n"):
+                return
+            self._hear(line)
+
+    def _hear(self, line: bytes) -> None:
+        try:
+            event = EVENT.validate_json(line)
+        except ValidationError:
+            log.error("attempt %d: the trainer sent no event: %.200r", self.attempt, line)
+            return
+        if event.kind in AGENTS_OWN:
+            log.error("attempt %d: the trainer may not send %r", self.attempt, event.kind)
+            return
+        if isinstance(event, StepCompleted | StepBeat):
+            self._last_step = event.step
+        self._on_event(event)
+
+    def _send(self, message: BaseModel) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(message.model_dump_json().encode() + b"\n")
+
+    async def _read_to_the_end(self) -> None:
+        """Takes what the dead trainer had still written to its socket."""
+        if self._reading is not None:
+            _, unfinished = await asyncio.wait([self._reading], timeout=DRAIN_SOCKET_SECONDS)
+            for task in unfinished:
+                task.cancel()
+
+    # ---- its output ------------------------------------------------------------------------------
+
+    async def _follow(self, tail: Tail) -> None:
+        while True:
+            await asyncio.sleep(TAIL_SECONDS)
+            self._tell_lines(tail.read())
+
+    def _tell_lines(self, lines: tuple[str, ...]) -> None:
+        if lines:
+            self._on_event(LogLines(lines=lines))
+
+
+def trainer_environment() -> dict[str, str]:
+    """The agent's own environment without Longhaul's settings, over the same source tree."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("LONGHAUL_")}
+    source = str(Path(__file__).resolve().parent.parent)
+    path = [source, *filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))]
+    return kept | {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), "PYTHONUNBUFFERED": "1"}

@@ -1,0 +1,296 @@
+"""The agent's side of the talk with the control plane.
+
+Owns the calls, their retries and what each answer means: a control plane that is away is waited
+for without end, an answer that this agent is superseded ends it, a refused event is set aside
+instead of being sent for ever. Knows neither processes nor files but the spool. Must not import
+JAX.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable
+from typing import TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from worker.protocol import (
+    PROTOCOL_VERSION,
+    AgentReport,
+    CheckpointAccepted,
+    CheckpointOffer,
+    Command,
+    HostFacts,
+    Register,
+    Registered,
+    ReportAnswer,
+)
+from worker.spool import Spool, SpooledEvent
+
+BATCH_EVENTS = 200
+BATCH_BYTES = 512 << 10
+COALESCE_SECONDS = 0.05
+WAIT_SECONDS = 20.0
+MAX_BACKOFF_SECONDS = 2.0
+REFUSED_BACKOFF_SECONDS = 15.0
+CALL_TIMEOUT = httpx.Timeout(10.0, connect=3.0)
+POLL_TIMEOUT = httpx.Timeout(WAIT_SECONDS + 10.0, connect=3.0)
+PROBLEM = "application/problem+json"
+log = logging.getLogger("longhaul.agent")
+Answer = TypeVar("Answer", bound=BaseModel)
+
+
+class UplinkError(Exception):
+    """The control plane gave an answer that trying again does not change."""
+
+
+class Superseded(UplinkError):
+    """Another agent took this host over, or its group is no longer known."""
+
+
+class ProtocolRefused(UplinkError):
+    """The control plane does not speak this agent's protocol version."""
+
+
+class Stale(UplinkError):
+    """The attempt is no longer the current one (409 to a checkpoint)."""
+
+
+class Refused(UplinkError):
+    """The control plane can not take this request (a 4xx answer, or one without sense)."""
+
+
+class Away(Exception):
+    """The control plane did not answer, or answered that it can not now."""
+
+
+def backoff(failures: int, ceiling: float = MAX_BACKOFF_SECONDS) -> float:
+    """Seconds to wait after so many failures in a row: doubling, with jitter."""
+    return min(ceiling, 0.05 * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+class Uplink:
+    """One agent process's two conversations, and its offers of checkpoints.
+
+    `running` and `port` are asked at each report; `obey` is handed the commands of each answer.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        host: int,
+        secret: str,
+        instance: str,
+        spool: Spool,
+        control_url: Callable[[], str],
+        running: Callable[[], int | None],
+        port: Callable[[], int],
+        obey: Callable[[tuple[Command, ...]], None],
+    ) -> None:
+        self._group, self._host, self._instance = group, host, instance
+        self._spool = spool
+        self._control_url = control_url
+        self._running = running
+        self._port = port
+        self._obey = obey
+        self._known_commands = ""
+        self._batch_events = BATCH_EVENTS
+        self._some = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._acked = asyncio.Event()
+        self._client = httpx.AsyncClient(
+            headers={"Authorization": f"Bearer {secret}"}, trust_env=False
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def ring(self, urgent: bool) -> None:
+        """There is something new in the spool."""
+        self._some.set()
+        if urgent:
+            self._urgent.set()
+
+    async def register(self, facts: HostFacts) -> None:
+        """Presents this process, for as long as it takes; then obeys and drops what is stored."""
+        body = Register(
+            protocol=PROTOCOL_VERSION,
+            group=self._group,
+            host=self._host,
+            instance=self._instance,
+            facts=facts,
+        )
+        answer = await self._insist("register", lambda: body.model_dump_json().encode(), Registered)
+        self._store_ack(answer.acked_seq)
+        self._obey(answer.commands)
+
+    # ---- the two conversations -------------------------------------------------------------------
+
+    async def send_events(self) -> None:
+        """Delivers the spool in order, for ever."""
+        while True:
+            await self._until_some()
+            batch = self._spool.batch(self._batch_events, BATCH_BYTES)
+            if batch:
+                await self._deliver(batch)
+            elif self._spool.pending:
+                await asyncio.sleep(1.0)  # the disk refuses what waits in memory
+
+    async def poll(self) -> None:
+        """Heartbeats that are held back until there is something to obey, for ever."""
+        quick = 0
+        while True:
+            before = asyncio.get_running_loop().time()
+            answer = await self._insist(
+                "report", lambda: self._report((), WAIT_SECONDS), ReportAnswer
+            )
+            news = answer.commands_digest != self._known_commands
+            self._take(answer)
+            held = asyncio.get_running_loop().time() - before >= 1.0
+            quick = 0 if held or news else quick + 1
+            if quick > 1:
+                pause = max(answer.next_report_seconds, 0.05)
+                await asyncio.sleep(min(pause, backoff(quick)))
+
+    async def delivered(self, seq: int) -> None:
+        """Waits until everything up to `seq` is stored."""
+        while self._spool.acked < seq:
+            self.ring(urgent=True)
+            self._acked.clear()
+            await self._acked.wait()
+
+    async def offer(self, offer: CheckpointOffer) -> CheckpointAccepted:
+        """Asks until the checkpoint counts; raises `Stale` when it never will."""
+        body = offer.model_dump_json().encode()
+        return await self._insist("checkpoints", lambda: body, CheckpointAccepted)
+
+    async def _until_some(self) -> None:
+        """Returns at once for what is urgent, else after giving others time to join."""
+        if not self._spool.pending:
+            self._some.clear()
+            await self._some.wait()
+        if not self._urgent.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._urgent.wait(), COALESCE_SECONDS)
+        self._urgent.clear()
+
+    async def _deliver(self, batch: list[SpooledEvent]) -> None:
+        try:
+            answer = await self._insist(
+                "report", lambda: self._report(batch, 0.0), ReportAnswer, patient=False
+            )
+        except Refused as refusal:
+            await self._isolate(batch, refusal)
+            return
+        self._batch_events = BATCH_EVENTS
+        self._take(answer)
+        if answer.acked_seq < batch[0].seq:
+            await asyncio.sleep(backoff(3))  # taken but not stored: do not send it again at once
+
+    async def _isolate(self, batch: list[SpooledEvent], refusal: Refused) -> None:
+        """Finds the one event that is not taken, and leaves it out of the delivery."""
+        if len(batch) > 1:
+            self._batch_events = max(1, len(batch) // 2)
+            return
+        log.error(
+            "the control plane refuses event %d, which is left out: %s", batch[0].seq, refusal
+        )
+        self._spool.set_aside(batch[0])
+        self._store_ack(batch[0].seq)
+        await asyncio.sleep(backoff(2))
+
+    def _report(self, batch: list[SpooledEvent] | tuple[()], wait_seconds: float) -> bytes:
+        """The events' own bytes go over the wire as the spool holds them."""
+        report = AgentReport(
+            group=self._group,
+            host=self._host,
+            instance=self._instance,
+            running_attempt=self._running(),
+            free_port=self._port(),
+            wait_seconds=wait_seconds,
+            known_commands=self._known_commands,
+        )
+        head = report.model_dump_json(exclude={"events"}).encode().removesuffix(b"}")
+        return head + b',"events":[' + b",".join(event.body for event in batch) + b"]}"
+
+    def _take(self, answer: ReportAnswer) -> None:
+        self._store_ack(answer.acked_seq)
+        self._known_commands = answer.commands_digest
+        self._obey(answer.commands)
+
+    def _store_ack(self, seq: int) -> None:
+        self._spool.ack(seq)
+        self._acked.set()
+
+    # ---- one call --------------------------------------------------------------------------------
+
+    async def _insist(
+        self, call: str, body: Callable[[], bytes], kind: type[Answer], patient: bool = True
+    ) -> Answer:
+        """Calls until there is an answer. `patient`: also after a refusal, more slowly.
+
+        The body is made anew for each try, since what it tells may have changed meanwhile.
+        """
+        failures = 0
+        while True:
+            try:
+                return await self._call(call, body(), kind)
+            except Away as away:
+                wait = backoff(failures)
+                if failures in (0, 10) or failures % 100 == 0:
+                    log.warning("%s: %s; trying again", call, away)
+            except Refused as refusal:
+                if not patient:
+                    raise
+                log.error("%s refused: %s; trying again", call, refusal)
+                wait = backoff(failures + 4, REFUSED_BACKOFF_SECONDS)
+            failures += 1
+            await asyncio.sleep(wait)
+
+    async def _call(self, call: str, body: bytes, kind: type[Answer]) -> Answer:
+        """One request. Raises `Away` for what may pass, an `UplinkError` for what will not."""
+        try:
+            base = self._control_url()
+            response = await self._client.post(
+                f"{base}/api/v1/agents/{call}",
+                content=body,
+                headers={"Content-Type": "application/json"},
+                timeout=POLL_TIMEOUT if call == "report" else CALL_TIMEOUT,
+            )
+        except (httpx.RequestError, httpx.InvalidURL, OSError) as error:
+            raise Away(f"no answer ({type(error).__name__}: {error})") from error
+        if response.status_code == 200:
+            try:
+                return kind.model_validate_json(response.content)
+            except ValidationError as error:
+                raise Refused(f"an answer that makes no sense: {error}") from error
+        raise self._meaning(call, response, base)
+
+    def _meaning(self, call: str, response: httpx.Response, base: str) -> Exception:
+        """What a status other than 200 says to this agent."""
+        status = response.status_code
+        words = f"{status} {response.text[:500]}"
+        if status >= 500 or status in (408, 425, 429):
+            return Away(words)
+        # Somebody else may answer at the port that a control plane has left: only a problem
+        # document from where the control plane is now may end a healthy trainer.
+        genuine = response.headers.get("content-type", "").startswith(PROBLEM)
+        if not genuine or self._moved(base):
+            return Away(f"not the control plane's answer: {words}")
+        if status == 409 and call == "checkpoints":
+            return Stale(words)
+        if status in (401, 403, 409):
+            return Superseded(words)
+        if status == 426:
+            return ProtocolRefused(words)
+        return Refused(words)
+
+    def _moved(self, base: str) -> bool:
+        try:
+            return self._control_url() != base
+        except OSError:
+            return True
