@@ -6,6 +6,7 @@ added by `app.py`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -16,7 +17,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 
-from orchestrator.api import auth, health, runs
+from orchestrator.api import auth, health, runs, stream
 from orchestrator.api.auth import Gate
 from orchestrator.api.errors import install_handlers
 from orchestrator.api.guards import LoopbackHost, SecurityHeaders
@@ -41,7 +42,7 @@ def bare_app(lifespan: Lifespan | None = None) -> FastAPI:
     install_handlers(app)
     app.add_middleware(LoopbackHost)
     app.add_middleware(SecurityHeaders)
-    for router in (health.router, auth.router, runs.router):
+    for router in (health.router, auth.router, runs.router, stream.router):
         app.include_router(router)
     app.openapi = lambda: _openapi(app)
     return app
@@ -62,6 +63,7 @@ def attach(
     app.state.registry = registry
     app.state.loop_trouble = loop_trouble
     app.state.disk_free = free
+    app.state.stopping = asyncio.Event()
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -117,7 +117,7 @@ def _stranger(detail: str) -> Refused:
         "sign-in-needed",
         detail,
         "Programs send 'Authorization: Bearer' with the token in the service's data folder;"
-        " a browser opens the link that 'longhaul up' prints.",
+        " a browser opens the link that 'longhaul link' prints.",
         headers={"WWW-Authenticate": "Bearer"},
     )
 
@@ -206,7 +206,7 @@ async def login(request: Request, code: str) -> Response:
             401,
             "login-link-spent",
             "This link was used before, or is older than ten minutes.",
-            "Ask for a new one: longhaul open",
+            "Ask for a new one: longhaul link",
         )
     answer = RedirectResponse("/", 303)
     answer.set_cookie(

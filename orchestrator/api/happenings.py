@@ -72,18 +72,21 @@ def logs(
 ) -> LogPage:
     """The lines after id `after`, or the last `limit` ones; oldest first either way.
 
-    `next_cursor` is the newest id told, to be handed in as `after`, however little is left.
+    `next_cursor` goes into `after` for the next page; None where no more lines are stored now.
     """
     run = find(connection, id_or_name)
+    more = False
     if after is None:
         found = rows.log_tail(connection, run.id, limit, attempt)
     else:
-        found = rows.log_after(connection, run.id, after, limit, attempt)
-    items = tuple(
-        LogLine(id=row.id, attempt=row.attempt, rank=row.rank, at=row.at, line=clean(row.line))
-        for row in found
-    )
-    return LogPage(items=items, next_cursor=items[-1].id if items else after)
+        found = rows.log_after(connection, run.id, after, limit + 1, attempt)
+        found, more = found[:limit], len(found) > limit
+    items = tuple(log_line(row) for row in found)
+    return LogPage(items=items, next_cursor=items[-1].id if more else None)
+
+
+def log_line(row: rows.AnyRow) -> LogLine:
+    return LogLine(id=row.id, attempt=row.attempt, rank=row.rank, at=row.at, line=clean(row.line))
 
 
 def incidents(

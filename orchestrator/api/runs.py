@@ -256,12 +256,16 @@ async def chart(
 async def logs(
     request: Request,
     run: str,
-    after: RowId = None,
+    after: Annotated[int, Query(ge=0, le=1 << 62)] = 0,
+    tail: Annotated[int | None, Query(ge=1, le=5000)] = None,
     attempt: Annotated[int | None, Query(ge=1, le=1 << 31)] = None,
-    limit: BigLimit = 200,
+    limit: BigLimit = 1000,
 ) -> LogPage:
-    """The last lines, or those after the line with id `after`; oldest first."""
-    return await read(service_of(request), views.logs, run, after, attempt, limit)
+    """The lines after the one with id `after`, or the last `tail` lines; oldest first."""
+    service = service_of(request)
+    if tail is not None:
+        return await read(service, views.logs, run, None, attempt, tail)
+    return await read(service, views.logs, run, after, attempt, limit)
 
 
 # ---- wishes ------------------------------------------------------------------------------------

@@ -438,14 +438,17 @@ def test_logs_page_forward_and_lose_control_characters(client: Client, here: Wor
     line = {"run_id": run, "attempt": 1, "rank": 0, "at": at(1)}
     words = ["one", "\x1b[1mtwo\x1b[0m", "thr\x07ee", "\x1b]0;title\x07four"]
     here.put(tables.log_lines, *(line | {"line": word} for word in words))
-    tail = client.get(f"{RUNS}/tiny/logs?limit=2").json()
+    tail = client.get(f"{RUNS}/tiny/logs?tail=2").json()
     assert [item["line"] for item in tail["items"]] == ["three", "four"]
-    first = client.get(f"{RUNS}/tiny/logs?after=0&limit=3").json()
+    first = client.get(f"{RUNS}/tiny/logs?limit=3").json()
     assert [item["line"] for item in first["items"]] == ["one", "two", "three"]
     rest = client.get(f"{RUNS}/tiny/logs?after={first['next_cursor']}").json()
     assert [item["line"] for item in rest["items"]] == ["four"]
-    none = client.get(f"{RUNS}/tiny/logs?after={rest['next_cursor']}").json()
-    assert none == {"items": [], "next_cursor": rest["next_cursor"]}
+    assert rest["next_cursor"] is None
+    after = rest["items"][-1]["id"]
+    none = client.get(f"{RUNS}/tiny/logs?after={after}").json()
+    assert none == {"items": [], "next_cursor": None}
+    assert client.get(f"{RUNS}/tiny/logs?attempt=2").json()["items"] == []
 
 
 def test_checkpoints_come_newest_first(client: Client, here: World) -> None:
