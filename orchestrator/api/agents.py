@@ -11,7 +11,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Depends, Header, Request
+from sqlalchemy.exc import DataError, IntegrityError
 
 from orchestrator.api.errors import Refused, problem_responses
 from orchestrator.service import Service
@@ -32,6 +34,7 @@ OTHER_REPLICA_SECONDS = 1.0  # another replica's decisions wake nobody here
 NEXT_REPORT_SECONDS = 1.0
 LEAVE = "End the trainer and this agent; a newer one has this host, or nobody needs it."
 
+log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/api/v1/agents", tags=["agents"])
 
 
@@ -51,7 +54,7 @@ TheService = Annotated[Service, Depends(_service)]
 Secret = Annotated[str, Depends(_secret)]
 
 
-@router.post("/register", responses=problem_responses(401, 409, 422))
+@router.post("/register", responses=problem_responses(401, 409, 422, 426))
 async def register(call: Register, service: TheService, secret: Secret) -> Registered:
     """An agent process presents itself and learns how much of its spool is stored."""
     now = service.clock.now()
@@ -124,7 +127,7 @@ async def _new_commands(service: Service, call: AgentReport) -> tuple[Command, .
 
 
 def _commands(service: Service, group: str, host: int) -> tuple[Command, ...]:
-    root = str(service.settings.storage_root)
+    root = str(service.settings.storage_root.absolute())
     with service.read.connect() as connection:
         return commands.commands_for(connection, group, host, root)
 
@@ -140,6 +143,10 @@ def _refusals() -> Generator[None]:
         yield
     except AgentRefused as error:
         raise _refusal(error) from None
+    except (DataError, IntegrityError) as error:
+        # The agent finds the event at fault and sets it aside; a 5xx it would repeat for ever.
+        log.error("a report can not be stored", reason=type(error.orig).__name__)
+        raise Refused(422, "not-storable", "The database refuses a value in this call.") from None
 
 
 def _refusal(error: AgentRefused) -> Refused:
@@ -154,7 +161,7 @@ def _refusal(error: AgentRefused) -> Refused:
             return Refused(409, "hosts-not-wanted", words, LEAVE)
         case callers.ProtocolRefused():
             hint = "Update the older of the two; a control plane serves its own and the one before."
-            return Refused(409, "protocol-not-served", words, hint)
+            return Refused(426, "protocol-not-served", words, hint)
         case callers.StaleAttempt():
             return Refused(409, "attempt-not-current", words, "End this attempt's trainer.")
         case _:
