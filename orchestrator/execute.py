@@ -1,1 +1,138 @@
-"""Carries out the actions of a plan."""
+"""Carries out the actions of committed plans, through providers, off the event loop.
+
+Actions of one group run one after another, never twice at once; groups do not wait for each other.
+An action that is asked for while the same one is still under way is left out: the next decision
+asks again if it is still needed. What came of an action is seen by the next probe, but a
+provider's own words about a failure are kept on the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import Callable, Iterable
+from typing import assert_never
+
+import structlog
+
+from orchestrator.providers.base import Provider, ProviderError
+from orchestrator.providers.calls import ProviderCalls
+from orchestrator.reconcile.plan import AcquireHosts, Action, LaunchAgent, ReleaseHosts
+from orchestrator.service import Service
+from orchestrator.store import lease, writes
+from orchestrator.store.callers import secret_digest
+from orchestrator.wakes import LOOP, decision_topic, run_topic
+
+log = structlog.get_logger(__name__)
+WORDS_LENGTH = 500
+SECRET_BYTES = 32
+
+
+class Executor:
+    """`settled` is called, on the event loop, with a group's name after each action on it."""
+
+    def __init__(
+        self, service: Service, calls: ProviderCalls, settled: Callable[[str], None]
+    ) -> None:
+        self._service = service
+        self._calls = calls
+        self._settled = settled
+        self._locks: dict[str, asyncio.Lock] = {}
+        self._under_way: dict[Action, asyncio.Task[None]] = {}
+
+    def start(self, run_id: str, actions: Iterable[Action], token: int) -> None:
+        """Begins the actions in their order and returns at once."""
+        for action in actions:
+            if action not in self._under_way:
+                task = asyncio.create_task(self._carry_out(run_id, action, token))
+                self._under_way[action] = task
+
+    async def close(self, grace_seconds: float = 5.0) -> None:
+        """Waits for what is under way; a thread in a provider's call can not be cut short."""
+        if self._under_way:
+            await asyncio.wait(list(self._under_way.values()), timeout=grace_seconds)
+
+    async def _carry_out(self, run_id: str, action: Action, token: int) -> None:
+        try:
+            async with self._locks.setdefault(action.group, asyncio.Lock()):
+                await self._guarded(action, token)
+        finally:
+            del self._under_way[action]
+            if not any(other.group == action.group for other in self._under_way):
+                self._locks.pop(action.group, None)
+            self._settled(action.group)
+            self._service.wakes.notify(decision_topic(run_id), run_topic(run_id), LOOP)
+
+    async def _guarded(self, action: Action, token: int) -> None:
+        try:
+            await self._perform(action, token)
+        except lease.Fenced:
+            log.info("action left to the new leader", group=action.group)
+        except ProviderError as error:
+            await self._failed(action, str(error), refused=not error.retryable)
+        except Exception as error:
+            log.exception("provider call failed", group=action.group)
+            await self._failed(action, f"{type(error).__name__}: {error}", refused=False)
+
+    async def _perform(self, action: Action, token: int) -> None:
+        provider = self._provider(action.provider)
+        await self._service.writer.run(lambda connection: lease.check(connection, token))
+        match action:
+            case AcquireHosts():
+                await self._calls.run(provider.acquire, action.group, action.hosts, action.devices)
+            case LaunchAgent():
+                await self._launch(provider, action, token)
+            case ReleaseHosts():
+                await self._calls.run(provider.release, action.group)
+            case _:
+                assert_never(action)
+
+    def _provider(self, name: str) -> Provider:
+        try:
+            return self._service.providers[name]
+        except KeyError:
+            raise UnknownProvider(f"this control plane has no provider named {name}") from None
+
+    async def _launch(self, provider: Provider, action: LaunchAgent, token: int) -> None:
+        """The secret's digest is committed first, so that the agent is let in whatever happens."""
+        secret = secrets.token_urlsafe(SECRET_BYTES)
+        digest = secret_digest(secret)
+        wanted = await self._service.writer.run(
+            lambda connection: writes.launch_secret(
+                connection, action.group, action.host, digest, token
+            )
+        )
+        if not wanted:
+            log.info("launch left out: the group is not wanted now", group=action.group)
+            return
+        try:
+            await self._calls.run(provider.launch, action.group, action.host, secret)
+        except ProviderError:
+            raise
+        except Exception as error:  # noqa: BLE001 - its words might hold the secret
+            words = str(error).replace(secret, "…")
+            raise LaunchFailed(f"{type(error).__name__}: {words}") from None
+
+    async def _failed(self, action: Action, words: str, *, refused: bool) -> None:
+        call = type(action).__name__
+        self._service.telemetry.provider_failures.labels(action.provider, call).inc()
+        log.warning("provider failed", group=action.group, call=call, words=words)
+        now = self._service.clock.now()
+        with contextlib.suppress(Exception):  # only words: the next try brings them again
+            await self._service.writer.run(
+                lambda connection: writes.provider_failed(
+                    connection, action.group, words[:WORDS_LENGTH], refused, now
+                )
+            )
+
+
+class UnknownProvider(ProviderError):
+    """The spec names a provider that this control plane does not have."""
+
+    retryable = False
+    hint = "Choose a provider that `longhaul doctor` lists, then resume the run."
+
+
+class LaunchFailed(ProviderError):
+    """The provider failed while it started an agent, in a way that it does not know itself."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import Engine
@@ -12,6 +12,7 @@ from orchestrator.clock import Clock
 from orchestrator.providers.base import Provider
 from orchestrator.settings import Settings
 from orchestrator.store.writer import Writer
+from orchestrator.telemetry import Telemetry
 from orchestrator.wakes import Wakes
 
 
@@ -27,3 +28,4 @@ class Service:
     clock: Clock
     providers: Mapping[str, Provider]
     listening_since: datetime
+    telemetry: Telemetry = field(default_factory=Telemetry)

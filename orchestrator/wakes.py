@@ -7,6 +7,7 @@ counted, so that a notice that falls between looking and waiting is not missed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import defaultdict
 
 LOOP = "loop"
@@ -14,6 +15,11 @@ LOOP = "loop"
 
 def run_topic(run_id: str) -> str:
     return f"run:{run_id}"
+
+
+def decision_topic(run_id: str) -> str:
+    """Something arrived that a decision about the run may depend on; notify `LOOP` with it."""
+    return f"decide:{run_id}"
 
 
 def group_topic(group: str) -> str:
@@ -33,7 +39,8 @@ class Wakes:
         return self._counts[topic]
 
     def notify(self, *topics: str) -> None:
-        self._loop.call_soon_threadsafe(self._notify, topics)
+        with contextlib.suppress(RuntimeError):  # the service is shutting down: nobody waits
+            self._loop.call_soon_threadsafe(self._notify, topics)
 
     def _notify(self, topics: tuple[str, ...]) -> None:
         for topic in topics:

@@ -95,3 +95,10 @@ def identify_instance(
     if caller.instance != instance:
         raise OldInstance("this agent process is not the one that registered last for its host")
     return caller
+
+
+def run_of(connection: Connection, group: str) -> str:
+    """The run that owns the group, which must exist."""
+    return connection.execute(
+        select(host_groups.c.run_id).where(host_groups.c.name == group)
+    ).scalar_one()

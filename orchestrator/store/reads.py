@@ -84,14 +84,14 @@ def active(connection: Connection) -> list[Active]:
     return [Active(run_id, generation) for run_id, generation in found]
 
 
-def live_groups(connection: Connection) -> list[tuple[str, str]]:
-    """(name, provider) of every group that a provider may still hold something of."""
+def live_groups(connection: Connection) -> list[tuple[str, str, str]]:
+    """(name, provider, run id) of every group that a provider may still hold something of."""
     found = connection.execute(
-        select(host_groups.c.name, host_groups.c.provider)
+        select(host_groups.c.name, host_groups.c.provider, host_groups.c.run_id)
         .where(host_groups.c.state != GroupState.GONE)
         .order_by(host_groups.c.name)
     )
-    return [(name, provider) for name, provider in found]
+    return [(name, provider, run_id) for name, provider, run_id in found]
 
 
 def snapshot(

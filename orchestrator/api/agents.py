@@ -1,0 +1,168 @@
+"""The agents' three calls: register, report, offer a checkpoint.
+
+Each proves itself with the secret of its host's last launch. What a report brought is committed
+before it is acknowledged; a report that waits for commands holds no transaction while it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Annotated
+
+import structlog
+from fastapi import APIRouter, Depends, Header, Request
+from sqlalchemy.exc import DataError, IntegrityError
+
+from orchestrator.api.errors import Refused, problem_responses
+from orchestrator.service import Service
+from orchestrator.store import callers, commands, ingest, ledger_events
+from orchestrator.store.callers import AgentRefused
+from orchestrator.wakes import LOOP, decision_topic, group_topic, run_topic
+from worker.protocol import (
+    AgentReport,
+    CheckpointAccepted,
+    CheckpointOffer,
+    Command,
+    Register,
+    Registered,
+    ReportAnswer,
+)
+
+OTHER_REPLICA_SECONDS = 1.0  # another replica's decisions wake nobody here
+NEXT_REPORT_SECONDS = 1.0
+LEAVE = "End the trainer and this agent; a newer one has this host, or nobody needs it."
+
+log = structlog.get_logger(__name__)
+router = APIRouter(prefix="/api/v1/agents", tags=["agents"])
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+def _secret(authorization: Annotated[str | None, Header()] = None) -> str:
+    scheme, _, secret = (authorization or "").partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise _refusal(callers.BadSecret("an agent's call carries its secret as a bearer token"))
+    return secret.strip()
+
+
+TheService = Annotated[Service, Depends(_service)]
+Secret = Annotated[str, Depends(_secret)]
+
+
+@router.post("/register", responses=problem_responses(401, 409, 422, 426))
+async def register(call: Register, service: TheService, secret: Secret) -> Registered:
+    """An agent process presents itself and learns how much of its spool is stored."""
+    now = service.clock.now()
+    with _refusals():
+        answer = await service.writer.run(
+            lambda connection: ingest.register(connection, call, secret, now)
+        )
+    run_id = await asyncio.to_thread(_run_of, service, call.group)
+    service.wakes.notify(decision_topic(run_id), run_topic(run_id), LOOP)
+    found = await asyncio.to_thread(_commands, service, call.group, call.host)
+    return answer.model_copy(update={"commands": found})
+
+
+@router.post("/report", responses=problem_responses(401, 409, 422))
+async def report(call: AgentReport, service: TheService, secret: Secret) -> ReportAnswer:
+    """Events and heartbeat in one; answered at once when there is something new to command."""
+    now = service.clock.now()
+    with _refusals():
+        stored = await service.writer.run(
+            lambda connection: ingest.report(connection, call, secret, now)
+        )
+    _announce(service, call, stored)
+    found = await _new_commands(service, call)
+    return ReportAnswer(
+        acked_seq=stored.acked_seq,
+        commands=found,
+        commands_digest=commands.commands_digest(found),
+        next_report_seconds=NEXT_REPORT_SECONDS,
+    )
+
+
+@router.post("/checkpoints", responses=problem_responses(401, 409, 422))
+async def offer_checkpoint(
+    call: CheckpointOffer, service: TheService, secret: Secret
+) -> CheckpointAccepted:
+    """Lets a written checkpoint count; 409 when it does not come from the current attempt."""
+    now = service.clock.now()
+    with _refusals():
+        answer = await service.writer.run(
+            lambda connection: ledger_events.offer(connection, call, secret, now)
+        )
+    service.wakes.notify(decision_topic(call.run_id), run_topic(call.run_id), LOOP)
+    return answer
+
+
+def _announce(service: Service, call: AgentReport, stored: ingest.Stored) -> None:
+    for kind, number in stored.kinds.items():
+        service.telemetry.events.labels(kind).inc(number)
+    service.telemetry.dropped.inc(stored.dropped)
+    if stored.kinds:
+        service.wakes.notify(run_topic(stored.run_id))
+    if stored.decisive:
+        service.wakes.notify(decision_topic(stored.run_id), LOOP)
+    if stored.exits:
+        service.wakes.notify(group_topic(call.group))
+
+
+async def _new_commands(service: Service, call: AgentReport) -> tuple[Command, ...]:
+    """Waits until the commands are other than the agent knows, or its patience ends."""
+    topic = group_topic(call.group)
+    deadline = service.clock.monotonic() + call.wait_seconds
+    alone = service.read.dialect.name == "sqlite"
+    while True:
+        seen = service.wakes.count(topic)
+        found = await asyncio.to_thread(_commands, service, call.group, call.host)
+        left = deadline - service.clock.monotonic()
+        if left <= 0 or commands.commands_digest(found) != call.known_commands:
+            return found
+        await service.wakes.wait(topic, seen, left if alone else min(left, OTHER_REPLICA_SECONDS))
+
+
+def _commands(service: Service, group: str, host: int) -> tuple[Command, ...]:
+    root = str(service.settings.storage_root.absolute())
+    with service.read.connect() as connection:
+        return commands.commands_for(connection, group, host, root)
+
+
+def _run_of(service: Service, group: str) -> str:
+    with service.read.connect() as connection:
+        return callers.run_of(connection, group)
+
+
+@contextmanager
+def _refusals() -> Generator[None]:
+    try:
+        yield
+    except AgentRefused as error:
+        raise _refusal(error) from None
+    except (DataError, IntegrityError) as error:
+        # The agent finds the event at fault and sets it aside; a 5xx it would repeat for ever.
+        log.error("a report can not be stored", reason=type(error.orig).__name__)
+        raise Refused(422, "not-storable", "The database refuses a value in this call.") from None
+
+
+def _refusal(error: AgentRefused) -> Refused:
+    words = str(error)
+    match error:
+        case callers.BadSecret():
+            challenge = {"WWW-Authenticate": "Bearer"}
+            return Refused(401, "agent-not-known", words, LEAVE, headers=challenge)
+        case callers.OldInstance():
+            return Refused(409, "agent-replaced", words, LEAVE)
+        case callers.GroupNotWanted():
+            return Refused(409, "hosts-not-wanted", words, LEAVE)
+        case callers.ProtocolRefused():
+            hint = "Update the older of the two; a control plane serves its own and the one before."
+            return Refused(426, "protocol-not-served", words, hint)
+        case callers.StaleAttempt():
+            return Refused(409, "attempt-not-current", words, "End this attempt's trainer.")
+        case _:
+            return Refused(409, "agent-refused", words)

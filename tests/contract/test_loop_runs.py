@@ -1,0 +1,358 @@
+"""The loop over a fake provider: with the real rules and agents, and with rules that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from prometheus_client import generate_latest
+from sqlalchemy import Engine, select, update
+
+from orchestrator.api.agents import router
+from orchestrator.api.errors import install_handlers
+from orchestrator.clock import SystemClock
+from orchestrator.loop import Loop
+from orchestrator.providers.base import ProviderError, ProvisionRefused
+from orchestrator.reconcile.plan import MakeGroup, Plan
+from orchestrator.reconcile.rules import reconcile
+from orchestrator.reconcile.snapshot import Snapshot
+from orchestrator.service import Service
+from orchestrator.settings import Settings
+from orchestrator.store import lease, tables
+from orchestrator.store.engine import reading
+from orchestrator.store.writer import Writer
+from orchestrator.wakes import LOOP, Wakes, decision_topic
+from tests.contract.conftest import INSTALLATION, House
+from tests.fakes.provider import FakeProvider
+from tests.fakes.simulated_agent import Refusal, SimulatedAgent
+
+
+@dataclass
+class Plane:
+    """One control plane without HTTP: a service, its agents' API as an app, and what is made."""
+
+    service: Service
+    provider: FakeProvider
+    app: FastAPI
+    agents: list[SimulatedAgent] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    crash_at: dict[int, int] = field(default_factory=dict)
+
+    def employ(self, group: str, host: int, secret: str) -> None:
+        agent = SimulatedAgent(self.app, group, host, secret)
+        if host == 0:
+            agent.crash_at = self.crash_at
+        self.agents.append(agent)
+        self.tasks.append(asyncio.create_task(agent.live()))
+
+    def rows(self, table: str) -> list[Mapping[str, Any]]:
+        with self.service.read.connect() as connection:
+            found = connection.execute(select(tables.metadata.tables[table])).mappings()
+            return list(found)
+
+    def run(self, run_id: str = "r1") -> Mapping[str, Any]:
+        return next(row for row in self.rows("runs") if row["id"] == run_id)
+
+    async def until(self, what: Callable[[], Any], seconds: float = 15.0) -> Any:
+        deadline = asyncio.get_running_loop().time() + seconds
+        while not (found := what()):
+            assert asyncio.get_running_loop().time() < deadline, self.rows("events")[-12:]
+            await asyncio.sleep(0.01)
+        return found
+
+    async def wish(self, desired: str) -> None:
+        def write(connection: Any) -> None:
+            connection.execute(
+                update(tables.runs).values(
+                    desired=desired, desired_generation=tables.runs.c.desired_generation + 1
+                )
+            )
+
+        await self.service.writer.run(write)
+        self.service.wakes.notify(decision_topic("r1"), LOOP)
+
+
+@asynccontextmanager
+async def plane(engine: Engine, folder: Path) -> AsyncIterator[Plane]:
+    running = asyncio.get_running_loop()
+    provider = FakeProvider()
+    writer = Writer(engine)
+    service = Service(
+        settings=Settings(data_dir=folder, probe_seconds=0.02, lease_ttl_seconds=5.0),
+        installation=INSTALLATION,
+        read=reading(engine),
+        writer=writer,
+        wakes=Wakes(),
+        clock=SystemClock(),
+        providers={"local": provider},
+        listening_since=datetime.now(UTC),
+    )
+    app = FastAPI()
+    app.state.service = service
+    app.include_router(router)
+    install_handlers(app)
+    made = Plane(service, provider, app)
+    provider.on_launch = lambda *at: running.call_soon_threadsafe(made.employ, *at)
+    try:
+        yield made
+    finally:
+        for event in provider.hang.values():
+            event.set()
+        for task in made.tasks:
+            task.cancel()
+        await asyncio.gather(*made.tasks, return_exceptions=True)
+        writer.close()
+
+
+@asynccontextmanager
+async def looping(
+    made: Plane, rules: Callable[[Snapshot], Plan] = reconcile
+) -> AsyncIterator[Loop]:
+    stop = asyncio.Event()
+    loop = Loop(made.service, rules)
+    task = asyncio.create_task(loop.run(stop))
+    try:
+        yield loop
+    finally:
+        stop.set()
+        await asyncio.wait_for(task, 20)
+
+
+def run(scenario: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(scenario, 60))
+
+
+def submit(engine: Engine, hosts: int = 1, run_id: str = "r1") -> None:
+    House(engine, now=datetime.now(UTC), hosts=hosts, run_id=run_id).submit()
+
+
+def test_a_run_trains_crashes_resumes_and_finishes(engine: Engine, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            made.crash_at[1] = 110
+            submit(engine)
+            async with looping(made):
+                await made.until(lambda: made.run()["state"] == "succeeded")
+                await made.until(lambda: not made.provider.groups)
+                await made.until(lambda: made.rows("host_groups")[0]["state"] == "gone")
+            attempts = made.rows("attempts")
+            told = [(a["verdict"], a["resumed_from_step"], a["accepted_step"]) for a in attempts]
+            assert told == [("crashed", 0, 100), ("completed", 100, 200)]
+            steps = [(point["attempt"], point["step"]) for point in made.rows("metric_points")]
+            expected = [(1, n) for n in range(1, 110)] + [(2, n) for n in range(101, 201)]
+            assert sorted(steps) == expected
+            incident = made.rows("incidents")[0]
+            assert incident["closed_by_attempt"] == 2
+            assert made.provider.most_at_once == 1
+
+    run(scenario())
+
+
+def test_a_gang_fails_together_and_starts_together(engine: Engine, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            made.crash_at[1] = 60
+            submit(engine, hosts=2)
+            async with looping(made):
+                await made.until(lambda: made.run()["state"] == "succeeded")
+            assert [a["verdict"] for a in made.rows("attempts")] == ["crashed", "completed"]
+            first, second = made.agents
+            assert first.started == second.started
+            assert [spec.attempt for spec in first.started] == [1, 2]
+            assert len({spec.coordinator for spec in first.started}) == 2
+            crashed = [row for row in made.rows("trainers") if row["attempt"] == 1]
+            assert [row["exited_at"] is not None for row in crashed] == [True, True]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("wish", "state"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_a_wish_to_stop_is_obeyed_and_hosts_are_given_back(
+    engine: Engine, tmp_path: Path, wish: str, state: str
+) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            submit(engine)
+            async with looping(made):
+                await made.until(lambda: made.run()["state"] == "running")
+                await made.wish(wish)
+                await made.until(lambda: made.run()["state"] == state)
+                await made.until(lambda: not made.provider.groups)
+                if wish == "pause":
+                    await made.wish("run")
+                    await made.until(lambda: made.run()["state"] == "succeeded")
+
+    run(scenario())
+
+
+def test_an_agent_that_dies_is_replaced_and_its_trainer_buried(
+    engine: Engine, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            submit(engine)
+            async with looping(made):
+                await made.until(lambda: made.run()["state"] == "running")
+                made.tasks[0].cancel()
+                made.provider.groups[f"lh-{INSTALLATION}-r1-g1"].agents[0] = False
+                await made.until(lambda: made.run()["state"] == "succeeded")
+            assert len(made.agents) == 2
+            assert [a["verdict"] for a in made.rows("attempts")] == ["crashed", "completed"]
+            with pytest.raises(Refusal) as refusal:
+                await _again(made, made.agents[0]).report()
+            assert refusal.value.status == 401
+
+    run(scenario())
+
+
+def _again(made: Plane, old: SimulatedAgent) -> SimulatedAgent:
+    agent = SimulatedAgent(made.app, old._group, old._host, "an-old-secret")
+    agent.instance = old.instance
+    return agent
+
+
+def test_a_refusal_of_the_provider_pauses_the_run_with_its_words(
+    engine: Engine, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            made.provider.fail["acquire"] = ProvisionRefused("no such machine type")
+            submit(engine)
+            async with looping(made):
+                await made.until(lambda: made.run()["state"] == "paused")
+            assert "no such machine type" in made.run()["reason"]
+            assert made.rows("incidents")[0]["needs_person"]
+
+    run(scenario())
+
+
+def test_a_failing_provider_is_asked_again_and_told_of_once(engine: Engine, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            made.provider.fail["launch"] = ProviderError("the link is down")
+            submit(engine)
+            group = f"lh-{INSTALLATION}-r1-g1"
+
+            def detail() -> bool:
+                groups = made.rows("host_groups")
+                return bool(groups) and groups[0]["detail"] == "the link is down"
+
+            async with looping(made):
+                await made.until(detail)
+                assert made.run()["state"] == "provisioning"
+            told = [event for event in made.rows("events") if event["kind"] == "provider_failed"]
+            assert len(told) == 1
+            assert ("launch", group) in made.provider.calls
+
+    run(scenario())
+
+
+def test_one_runs_crash_or_hanging_provider_stops_no_other(engine: Engine, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            submit(engine, run_id="bad")
+            submit(engine, run_id="r1")
+
+            def rules(snap: Snapshot) -> Plan:
+                if snap.run.id == "bad":
+                    raise RuntimeError("a bug in the rules")
+                return reconcile(snap)
+
+            async with looping(made, rules):
+                await made.until(lambda: made.run()["state"] == "succeeded")
+            assert made.run("bad")["state"] == "queued"
+            text = generate_latest(made.service.telemetry.registry).decode()
+            assert 'longhaul_decisions_total{outcome="failed"}' in text
+            assert 'longhaul_runs{state="succeeded"} 1.0' in text
+            assert 'longhaul_runs{state="queued"} 1.0' in text
+            assert 'longhaul_events_ingested_total{kind="step"} 200.0' in text
+            assert "longhaul_loop_last_decision_timestamp_seconds" in text
+
+    run(scenario())
+
+
+def test_a_hanging_provider_delays_its_own_run_alone(engine: Engine, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            for number in range(12):
+                submit(engine, run_id=f"slow{number}")
+            submit(engine, run_id="r1")
+            slow = FakeProvider()
+            slow.hang = {"probe": threading.Event(), "acquire": threading.Event()}
+            made.provider.hang["never"] = slow.hang["probe"]
+            made.provider.hang["neither"] = slow.hang["acquire"]
+            providers = {"local": made.provider, "slow": slow}
+            object.__setattr__(made.service, "providers", providers)
+
+            def rules(snap: Snapshot) -> Plan:
+                return _on_slow(reconcile(snap)) if snap.run.id != "r1" else reconcile(snap)
+
+            async with looping(made, rules):
+                await made.until(lambda: made.run()["state"] == "succeeded")
+                assert not slow.groups
+                for event in slow.hang.values():
+                    event.set()
+
+    run(scenario())
+
+
+def _on_slow(plan: Plan) -> Plan:
+    return replace(
+        plan,
+        changes=tuple(
+            replace(change, provider="slow") if isinstance(change, MakeGroup) else change
+            for change in plan.changes
+        ),
+        actions=tuple(replace(action, provider="slow") for action in plan.actions),
+    )
+
+
+def test_of_two_loops_one_leads_and_the_other_follows_when_it_leaves(
+    engine: Engine, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            async with looping(made) as first:
+                await made.until(lambda: first.leading)
+                async with looping(made) as second:
+                    await asyncio.sleep(0.05)
+                    assert not second.leading
+            with made.service.read.connect() as connection:
+                owner = connection.scalar(select(tables.leases.c.owner))
+            assert owner == lease.NOBODY
+            async with looping(made) as third:
+                await made.until(lambda: third.leading)
+
+    run(scenario())
+
+
+def test_a_loop_that_lost_the_lease_decides_nothing(engine: Engine, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made, looping(made) as loop:
+            await made.until(lambda: loop.leading)
+
+            def usurp(connection: Any) -> None:
+                connection.execute(
+                    update(tables.leases).values(
+                        owner="another",
+                        token=tables.leases.c.token + 1,
+                        expires_at=datetime(2100, 1, 1, tzinfo=UTC),
+                    )
+                )
+
+            await made.service.writer.run(usurp)
+            submit(engine)
+            made.service.wakes.notify(LOOP)
+            await made.until(lambda: not loop.leading)
+            assert made.run()["state"] == "queued"
+            assert made.rows("events") == []
+
+    run(scenario())

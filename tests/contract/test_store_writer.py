@@ -1,0 +1,112 @@
+"""The writer commits many pieces at once, and no piece takes another with it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+
+import pytest
+from sqlalchemy import Connection, Engine, event, func, insert, select
+
+from orchestrator.store.tables import EPOCH, installation
+from orchestrator.store.writer import Writer, WriterClosed
+
+
+@pytest.fixture
+def writer(engine: Engine) -> Iterator[Writer]:
+    writer = Writer(engine)
+    yield writer
+    writer.close()
+
+
+def put(name: str) -> Callable[[Connection], str]:
+    def work(connection: Connection) -> str:
+        connection.execute(insert(installation).values(id=name, created_at=EPOCH))
+        return name
+
+    return work
+
+
+def names(engine: Engine) -> set[str]:
+    with engine.connect() as connection:
+        return set(connection.scalars(select(installation.c.id)))
+
+
+def together(writer: Writer, *works: Callable[[Connection], str]) -> list[Future[str]]:
+    """Hands in all pieces while the writer is busy, so that they share one commit."""
+    go = threading.Event()
+    first = writer.submit(lambda _connection: go.wait(10))
+    futures = [writer.submit(work) for work in works]
+    go.set()
+    assert first.result(10)
+    return futures
+
+
+def test_a_failing_piece_takes_no_other_with_it(writer: Writer, engine: Engine) -> None:
+    def half(connection: Connection) -> str:
+        put("half")(connection)
+        raise RuntimeError("no")
+
+    good, bad, twice, last = together(writer, put("a"), half, put("a"), put("b"))
+    assert good.result(10) == "a"
+    assert last.result(10) == "b"
+    with pytest.raises(RuntimeError, match="no"):
+        bad.result(10)
+    assert "UNIQUE" in str(twice.exception(10)).upper()
+    assert names(engine) == {"a", "b"}
+
+
+def test_many_pieces_share_a_commit(writer: Writer, engine: Engine) -> None:
+    commits = []
+    event.listen(engine, "commit", commits.append)
+    for future in together(writer, *(put(str(number)) for number in range(50))):
+        future.result(10)
+    assert len(commits) <= 3
+    assert len(names(engine)) == 50
+
+
+def test_a_result_is_seen_only_after_its_commit(writer: Writer, engine: Engine) -> None:
+    """Whoever has the result finds the row on another connection."""
+
+    async def check() -> None:
+        for number in range(20):
+            await writer.run(put(str(number)))
+            with engine.connect() as connection:
+                found = connection.scalar(select(func.count()).select_from(installation))
+            assert found == number + 1
+
+    asyncio.run(check())
+
+
+def test_a_failed_commit_fails_every_piece_and_the_writer_lives(
+    writer: Writer, engine: Engine
+) -> None:
+    def refuse(_connection: Connection) -> None:
+        event.remove(engine, "commit", refuse)
+        raise RuntimeError("the disk is full")
+
+    go = threading.Event()
+    first = writer.submit(lambda _connection: go.wait(10))
+    while not first.running():
+        pass
+    futures = [writer.submit(put("a")), writer.submit(put("b"))]
+    event.listen(engine, "commit", refuse)
+    go.set()
+    with pytest.raises(RuntimeError, match="disk is full"):
+        first.result(10)
+    for future in futures:
+        future.result(10)
+    assert names(engine) == {"a", "b"}
+
+
+def test_closing_finishes_what_was_submitted_and_takes_no_more(engine: Engine) -> None:
+    writer = Writer(engine)
+    futures = [writer.submit(put(str(number))) for number in range(20)]
+    writer.close()
+    assert [future.result(0) for future in futures] == [str(number) for number in range(20)]
+    with pytest.raises(WriterClosed):
+        writer.submit(put("late"))
+    writer.close()
+    assert len(names(engine)) == 20
