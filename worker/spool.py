@@ -102,8 +102,8 @@ class Spool:
 
     @property
     def pending(self) -> bool:
-        waiting = any(segment.last > self.acked for segment in self._segments)
-        return waiting or bool(self._unwritten)
+        waiting = (segment.last > self.acked for segment in self._segments if segment.bytes)
+        return any(waiting) or bool(self._unwritten)
 
     @property
     def bytes(self) -> int:
@@ -225,17 +225,21 @@ class Spool:
                     self._thin_segment(segment, worth)
 
     def _thin_segment(self, segment: _Segment, worth: int) -> None:
+        self._cursor = None
         lines = segment.path.read_bytes().splitlines(keepends=True)
         events = [event for line in lines if (event := SpooledEvent.parse(line)) is not None]
-        kept = b"".join(event.line for event in events if event.worth > worth)
+        kept = [event for event in events if event.worth > worth]
+        if len(kept) < len(lines):
+            log.warning("the spool is over its limit: %d old events go", len(lines) - len(kept))
+        if not kept:
+            self._segments.remove(segment)
+            segment.path.unlink()
+            return
         temporary = segment.path.with_suffix(".new")
-        temporary.write_bytes(kept)
+        temporary.write_bytes(b"".join(event.line for event in kept))
         temporary.replace(segment.path)
-        gone = segment.bytes - len(kept)
-        log.warning("the spool is over its limit: let go of %d bytes of old telemetry", gone)
-        segment.bytes, segment.thinned = len(kept), worth
-        segment.last = max((e.seq for e in events if e.worth > worth), default=segment.first - 1)
-        self._cursor = None
+        segment.bytes, segment.last = segment.path.stat().st_size, kept[-1].seq
+        segment.thinned = worth
 
 
 def _load(path: Path) -> _Segment:
