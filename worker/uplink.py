@@ -41,6 +41,7 @@ REFUSED_BACKOFF_SECONDS = 15.0
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 POLL_TIMEOUT = httpx.Timeout(WAIT_SECONDS + 10.0, connect=3.0)
 PROBLEM = "application/problem+json"
+PROTOCOL_PROBLEM = "protocol-not-served"
 log = logging.getLogger("longhaul.agent")
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -138,8 +139,6 @@ class Uplink:
             batch = self._spool.batch(self._batch_events, BATCH_BYTES)
             if batch:
                 await self._deliver(batch)
-            elif self._spool.pending:
-                await asyncio.sleep(1.0)  # the disk refuses what waits in memory
 
     async def poll(self) -> None:
         """Heartbeats that are held back until there is something to obey, for ever."""
@@ -242,7 +241,7 @@ class Uplink:
                 return await self._call(call, body(), kind)
             except Away as away:
                 wait = backoff(failures)
-                if failures in (0, 10) or failures % 100 == 0:
+                if failures in (1, 10) or failures % 100 == 99:
                     log.warning("%s: %s; trying again", call, away)
             except Refused as refusal:
                 if not patient:
@@ -289,12 +288,12 @@ class Uplink:
         genuine = response.headers.get("content-type", "").startswith(PROBLEM)
         if not genuine or self._base() != base:
             return Away(f"not the control plane's answer: {words}")
+        if status == 426 or PROTOCOL_PROBLEM in response.text:
+            return ProtocolRefused(words)
         if status == 409 and call == "checkpoints":
             return Stale(words)
         if status in (401, 403, 409):
             return Superseded(words)
-        if status == 426:
-            return ProtocolRefused(words)
         return Refused(words)
 
     def _base(self) -> str | None:

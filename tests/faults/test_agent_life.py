@@ -186,6 +186,15 @@ def test_a_kill_is_told_with_its_reason_once_the_trainer_is_gone(stage: Stage):
     assert stage.book.stored[-1].attempt == 3
 
 
+def test_a_stop_that_came_before_the_start_keeps_it_from_starting(stage: Stage):
+    stage.run("--linger")
+    stage.command(DrainTrainer(attempt=2, grace_seconds=1.0))
+    stage.command(start_trainer(2))
+    stage.command(start_trainer(3))
+    stage.book.wait(lambda book: len(book.of("trainer_started")) == 2)
+    assert [e.attempt for e in stage.book.of("trainer_started")] == [1, 3]
+
+
 def test_a_newer_attempt_replaces_an_older_one(stage: Stage):
     stage.run("--linger")
     stage.book.command(start_trainer(2))

@@ -181,25 +181,40 @@ class FullDisk:
         return taken
 
 
-def test_on_a_full_disk_what_counts_waits_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> FullDisk:
+    made = FullDisk(10**9)
+    monkeypatch.setattr("worker.spool.os.write", made)
+    return made
+
+
+def test_what_a_full_disk_refuses_is_delivered_from_memory(tmp_path: Path, disk: FullDisk):
     spool = Spool(tmp_path)
     fill(spool, beat(1))
-    disk = FullDisk(30)
-    monkeypatch.setattr("worker.spool.os.write", disk)
-    fill(spool, beat(2), checkpoint(2), beat(3), beat(4), TrainerExited(exit_code=1))
-    assert seqs(spool) == [1]
-    disk.room = 10**6
+    disk.room = 30
+    fill(spool, beat(2), checkpoint(2), TrainerExited(exit_code=1))
+    assert seqs(spool) == [1, 2, 3, 4]
+    spool.ack(3)
+    assert seqs(spool) == [4]
+    disk.room = 10**9
     fill(spool, beat(5))
-    assert [body["kind"] for body in bodies(spool)] == [
-        "beat",
-        "checkpoint_written",
-        "trainer_exited",
-        "beat",
-    ]
-    assert spool.last_seq == 7
-    assert seqs(Spool(tmp_path)) == seqs(spool)
+    assert seqs(spool) == [4, 5]
+    again = Spool(tmp_path)
+    again.ack(3)
+    assert seqs(again) == [4, 5]
+
+
+def test_on_a_full_disk_memory_is_bounded_and_keeps_what_counts(
+    tmp_path: Path, disk: FullDisk, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("worker.spool.MEMORY_EVENTS", 20)
+    spool = Spool(tmp_path)
+    disk.room = 0
+    fill(spool, checkpoint(1), *map(beat, range(100)), TrainerExited(exit_code=1))
+    kinds = [body["kind"] for body in bodies(spool)]
+    assert len(kinds) <= 22
+    assert (kinds[0], kinds[-1]) == ("checkpoint_written", "trainer_exited")
+    assert spool.last_seq == 102
 
 
 def test_any_mix_of_appends_acks_and_kills_delivers_each_event_once(tmp_path: Path):
