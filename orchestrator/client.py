@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
-from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential, wait_random
 
 from orchestrator.api.schemas import (
     AttemptView,
@@ -320,7 +320,7 @@ class Client:
     def _send(self, call: _Call) -> httpx.Response:
         retrying = Retrying(
             retry=_worth_another_try,
-            wait=wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1),
+            wait=wait_exponential(multiplier=0.1, max=2.0) + wait_random(0.0, 0.1),
             stop=stop_after_delay(self._patience),
             sleep=self._sleep,
             reraise=True,
