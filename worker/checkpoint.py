@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import jax
 import orbax.checkpoint as ocp
 
 from worker.digest import Digester, Named, combined, named_arrays

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from model.build import Params
 from worker.mesh import Placer, state_shardings
 from worker.protocol import JobSpec
-from worker.step import StepResult, TrainState, TrainStep, eval_step, initial_state, train_step
+from worker.step import TrainState, TrainStep, eval_step, initial_state, train_step
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,6 @@ def compile_steps(job: JobSpec, mesh: Mesh, abstract: TrainState, placer: Placer
     """
     everywhere = NamedSharding(mesh, PartitionSpec())
     state = _layout(abstract)
-    result = StepResult(everywhere, everywhere, everywhere, everywhere)
     shape = (job.batch.microbatches, job.batch.sequences // job.batch.microbatches)
     rows = jax.ShapeDtypeStruct((*shape, job.model.context + 1), jnp.int32, sharding=placer.rows)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
@@ -55,7 +54,7 @@ def compile_steps(job: JobSpec, mesh: Mesh, abstract: TrainState, placer: Placer
     step = jax.jit(
         train_step(job),
         in_shardings=(state, placer.rows, everywhere, placer.each),
-        out_shardings=(state, result),
+        out_shardings=(state, everywhere),
         donate_argnums=0,
     )
     evaluate = jax.jit(

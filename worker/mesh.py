@@ -8,13 +8,13 @@ repeated over `data`.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import jax
-import jaxlib
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpy.typing import NDArray
@@ -123,7 +123,7 @@ def numerics_key(mesh: Mesh, job: JobSpec) -> str:
     deterministic = device.platform == "cpu" or job.deterministic
     return (
         f"{kind} x{jax.device_count()}, {jax.process_count()} processes, mesh {axes},"
-        f" jax {jax.__version__}, jaxlib {jaxlib.__version__}"
+        f" jax {jax.__version__}, jaxlib {importlib.metadata.version('jaxlib')}"
         f"{', deterministic' if deterministic else ''}"
     )
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from model.build import Params
 from worker.protocol import OptimizerSpec
 
 
-def learning_rate(spec: OptimizerSpec, steps: int) -> optax.Schedule:
+def learning_rate(spec: OptimizerSpec, steps: int) -> Callable[[ArrayLike], jax.Array]:
     """The rate of the update number `count`, which counts from 0.
 
     It rises in equal parts to `learning_rate` at the update `warmup_steps`, then follows a cosine
@@ -18,7 +21,7 @@ def learning_rate(spec: OptimizerSpec, steps: int) -> optax.Schedule:
     """
     peak, floor, warmup = spec.learning_rate, spec.min_learning_rate, spec.warmup_steps
 
-    def at(count: jax.typing.ArrayLike) -> jax.Array:
+    def at(count: ArrayLike) -> jax.Array:
         update = jnp.asarray(count, jnp.float32) + 1.0
         rising = peak * update / max(warmup, 1)
         progress = jnp.clip((update - warmup) / max(steps - warmup, 1), 0.0, 1.0)

@@ -57,7 +57,8 @@ class TrainingBatches:
 
     def at(self, step: int) -> Batch:
         first = self._plan.batch_index(step) * self._sequences
-        chosen = [int(self._order[first + row]) for row in range(self._sequences)]
+        places = range(first, first + self._sequences)
+        chosen = np.array([self._order[place] for place in places], np.int64)
         rows = self._samples[chosen].astype(np.int32)
         return Batch(step, rows, fingerprint(rows))
 
