@@ -5,7 +5,7 @@ What it chooses:
 - rotary positions on queries and keys, half-split pairs
 - grouped-query attention; SwiGLU feed-forward
 - dropout on what each block adds to the residual stream, and nowhere else
-- float32 weights, products in `dtype`; norms, rotation, softmax, logits and loss in float32
+- float32 weights, products in `dtype`; norms, rotation, softmax and loss in float32
 - tied: the head is the embedding; untied: a matrix of its own
 - one stacked block run by `lax.scan` (`scan_layers`), or a list of blocks; equal weights either way
 
@@ -75,12 +75,8 @@ class Llama(nnx.Module):
         x = jnp.take(self.embedding[...].astype(dtype), tokens, axis=0)
         x = self._through_blocks(x, dropout_key)
         head = self.embedding if config.tied else self.head
-        return jnp.einsum(
-            "btd,vd->btv",
-            self.norm(x),
-            head[...].astype(dtype),
-            preferred_element_type=jnp.float32,
-        )
+        logits = jnp.einsum("btd,vd->btv", self.norm(x), head[...].astype(dtype))
+        return logits.astype(jnp.float32)
 
     def _through_blocks(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
         config = self.config

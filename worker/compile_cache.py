@@ -25,5 +25,6 @@ def let_every_process_write() -> bool:
     """Returns whether it could: JAX has no setting for this, so it rests on an internal name."""
     if getattr(compiler, "distributed", None) is not distributed:
         return False
-    vars(compiler)["distributed"] = SimpleNamespace(global_state=_AsProcessZero())
+    stand_in = SimpleNamespace(global_state=_AsProcessZero())
+    compiler.distributed = stand_in  # pyright: ignore[reportAttributeAccessIssue]
     return True

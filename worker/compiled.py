@@ -60,10 +60,12 @@ def compile_steps(job: JobSpec, mesh: Mesh, abstract: TrainState, placer: Placer
     evaluate = jax.jit(
         eval_step(job), in_shardings=(state.params, placer.rows), out_shardings=everywhere
     )
-    return Compiled(
-        step.lower(abstract, rows, scalar, signals).compile(),
-        evaluate.lower(abstract.params, rows).compile(),
-    )
+    # optax's decays and the backward pass of jax's own attention mix types on purpose.
+    with jax.numpy_dtype_promotion("standard"):
+        return Compiled(
+            step.lower(abstract, rows, scalar, signals).compile(),
+            evaluate.lower(abstract.params, rows).compile(),
+        )
 
 
 def _layout(abstract: TrainState) -> TrainState:

@@ -101,7 +101,7 @@ def train_step(job: JobSpec) -> TrainStep:
             step=state.step + 1,
             next_batch=next_batch,
         )
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         return after, StepResult(loss, norm, rate(state.step), signals.max())
 
     return step
