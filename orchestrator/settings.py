@@ -1,12 +1,31 @@
-"""The settings of one control plane, read once from the environment."""
+"""The settings of one control plane, read once: arguments, environment, then the settings file.
+
+Owns the names, defaults and limits of every setting. Must not import the store, the API or a
+provider.
+"""
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import tomllib
 from pathlib import Path
+from typing import Any
 
-from pydantic import Field
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+SETTINGS_FILE = "longhaul.toml"
+MIB = 1 << 20
+
+
+class SettingsError(Exception):
+    """A setting has a value that Longhaul can not start with; the message names it and the fix."""
 
 
 def default_data_dir() -> Path:
@@ -15,22 +34,42 @@ def default_data_dir() -> Path:
 
 
 class Settings(BaseSettings):
-    """Every setting is `LONGHAUL_<NAME>` in the environment.
+    """Every setting is `LONGHAUL_<NAME>` in the environment, or a key of `longhaul.toml`.
 
-    `data_dir` holds the database, the local hosts and, by default, the checkpoints (`storage`).
-    Times are in seconds.
+    `data_dir` holds the settings file, the database, the local hosts and, by default, the
+    checkpoints (`storage`). `allowed_paths` are the roots below which a spec may name data; None
+    allows any absolute path. `min_free_bytes` stays free beside what a run plans to save. Times
+    are in seconds, port 0 is any free one.
     """
 
-    model_config = SettingsConfigDict(env_prefix="LONGHAUL_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="LONGHAUL_", frozen=True, extra="forbid")
 
     data_dir: Path = Field(default_factory=default_data_dir)
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=0, le=65535)
     database_url: str | None = None
     storage: Path | None = None
+    allowed_paths: tuple[Path, ...] | None = None
+    max_local_hosts: int = Field(default=16, ge=1, le=64)
+    min_free_bytes: int = Field(default=256 * MIB, ge=0)
     lease_ttl_seconds: float = Field(default=10.0, gt=0)
     host_lost_seconds: float = Field(default=30.0, gt=0)
     probe_seconds: float = Field(default=0.25, gt=0)
+
+    @field_validator("data_dir", "storage")
+    @classmethod
+    def _absolute(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.expanduser().absolute()
+
+    @field_validator("host")
+    @classmethod
+    def _loopback(cls, host: str) -> str:
+        if not is_loopback(host):
+            raise ValueError(
+                f"{host!r} is not a loopback address. Longhaul has one administrator's token so"
+                " far and serves this machine alone; use 127.0.0.1, and an SSH tunnel from afar"
+            )
+        return host
 
     @property
     def database(self) -> str:
@@ -39,3 +78,52 @@ class Settings(BaseSettings):
     @property
     def storage_root(self) -> Path:
         return self.storage or self.data_dir / "storage"
+
+    @property
+    def url(self) -> str:
+        """Where the service answers, once `port` is the one that it is bound to."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        given = init_settings().get("data_dir") or os.environ.get("LONGHAUL_DATA_DIR")
+        folder = Path(str(given)).expanduser() if given else default_data_dir()
+        toml = TomlConfigSettingsSource(settings_cls, toml_file=folder / SETTINGS_FILE)
+        return init_settings, env_settings, toml
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def read_settings(**given: Any) -> Settings:
+    """The settings with `given` above the environment; raises `SettingsError`."""
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        lines = [_in_words(dict(detail)) for detail in error.errors(include_url=False)]
+        raise SettingsError("\n".join(lines)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{SETTINGS_FILE} is not valid TOML: {error}") from error
+
+
+def _in_words(detail: dict[str, Any]) -> str:
+    name = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        known = ", ".join(Settings.model_fields)
+        return f"There is no setting {name!r} (in {SETTINGS_FILE}). The settings are: {known}."
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    return f"The setting {name!r} (LONGHAUL_{name.upper()}) does not fit: {message}."

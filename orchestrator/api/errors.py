@@ -1,15 +1,24 @@
-"""Refusals as RFC 9457 problem documents."""
+"""Refusals and failures as RFC 9457 problem documents.
+
+Owns the one shape in which the API says no. Values that a caller sent are not repeated, except
+numbers: a spec or a header may carry a secret.
+"""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
+from orchestrator.api.fields import query_errors
 from orchestrator.api.schemas import FieldError, Problem
 
 PROBLEM = "application/problem+json"
+log = structlog.get_logger(__name__)
 
 
 class Refused(Exception):
@@ -36,25 +45,82 @@ class Refused(Exception):
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The `responses=` of a route that can answer these problems."""
     return {
-        status: {"description": HTTPStatus(status).phrase, "content": {PROBLEM: {}}}
+        status: {
+            "description": HTTPStatus(status).phrase,
+            "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
         for status in sorted({*statuses, 500})
     }
 
 
-async def _on_refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+def answer(request: Request, refused: Refused) -> Response:
+    """The problem document of `refused`."""
     problem = Problem(
-        type=f"urn:longhaul:problem:{error.slug}",
-        title=error.slug.replace("-", " ").capitalize(),
-        status=error.status,
-        detail=error.detail,
+        type=f"urn:longhaul:problem:{refused.slug}",
+        title=refused.slug.replace("-", " ").capitalize(),
+        status=refused.status,
+        detail=refused.detail,
         instance=request.url.path,
-        hint=error.hint,
-        errors=error.errors,
+        hint=refused.hint,
+        errors=refused.errors,
     )
     body = problem.model_dump_json(exclude_none=True)
-    return Response(body, error.status, error.headers, media_type=PROBLEM)
+    return Response(body, refused.status, refused.headers, media_type=PROBLEM)
+
+
+async def _on_refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return answer(request, error)
+
+
+async def _on_invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    errors = query_errors(error.errors())
+    return answer(
+        request,
+        Refused(422, "invalid-request", "The request does not fit.", errors=errors),
+    )
+
+
+_HTTP_SLUGS = {401: "sign-in-needed", 404: "not-found", 405: "method-not-allowed"}
+
+
+async def _on_http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    status = error.status_code
+    if status < 400:
+        return Response(status_code=status, headers=error.headers)
+    slug = _HTTP_SLUGS.get(status, HTTPStatus(status).phrase.lower().replace(" ", "-"))
+    details = {
+        404: f"There is nothing at {request.url.path}.",
+        405: f"{request.url.path} does not take {request.method}.",
+    }
+    hints = {404: "The API's paths are listed at /api/v1/openapi.json."}
+    refused = Refused(
+        status,
+        slug,
+        details.get(status, str(error.detail)),
+        hints.get(status),
+        headers=dict(error.headers or {}),
+    )
+    return answer(request, refused)
+
+
+async def _on_unexpected(request: Request, error: Exception) -> Response:
+    log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    return answer(
+        request,
+        Refused(
+            500,
+            "internal-error",
+            "Longhaul failed to answer; this is a fault of Longhaul, not of the request.",
+            "The service's log has the details. Running trainers are not affected.",
+        ),
+    )
 
 
 def install_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Refused, _on_refused)
+    app.add_exception_handler(RequestValidationError, _on_invalid)
+    app.add_exception_handler(HTTPException, _on_http)
+    app.add_exception_handler(Exception, _on_unexpected)

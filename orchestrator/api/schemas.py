@@ -249,6 +249,31 @@ class Metrics(View):
     next_step: int | None = None
 
 
+class ChartColumn(View):
+    """Steps `first..last` of one attempt; NaN is left out, and a column of NaN alone is None."""
+
+    first: int
+    last: int
+    attempt: int
+    loss_min: float | None
+    loss_max: float | None
+    loss_mean: float | None
+    grad_norm_max: float | None
+    grad_norm_mean: float | None
+    learning_rate: float
+    tokens_per_second: float | None
+
+
+class Chart(View):
+    """The canonical history in columns of `width` steps (one more where an attempt changes)."""
+
+    width: int
+    first_step: int
+    last_step: int
+    columns: tuple[ChartColumn, ...]
+    evals: tuple[EvalPoint, ...]
+
+
 class LogLine(View):
     id: int
     attempt: int
@@ -274,6 +299,13 @@ class ResumeRequest(View):
     """`reason` is kept in the history."""
 
     reason: str | None = None
+
+
+class LoginLink(View):
+    """A link that signs in one browser, once."""
+
+    url: str
+    expires_at: AwareDatetime
 
 
 class Health(View):

@@ -1,0 +1,85 @@
+"""The HTTP face of the control plane: its routes, errors and guards on one FastAPI application.
+
+`bare_app` makes it; `attach` hands it what the routes need. Agents' routes and the dashboard are
+added by `app.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from prometheus_client import CollectorRegistry
+from pydantic.json_schema import models_json_schema
+
+from orchestrator.api import auth, health, runs, stream
+from orchestrator.api.auth import Gate
+from orchestrator.api.errors import install_handlers
+from orchestrator.api.guards import LoopbackHost, SecurityHeaders
+from orchestrator.api.schemas import Problem, ResumeRequest
+from orchestrator.preflight import DiskFree, disk_free
+from orchestrator.service import Service
+from worker.protocol import JobSpec
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def bare_app(lifespan: Lifespan | None = None) -> FastAPI:
+    app = FastAPI(
+        title="Longhaul",
+        version=health.version(),
+        openapi_url="/api/v1/openapi.json",
+        docs_url=None,  # its page would come from a CDN
+        redoc_url=None,
+        lifespan=lifespan,
+        generate_unique_id_function=_operation_id,
+    )
+    install_handlers(app)
+    app.add_middleware(LoopbackHost)
+    app.add_middleware(SecurityHeaders)
+    for router in (health.router, auth.router, runs.router, stream.router):
+        app.include_router(router)
+    app.openapi = lambda: _openapi(app)
+    return app
+
+
+def attach(
+    app: FastAPI,
+    service: Service,
+    gate: Gate,
+    *,
+    registry: CollectorRegistry,
+    loop_trouble: health.LoopTrouble,
+    free: DiskFree = disk_free,
+) -> None:
+    """Before the first request."""
+    app.state.service = service
+    app.state.gate = gate
+    app.state.registry = registry
+    app.state.loop_trouble = loop_trouble
+    app.state.disk_free = free
+    app.state.stopping = asyncio.Event()
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """Adds the schemas of what is read by hand: specs and problem documents."""
+    if app.openapi_schema is None:
+        made = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        _, extra = models_json_schema(
+            [(JobSpec, "validation"), (ResumeRequest, "validation"), (Problem, "serialization")],
+            ref_template="#/components/schemas/{model}",
+        )
+        schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        for name, schema in extra["$defs"].items():
+            schemas.setdefault(name, schema)
+        app.openapi_schema = made
+    return app.openapi_schema

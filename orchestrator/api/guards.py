@@ -1,0 +1,83 @@
+"""What every answer and every request passes: security headers, and the check of the Host header.
+
+Plain ASGI, so that streams pass through unbuffered.
+"""
+
+from __future__ import annotations
+
+from fastapi import Request
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from orchestrator.api.errors import Refused, answer
+from orchestrator.settings import is_loopback
+
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' data:",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class SecurityHeaders:
+    """Adds `HEADERS` to each answer that has not set its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+class LoopbackHost:
+    """Refuses requests for any other name than this machine's loopback ones.
+
+    A page of a foreign site can have its own name resolve to 127.0.0.1 and then speak to this
+    service as its own origin; its requests still carry the foreign name.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(scope)
+        if is_loopback(_name(request.headers.get("Host", ""))):
+            await self.app(scope, receive, send)
+            return
+        refused = Refused(
+            421,
+            "wrong-host",
+            "This service answers to loopback names alone.",
+            "Use http://127.0.0.1 with its port; from afar, forward the port through SSH.",
+        )
+        await answer(request, refused)(scope, receive, send)
+
+
+def _name(host: str) -> str:
+    """The name of a Host header, without its port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]

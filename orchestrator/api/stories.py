@@ -1,0 +1,152 @@
+"""The words for each verdict: what it means, what follows, how to tell that it worked.
+
+Owns one total table from verdicts to sentences. Pure; must not import the store or FastAPI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from orchestrator.state import Verdict
+
+
+@dataclass(frozen=True)
+class Story:
+    """`left` is what a person has to do before the run can go on, if Longhaul gave up.
+
+    `command` names the run as `{name}`.
+    """
+
+    headline: str
+    concluded: str
+    left: tuple[str, ...]
+    command: str
+    how_to_tell: str
+
+
+_RESUME = "longhaul resume {name}"
+_LOGS = "Read the last log lines of the attempt: longhaul logs {name}"
+_AGAIN = "A later attempt completes a new step, and progress passes the step that was lost."
+_STAYS = "The run shows no later attempt, and its hosts are given back."
+
+STORIES: Mapping[Verdict, Story] = MappingProxyType(
+    {
+        Verdict.COMPLETED: Story(
+            "Attempt {attempt} trained the last step",
+            "The last checkpoint is accepted and every trainer left by itself.",
+            (),
+            "longhaul show {name}",
+            "The run has succeeded.",
+        ),
+        Verdict.PREEMPTED: Story(
+            "The cloud took a host of attempt {attempt} back",
+            "The machine was preempted. Trainers on other hosts ended as a consequence.",
+            ("Ask for other hosts if preemptions come too often to make progress.",),
+            _RESUME,
+            _AGAIN,
+        ),
+        Verdict.MAINTENANCE: Story(
+            "The cloud took a host of attempt {attempt} for maintenance",
+            "The provider announced maintenance; the host is not usable until it is over.",
+            ("Wait until the maintenance is over, or ask for other hosts.",),
+            _RESUME,
+            _AGAIN,
+        ),
+        Verdict.HOST_LOST: Story(
+            "A host of attempt {attempt} is lost",
+            "Its agent was silent, probes failed, and this service was listening all the while.",
+            ("See whether the machine is up and has room in memory and on disk.",),
+            _RESUME,
+            _AGAIN,
+        ),
+        Verdict.CRASHED: Story(
+            "A trainer of attempt {attempt} crashed",
+            "The trainer process ended by itself or by a signal that Longhaul did not send.",
+            (_LOGS, "Fix what ended it; the same code from the same step would end there again."),
+            _RESUME,
+            _AGAIN,
+        ),
+        Verdict.OUT_OF_MEMORY: Story(
+            "A trainer of attempt {attempt} ran out of memory",
+            "The host or the device had no memory left for it.",
+            (
+                "Compare the memory estimate of the run with what the host has.",
+                "Raise batch.microbatches or lower batch.sequences or model.context.",
+            ),
+            _RESUME,
+            _AGAIN,
+        ),
+        Verdict.HUNG: Story(
+            "Attempt {attempt} stopped making steps",
+            "A phase lasted longer than its limit while the process still lived.",
+            (_LOGS, "Look for a host or a disk that is much slower than the others."),
+            _RESUME,
+            _AGAIN,
+        ),
+        Verdict.DIVERGED: Story(
+            "The training of attempt {attempt} diverged",
+            "A number of the training state is not finite. No such state was saved.",
+            ("Lower optimizer.learning_rate or lengthen optimizer.warmup_steps in a new run.",),
+            _RESUME,
+            "The loss stays finite past the step at which it was not.",
+        ),
+        Verdict.STORAGE_FAILED: Story(
+            "Attempt {attempt} could not save or restore",
+            "The storage refused or failed after retries.",
+            ("Make room, or repair what the storage's own words below name.",),
+            _RESUME,
+            "A new checkpoint of a later attempt is accepted.",
+        ),
+        Verdict.PROVISION_FAILED: Story(
+            "No hosts were given for attempt {attempt}",
+            "The provider refused; its own words are below.",
+            ("Change what the provider names: quota, permission, or the hosts asked for.",),
+            _RESUME,
+            "The run has hosts and starts an attempt.",
+        ),
+        Verdict.INVALID: Story(
+            "The run can never work as it is written",
+            "The trainer checked spec and data and refused; trying again would end the same way.",
+            ("Correct the field that the trainer names, and submit the spec as a new run.",),
+            "longhaul logs {name}",
+            "The new run completes its first step.",
+        ),
+        Verdict.UNREACHABLE: Story(
+            "Attempt {attempt} can not be reached",
+            "Nothing is heard of its hosts, and nothing says that they are dead.",
+            ("See whether the hosts are up and can reach this service.",),
+            _RESUME,
+            _AGAIN,
+        ),
+        Verdict.SUPERSEDED: Story(
+            "Attempt {attempt} was superseded",
+            "A later attempt has the right to write; this one was ended.",
+            (),
+            "longhaul show {name}",
+            _AGAIN,
+        ),
+        Verdict.CANCELLED: Story(
+            "Attempt {attempt} was ended because the run was cancelled",
+            "Somebody wished it.",
+            (),
+            "longhaul show {name}",
+            _STAYS,
+        ),
+        Verdict.PAUSED: Story(
+            "Attempt {attempt} was ended because the run was paused",
+            "Somebody wished it; it saved before it left, if it still could.",
+            (),
+            _RESUME,
+            _AGAIN,
+        ),
+        Verdict.UNKNOWN: Story(
+            "Attempt {attempt} ended and nothing says why",
+            "Exit code, signal, log and host were looked at; none explains the end.",
+            (_LOGS, "See whether the machine was restarted or its processes were ended by hand."),
+            _RESUME,
+            _AGAIN,
+        ),
+    }
+)

@@ -1,0 +1,199 @@
+"""What follows from a spec by arithmetic, and what this machine says to it.
+
+Owns the checks that run before anything is provisioned or written. Must not import the store, the
+database or a provider; reads the file system, writes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from orchestrator.api.schemas import Facts, FieldError
+from orchestrator.ledger.checkpoints import planned_saves
+from orchestrator.settings import Settings
+from worker.protocol import JobSpec, PythonSource, TextFiles
+
+DiskFree = Callable[[Path], int]
+TRAINING_BYTES_PER_PARAMETER = 16  # float32: weight, gradient, two AdamW moments
+
+
+def disk_free(path: Path) -> int:
+    """Free bytes where `path` is, or would be."""
+    here = path
+    while not here.exists():
+        here = here.parent
+    return shutil.disk_usage(here).free
+
+
+def facts(job: JobSpec) -> Facts:
+    saves = planned_saves(job)
+    memory, words = _memory(job)
+    return Facts(
+        parameters=job.model.parameters,
+        flops_per_token=job.model.flops_per_token,
+        tokens_per_step=job.tokens_per_step,
+        total_tokens=job.tokens_per_step * job.steps,
+        checkpoint_bytes=saves.bytes_each,
+        checkpoints=saves.count,
+        storage_bytes=saves.bytes_total,
+        memory_per_device_bytes=memory,
+        memory_arithmetic=words,
+    )
+
+
+def problems(job: JobSpec, settings: Settings, free: DiskFree) -> tuple[FieldError, ...]:
+    """Every reason why this machine can not run `job`; empty where there is none."""
+    return (*_data(job, settings), *_disk(job, settings, free), *_hosts(job, settings))
+
+
+def in_bytes(count: int) -> str:
+    """`count` bytes as people read it: 12 B, 3.4 MB, 1.2 GB."""
+    amount, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if amount < 1000:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
+
+
+def _memory(job: JobSpec) -> tuple[int, str]:
+    """An upper estimate without rematerialization, and its arithmetic in words."""
+    model = job.model
+    state = model.parameters * TRAINING_BYTES_PER_PARAMETER
+    devices = job.hosts.count * job.hosts.devices
+    sequences = max(1, job.batch.sequences // job.batch.microbatches // devices)
+    tokens = sequences * model.context
+    width = 2 if model.dtype == "bfloat16" else 4
+    head_width = model.head_dim * (2 * model.heads + 2 * model.kv_heads)
+    layer = width * tokens * (4 * model.hidden + head_width + 3 * model.ffn)
+    scores = 2 * width * tokens * model.heads * model.context
+    logits = 2 * 4 * tokens * model.vocab_size
+    activations = model.layers * (layer + scores) + logits
+    words = (
+        f"{TRAINING_BYTES_PER_PARAMETER} bytes for each of {model.parameters:,} parameters"
+        f" (weight, gradient and two AdamW moments in float32) are {in_bytes(state)};"
+        f" the activations of {sequences} sequences of {model.context} tokens on each device are"
+        f" about {in_bytes(activations)} without rematerialization;"
+        f" together {in_bytes(state + activations)}"
+    )
+    return state + activations, words
+
+
+def _data(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
+    source = job.data.source
+    if isinstance(source, PythonSource):
+        root, suffixes, field = Path(sysconfig.get_path("stdlib")), (".py",), "/data/source"
+    else:
+        root, suffixes, field = Path(source.path), source.suffixes, "/data/source/path"
+        refusal = _unreadable(source, settings)
+        if refusal is not None:
+            yield refusal
+            return
+    need = job.tokens_per_step * (2 if job.data.held_out > 0 else 1) + 1
+    found, files = _text_bytes(root, suffixes, need)
+    if files == 0:
+        yield FieldError(
+            pointer=field,
+            detail=f"No readable file below {root} ends in {', '.join(suffixes)}.",
+            hint="Set data.source.suffixes to the endings of your files.",
+        )
+    elif found < need:
+        parts = "one global batch and one held-out batch" if job.data.held_out > 0 else "one batch"
+        yield FieldError(
+            pointer=field,
+            detail=f"The text is shorter than one batch: it has {found:,} bytes, and {parts} of"
+            f" {job.batch.sequences} x {job.model.context} tokens need {need:,}.",
+            hint="Add text, or lower batch.sequences or model.context.",
+        )
+
+
+def _unreadable(source: TextFiles, settings: Settings) -> FieldError | None:
+    path, field = Path(source.path), "/data/source/path"
+    roots = settings.allowed_paths
+    if roots is not None and not _below(path, roots):
+        shown = ", ".join(str(root) for root in roots) or "none"
+        return FieldError(
+            pointer=field,
+            detail="The path is outside of what this service may read.",
+            hint=f"Allowed are: {shown}. The setting is allowed_paths.",
+        )
+    if not path.exists():
+        return FieldError(
+            pointer=field,
+            detail=f"{path} does not exist on this machine.",
+            hint="Give the absolute path of a text file or of a folder with text files.",
+        )
+    wanted = os.R_OK | os.X_OK if path.is_dir() else os.R_OK
+    if not os.access(path, wanted):
+        return FieldError(
+            pointer=field,
+            detail=f"{path} can not be read by the service's user.",
+            hint="Let that user read it, or copy the data to where it may.",
+        )
+    return None
+
+
+def _below(path: Path, roots: tuple[Path, ...]) -> bool:
+    """Links are followed first, so that none leads out of the roots."""
+    real = path.resolve()
+    return any(real.is_relative_to(root.resolve()) for root in roots)
+
+
+def _text_bytes(root: Path, suffixes: tuple[str, ...], enough: int) -> tuple[int, int]:
+    """Bytes and number of readable matching files; stops counting once there are `enough`."""
+    if root.is_file():
+        return root.stat().st_size, 1
+    total, files = 0, 0
+    for folder, _below_it, names in os.walk(root):
+        for name in names:
+            path = Path(folder) / name
+            if not name.endswith(suffixes) or not os.access(path, os.R_OK):
+                continue
+            files += 1
+            total += path.stat().st_size
+            if total >= enough:
+                return total, files
+    return total, files
+
+
+def _disk(job: JobSpec, settings: Settings, free: DiskFree) -> Iterator[FieldError]:
+    saves, reserve = planned_saves(job), settings.min_free_bytes
+    need, have = saves.bytes_total + reserve, free(settings.storage_root)
+    if have < need:
+        yield FieldError(
+            pointer="/checkpoint/every_steps",
+            detail=f"The disk of {settings.storage_root} is too full: {saves.count} saves of"
+            f" {in_bytes(saves.bytes_each)} and a reserve of {in_bytes(reserve)} need"
+            f" {in_bytes(need)}, and {in_bytes(have)} are free.",
+            hint=_disk_hint(job, have - reserve),
+        )
+    have = free(settings.data_dir)
+    if have < reserve:
+        yield FieldError(
+            pointer="",
+            detail=f"The disk of the service's data folder {settings.data_dir} is too full:"
+            f" {in_bytes(have)} are free, and {in_bytes(reserve)} must be.",
+            hint="Free some space there; no change of the spec helps.",
+        )
+
+
+def _disk_hint(job: JobSpec, room: int) -> str:
+    fits = room // job.checkpoint_bytes
+    if fits < 1:
+        return "Free some space, or set the service's storage to a larger disk."
+    every = -(-job.steps // fits)
+    return f"Free some space, or save less often: every_steps {every} or more fits."
+
+
+def _hosts(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
+    if job.hosts.count > settings.max_local_hosts:
+        yield FieldError(
+            pointer="/hosts/count",
+            detail=f"{job.hosts.count} hosts on this machine are more than the"
+            f" {settings.max_local_hosts} that the service allows.",
+            hint=f"Use {settings.max_local_hosts} or fewer, or raise max_local_hosts.",
+        )

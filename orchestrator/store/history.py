@@ -1,0 +1,210 @@
+"""Reads of the canonical history and of replays.
+
+Owns how metric rows become the one history of a run: `ledger.history` says which attempt tells a
+step, this module fetches it. Rows are append-only under (run, attempt, step), so every read is a
+range of the primary key. Must not import the API.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Row, and_, func, or_, select
+from sqlalchemy.sql.elements import ColumnElement
+
+from orchestrator.ledger.history import Launch, Origin, Segment, canonical, within
+from orchestrator.store.tables import attempts, branches, evals, metric_points
+
+SEGMENTS_A_QUERY = 100
+Point = Row[*tuple[Any, ...]]
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Steps of one attempt that an earlier one had told, compared exactly.
+
+    `steps` counts those told by both so far; `identical` is None while there are none.
+    """
+
+    steps: int = 0
+    first_difference: int | None = None
+
+    @property
+    def identical(self) -> bool | None:
+        return self.first_difference is None if self.steps else None
+
+
+@dataclass(frozen=True)
+class Column:
+    """Steps `first..last` in one column of a chart; NULL (not a number) values are left out."""
+
+    first: int
+    last: int
+    attempt: int
+    loss_min: float | None
+    loss_max: float | None
+    loss_mean: float | None
+    grad_norm_max: float | None
+    grad_norm_mean: float | None
+    learning_rate: float
+    tokens_per_second: float | None
+
+
+def launches(connection: Connection, run_id: str) -> list[Launch]:
+    a = attempts.c
+    query = select(a.number, a.branch, a.resumed_from_step).where(a.run_id == run_id)
+    return [Launch(*row) for row in connection.execute(query.order_by(a.number))]
+
+
+def segments(connection: Connection, run_id: str, branch: int) -> tuple[Segment, ...]:
+    """The canonical history of `branch`, in order of steps."""
+    b = branches.c
+    query = select(b.number, b.parent, b.from_step).where(b.run_id == run_id)
+    origins = {number: Origin(parent, step) for number, parent, step in connection.execute(query)}
+    return canonical(launches(connection, run_id), branch, origins)
+
+
+def points(
+    connection: Connection,
+    run_id: str,
+    parts: Sequence[Segment],
+    after: int = 0,
+    through: int | None = None,
+    limit: int = 1000,
+) -> list[Point]:
+    """The first `limit` steps with `after < step <= through`, each once, in order."""
+    found: list[Point] = []
+    for part in within(parts, after, through):
+        if len(found) >= limit:
+            break
+        query = select(metric_points).where(_inside(run_id, part)).order_by(metric_points.c.step)
+        found.extend(connection.execute(query.limit(limit - len(found))))
+    return found
+
+
+def newest(
+    connection: Connection, run_id: str, parts: Sequence[Segment], limit: int = 1
+) -> list[Point]:
+    """The last `limit` steps of the canonical history, newest first."""
+    found: list[Point] = []
+    for part in reversed(parts):
+        if len(found) >= limit:
+            break
+        query = select(metric_points).where(_inside(run_id, part))
+        query = query.order_by(metric_points.c.step.desc()).limit(limit - len(found))
+        found.extend(connection.execute(query))
+    return found
+
+
+def columns(
+    connection: Connection, run_id: str, parts: Sequence[Segment], width: int
+) -> list[Column]:
+    """The steps of `parts` in columns of `width` steps; a column never spans two attempts."""
+    m = metric_points.c
+    bucket = (m.step - 1) // width
+    query = select(
+        func.min(m.step),
+        func.max(m.step),
+        m.attempt,
+        func.min(m.loss),
+        func.max(m.loss),
+        func.avg(m.loss),
+        func.max(m.grad_norm),
+        func.avg(m.grad_norm),
+        func.max(m.learning_rate),
+        func.sum(m.tokens) / func.nullif(func.sum(m.seconds), 0.0),
+    ).group_by(m.attempt, bucket)
+    found: list[Column] = []
+    for some in _some(parts):
+        where = or_(*(_inside(run_id, part) for part in some))
+        found.extend(Column(*row) for row in connection.execute(query.where(where)))
+    return sorted(found, key=lambda column: column.first)
+
+
+def evaluations(
+    connection: Connection, run_id: str, parts: Sequence[Segment]
+) -> list[tuple[int, int, float | None]]:
+    """(step, attempt, loss) of the evaluations of the canonical history, in order."""
+    e = evals.c
+    found: list[tuple[int, int, float | None]] = []
+    for some in _some(parts):
+        ranges = (_range(e.attempt, e.step, part) for part in some)
+        query = select(e.step, e.attempt, e.loss).where(e.run_id == run_id, or_(*ranges))
+        found.extend((step, attempt, loss) for step, attempt, loss in connection.execute(query))
+    return sorted(found)
+
+
+def told(connection: Connection, run_id: str) -> dict[int, int]:
+    """The highest step that each attempt told of; attempts that told none are left out."""
+    a, m = attempts.c, metric_points.c
+    highest = (
+        select(func.max(m.step))
+        .where(m.run_id == run_id, m.attempt == a.number)
+        .correlate(attempts)
+        .scalar_subquery()
+    )
+    query = select(a.number, highest).where(a.run_id == run_id)
+    return {number: step for number, step in connection.execute(query) if step is not None}
+
+
+def replays(connection: Connection, run_id: str) -> dict[int, Replay]:
+    """For each attempt, how the steps that it trained again compare with their last telling before.
+
+    Loss, gradient norm and batch hash must be the same exactly; NaN (kept as NULL) equals NaN.
+    """
+    highest = told(connection, run_id)
+    found: dict[int, Replay] = {}
+    before = 0
+    earlier: list[int] = []
+    for launch in launches(connection, run_id):
+        reached = highest.get(launch.number)
+        if reached is None:
+            found[launch.number] = Replay()
+            continue
+        bounds = Segment(launch.number, launch.resumed_from, min(before, reached))
+        found[launch.number] = _compare(connection, run_id, bounds, earlier)
+        before = max(before, reached)
+        earlier.append(launch.number)
+    return found
+
+
+def _compare(
+    connection: Connection, run_id: str, bounds: Segment, earlier: Sequence[int]
+) -> Replay:
+    if bounds.through is None or bounds.through <= bounds.after:
+        return Replay()
+    now = _tellings(connection, run_id, bounds)
+    before: dict[int, tuple[object, ...]] = {}
+    for attempt in reversed(earlier):
+        if len(before) >= bounds.through - bounds.after:
+            break
+        part = Segment(attempt, bounds.after, bounds.through)
+        before = _tellings(connection, run_id, part) | before
+    both = sorted(now.keys() & before.keys())
+    differing = (step for step in both if now[step] != before[step])
+    return Replay(len(both), next(differing, None))
+
+
+def _tellings(connection: Connection, run_id: str, part: Segment) -> dict[int, tuple[object, ...]]:
+    m = metric_points.c
+    query = select(m.step, m.loss, m.grad_norm, m.batch_hash).where(_inside(run_id, part))
+    return {row[0]: tuple(row[1:]) for row in connection.execute(query)}
+
+
+def _inside(run_id: str, part: Segment) -> ColumnElement[bool]:
+    m = metric_points.c
+    return and_(m.run_id == run_id, _range(m.attempt, m.step, part))
+
+
+def _range(
+    attempt: ColumnElement[int], step: ColumnElement[int], part: Segment
+) -> ColumnElement[bool]:
+    within_part = and_(attempt == part.attempt, step > part.after)
+    return within_part if part.through is None else and_(within_part, step <= part.through)
+
+
+def _some(parts: Sequence[Segment]) -> Iterator[Sequence[Segment]]:
+    for start in range(0, len(parts), SEGMENTS_A_QUERY):
+        yield parts[start : start + SEGMENTS_A_QUERY]
