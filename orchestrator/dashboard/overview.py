@@ -1,0 +1,129 @@
+"""What the overview shows: every run as one row, all lives on one time axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from orchestrator.api.schemas import IncidentView, RunSummary
+from orchestrator.dashboard import life, story
+from orchestrator.dashboard.reader import Reader
+from orchestrator.dashboard.spark import Spark, spark
+from orchestrator.state import TERMINAL_RUNS, RunState
+
+SPARK_POINTS = 60
+LEAST_STOP = 0.6  # percent of the strip: about two pixels
+MARKS_APART = 3.5
+MOST_HAPPENINGS = 12
+
+
+@dataclass(frozen=True)
+class Strip:
+    boxes: list[life.Box]
+    marks: list[tuple[float, life.Mark]]
+    ticks: list[life.Tick]
+
+
+@dataclass(frozen=True)
+class Row:
+    run: RunSummary
+    life: life.Life
+    incidents: tuple[IncidentView, ...]
+    spark: Spark | None
+    strip: Strip
+
+    @property
+    def needs_reason(self) -> IncidentView | None:
+        """The incident that a person is needed for, where there is one."""
+        return next((i for i in self.incidents if i.needs_person and i.closed_at is None), None)
+
+
+@dataclass(frozen=True)
+class Figures:
+    training: int
+    hosts: int
+    tokens_per_second: float
+    goodput: float | None
+    stops: int
+    recovered: int
+
+
+@dataclass(frozen=True)
+class Overview:
+    headline: story.Answer
+    figures: Figures
+    needing: list[Row]
+    active: list[Row]
+    finished: list[Row]
+    happenings: list[tuple[RunSummary, IncidentView]]
+    window_name: str
+    windows: tuple[str, ...]
+    ticks: list[life.Tick]
+
+
+def overview(reader: Reader, chosen_window: str | None) -> Overview:
+    runs, now = reader.runs(), reader.now()
+    active = [run for run in runs if run.state not in TERMINAL_RUNS or run.needs_person]
+    finished = [run for run in runs if run not in active]
+    stories = {run.id: reader.incidents(run.id) for run in runs}
+    lives = {run.id: life.live(run, reader.attempts(run.id), stories[run.id], now) for run in runs}
+    name, window = life.shared_window([lives[run.id] for run in active], now, chosen_window)
+
+    def row(run: RunSummary, window: life.Window) -> Row:
+        losses = reader.losses(run.id, SPARK_POINTS)
+        strip = draw(lives[run.id], window)
+        return Row(run, lives[run.id], stories[run.id], spark(losses), strip)
+
+    rows = [row(run, window) for run in sorted(active, key=_urgency)]
+    own = [row(run, life.Window(lives[run.id].start, lives[run.id].end)) for run in finished]
+    happenings = _happenings(runs, stories, now)
+    return Overview(
+        headline=story.headline(active),
+        figures=_figures(active, happenings),
+        needing=[row for row in rows if row.run.needs_person],
+        active=rows,
+        finished=own,
+        happenings=happenings[:MOST_HAPPENINGS],
+        window_name=name,
+        windows=tuple(life.WINDOWS),
+        ticks=life.ticks(window),
+    )
+
+
+def draw(one: life.Life, window: life.Window, least: float = LEAST_STOP) -> Strip:
+    return Strip(
+        life.boxes(one, window, least),
+        life.mark_boxes(one, window, MARKS_APART),
+        life.ticks(window),
+    )
+
+
+def _urgency(run: RunSummary) -> tuple[bool, bool, float]:
+    """Who waits for a person first, then who recovers, then the oldest."""
+    recovering = run.state in (RunState.RECOVERING, RunState.STARTING)
+    return not run.needs_person, not recovering, run.created_at.timestamp()
+
+
+def _happenings(
+    runs: Sequence[RunSummary], stories: dict[str, tuple[IncidentView, ...]], now: datetime
+) -> list[tuple[RunSummary, IncidentView]]:
+    """Every stop of the last 24 hours, newest first."""
+    since = now - timedelta(hours=24)
+    told = [(run, i) for run in runs for i in stories[run.id] if i.opened_at >= since]
+    return sorted(told, key=lambda pair: pair[1].opened_at, reverse=True)
+
+
+def _figures(
+    active: Sequence[RunSummary], happenings: Sequence[tuple[RunSummary, IncidentView]]
+) -> Figures:
+    training = [run for run in active if run.state is RunState.RUNNING]
+    shares = [run.goodput for run in active if run.goodput is not None]
+    return Figures(
+        training=len(training),
+        hosts=sum(run.hosts for run in training),
+        tokens_per_second=sum(run.progress.tokens_per_second or 0.0 for run in training),
+        goodput=sum(shares) / len(shares) if shares else None,
+        stops=len(happenings),
+        recovered=sum(incident.closed_at is not None for _, incident in happenings),
+    )

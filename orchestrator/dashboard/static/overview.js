@@ -1,0 +1,5 @@
+// The overview: looks again every two seconds.
+import { controls } from "./controls.js";
+import { Live } from "./live.js";
+
+controls(new Live());

@@ -1,0 +1,76 @@
+"""The `Reader` over the database, by way of the API's own views."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from fastapi import Request
+from sqlalchemy import Connection
+
+from orchestrator.api import views
+from orchestrator.api.auth import service_of
+from orchestrator.api.schemas import (
+    AttemptView,
+    Chart,
+    CheckpointView,
+    GoodputView,
+    IncidentView,
+    LogLine,
+    RunDetail,
+    RunSummary,
+)
+from orchestrator.dashboard.reader import Reader
+from orchestrator.service import Service
+from orchestrator.store.wishes import NoSuchRun
+
+MOST_RUNS = 100
+
+
+class ViewsReader:
+    """Reads within one transaction of `connection`."""
+
+    def __init__(self, connection: Connection, service: Service) -> None:
+        self._connection = connection
+        self._service = service
+
+    def now(self) -> datetime:
+        return self._service.clock.now()
+
+    def runs(self) -> tuple[RunSummary, ...]:
+        return views.run_page(self._connection, self._service, limit=MOST_RUNS).items
+
+    def run(self, name: str) -> RunDetail | None:
+        try:
+            return views.run_detail(self._connection, self._service, name)
+        except NoSuchRun:
+            return None
+
+    def attempts(self, run_id: str) -> tuple[AttemptView, ...]:
+        return views.attempts(self._connection, self._service, run_id)
+
+    def checkpoints(self, run_id: str) -> tuple[CheckpointView, ...]:
+        return views.checkpoints(self._connection, self._service, run_id)
+
+    def incidents(self, run_id: str) -> tuple[IncidentView, ...]:
+        return views.incidents(self._connection, self._service, run_id)
+
+    def chart(self, run_id: str, columns: int, from_step: int = 1) -> Chart:
+        return views.chart(self._connection, self._service, run_id, columns, from_step)
+
+    def losses(self, run_id: str, points: int) -> tuple[float, ...]:
+        columns = self.chart(run_id, points).columns
+        return tuple(column.loss_mean for column in columns if column.loss_mean is not None)
+
+    def goodput(self, run_id: str) -> GoodputView:
+        return views.goodput(self._connection, self._service, run_id)
+
+    def logs(self, run_id: str, lines: int) -> tuple[LogLine, ...]:
+        return views.logs(self._connection, self._service, run_id, limit=lines).items
+
+
+def reader(request: Request) -> Iterator[Reader]:
+    """A dependency: one consistent look for one request."""
+    service = service_of(request)
+    with service.read.connect() as connection:
+        yield ViewsReader(connection, service)
