@@ -16,7 +16,7 @@ install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) \
 compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(ARGS)
 
-.PHONY: help setup setup-dev run test soak check format lock clean
+.PHONY: help setup setup-dev run test soak check format docs lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ check: setup-dev ## Lint, format, types, import directions
 format: setup-dev ## Bring the code into its form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: setup-dev ## Write the pages of docs/ that come from the code
+	$(BIN)/python docs/generate.py
 
 lock: $(BIN)/uv ## Renew the locks after a change of dependencies; ARGS=--upgrade takes newer versions
 	$(compile) --output-file locks/setup.txt locks/setup.in

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
-from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential, wait_random
 
 from orchestrator.api.schemas import (
     AttemptView,
@@ -199,6 +199,9 @@ class Client:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._forget()
 
     @property
@@ -252,7 +255,9 @@ class Client:
         return self._read("POST", _of(run, "cancel"), RunDetail)
 
     def attempts(self, run: str) -> tuple[AttemptView, ...]:
-        return self._read("GET", _of(run, "attempts"), _ATTEMPTS)
+        """Oldest first."""
+        found = self._read("GET", _of(run, "attempts"), _ATTEMPTS)
+        return tuple(sorted(found, key=lambda attempt: attempt.number))
 
     def checkpoints(self, run: str) -> tuple[CheckpointView, ...]:
         return self._read("GET", _of(run, "checkpoints"), _CHECKPOINTS)
@@ -269,19 +274,19 @@ class Client:
         params = {"from_step": from_step, "to_step": to_step}
         return self._read("GET", _of(run, "metrics"), Metrics, params=params)
 
-    def events(self, run: str) -> Iterator[EventView]:
-        """All events, oldest page first."""
-        cursor = None
-        while True:
-            page = self._read("GET", _of(run, "events"), EventPage, params={"cursor": cursor})
+    def events(self, run: str, *, after: int = 0) -> Iterator[EventView]:
+        """All events after the one with id `after`, oldest first."""
+        cursor: str | None = str(after)
+        while cursor is not None:
+            params = {"cursor": cursor, "limit": 200}
+            page = self._read("GET", _of(run, "events"), EventPage, params=params)
             yield from page.items
             cursor = page.next_cursor
-            if cursor is None:
-                return
 
     def logs(
         self, run: str, *, after: int | None = None, limit: int = 1000, attempt: int | None = None
     ) -> LogPage:
+        """Lines after the one with id `after`, or the last `limit` ones; oldest first."""
         params = {"after": after, "limit": limit, "attempt": attempt}
         return self._read("GET", _of(run, "logs"), LogPage, params=params)
 
@@ -315,7 +320,7 @@ class Client:
     def _send(self, call: _Call) -> httpx.Response:
         retrying = Retrying(
             retry=_worth_another_try,
-            wait=wait_exponential_jitter(initial=0.1, max=2.0, jitter=0.1),
+            wait=wait_exponential(multiplier=0.1, max=2.0) + wait_random(0.0, 0.1),
             stop=stop_after_delay(self._patience),
             sleep=self._sleep,
             reraise=True,

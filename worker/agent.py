@@ -99,6 +99,7 @@ class Agent:
         self._instance = secrets.token_hex(8)
         self._spool = Spool(folder.spool)
         self._trainer: Trainer | None = None
+        self._starting: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._commands: tuple[Command, ...] = ()
         self._commanded = asyncio.Event()
@@ -112,7 +113,7 @@ class Agent:
             instance=self._instance,
             spool=self._spool,
             control_url=folder.control_url,
-            running=lambda: self._running.attempt if self._running else None,
+            running=self._running_attempt,
             port=lambda: free_port(ADDRESS),
             obey=self._command,
         )
@@ -121,6 +122,10 @@ class Agent:
     def _running(self) -> Trainer | None:
         trainer = self._trainer
         return None if trainer is None or trainer.ended.is_set() else trainer
+
+    def _running_attempt(self) -> int | None:
+        """Told from before the spawn until after the exit is in the spool, never less."""
+        return self._running.attempt if self._running else self._starting
 
     async def run(self) -> None:
         """Until retired. Raises `Superseded` or `ProtocolRefused`; no trainer lives afterwards."""
@@ -166,7 +171,7 @@ class Agent:
                 record.process.kill_group()
         if record is None:
             return
-        self._folder.raise_fence(record.attempt)
+        self._raise_fence(record.attempt)
         lines = last_lines(self._folder.log_file(record.attempt, record.rank))
         buried = TrainerExited(exit_code=None, last_lines=lines, why_killed=ORPHANED)
         self._spool.append(buried, record.attempt, record.rank)
@@ -175,9 +180,22 @@ class Agent:
     # ---- commands --------------------------------------------------------------------------------
 
     def _command(self, commands: tuple[Command, ...]) -> None:
-        """The newest answer counts: each one holds all that is wanted of this host."""
+        """The newest answer counts: each one holds all that is wanted of this host.
+
+        A stop is a fence from this moment on, since the next report says that it is known here: a
+        start of the same attempt may still arrive, with an answer that was overtaken.
+        """
+        for command in commands:
+            if isinstance(command, KillTrainer | DrainTrainer):
+                self._raise_fence(command.attempt)
         self._commands = commands
         self._commanded.set()
+
+    def _raise_fence(self, attempt: int) -> None:
+        try:
+            self._folder.raise_fence(attempt)
+        except OSError as error:
+            log.error("attempt %d: could not write its fence down: %s", attempt, error)
 
     async def _obey(self) -> None:
         while True:
@@ -207,18 +225,26 @@ class Agent:
         attempt = command.spec.attempt
         if attempt <= self._folder.attempt_fence:
             return
-        await self._end_trainer(f"attempt {attempt} takes its place")
-        while not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
-            log.error("attempt %d: something still holds trainer.lock; waiting", attempt)
-        self._folder.raise_fence(attempt)
-        trainer = Trainer(
-            self._folder, command, self._argv, lambda event: self._tell(event, command)
-        )
-        self._trainer = trainer
-        self._background(trainer.run())
+        try:
+            self._folder.raise_fence(attempt)
+        except OSError as error:
+            why = f"it could not be started: {error}"
+            self._tell(TrainerExited(exit_code=None, why_killed=why), command)
+            return
+        self._starting = attempt
+        try:
+            await self._end_trainer(f"attempt {attempt} takes its place")
+            while not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
+                log.error("attempt %d: something still holds trainer.lock; waiting", attempt)
+            trainer = Trainer(
+                self._folder, command, self._argv, lambda event: self._tell(event, command)
+            )
+            self._trainer = trainer
+            self._background(trainer.run())
+        finally:
+            self._starting = None
 
     async def _kill(self, command: KillTrainer) -> None:
-        self._folder.raise_fence(command.attempt)
         if self._running and self._running.attempt <= command.attempt:
             await self._end_trainer(command.reason)
 

@@ -120,6 +120,7 @@ class HostFolder:
         self.spool = root / "spool"
         self.logs = root / "logs"
         self._fence_file = root / "highest-attempt"
+        self._fence: int | None = None
 
     def prepare(self) -> None:
         for folder in (self.root, self.spool, self.logs):
@@ -143,14 +144,17 @@ class HostFolder:
 
     @property
     def attempt_fence(self) -> int:
-        try:
-            return int(self._fence_file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return 0
+        if self._fence is None:
+            try:
+                self._fence = int(self._fence_file.read_text(encoding="utf-8"))
+            except FileNotFoundError:
+                self._fence = 0
+        return self._fence
 
     def raise_fence(self, attempt: int) -> None:
         """No trainer of `attempt` or of an earlier one starts here from now on."""
         if attempt > self.attempt_fence:
+            self._fence = attempt  # holds for this process even where the disk is full
             write_whole(self._fence_file, f"{attempt}\n")
 
     def hold_agent_lock(self) -> int | None:

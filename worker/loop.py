@@ -1,1 +1,175 @@
-"""The training loop, to be read like prose."""
+"""The training loop, to be read like prose.
+
+A step's result is read while the next step runs, so the device never waits for the host; but what
+follows from a step (saving, leaving) is decided only on its own, finished result. Every process of
+the gang sees the same results and so decides the same, at the same step.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import jax
+
+from worker.checkpoint import Saver
+from worker.compiled import Compiled
+from worker.data.batches import Batch, Batches, Rows
+from worker.data.prefetch import Prefetcher
+from worker.ends import Diverged
+from worker.mesh import Placer
+from worker.protocol import (
+    AttemptSpec,
+    Evaluated,
+    Phase,
+    StateNotFinite,
+    StepBeat,
+    StepCompleted,
+)
+from worker.report import AgentLink, PhaseClock
+from worker.schedule import due
+from worker.step import StepResult, TrainState
+from worker.watch import not_finite
+
+DRAIN = 2  # the signal of a host that was asked to leave; 0 says nothing
+
+
+@dataclass(frozen=True)
+class Training:
+    """All that the loop works with."""
+
+    spec: AttemptSpec
+    rank: int
+    link: AgentLink
+    clock: PhaseClock
+    saver: Saver
+    placer: Placer
+    batches: Batches
+    held_out: tuple[Rows, ...]
+    compiled: Compiled
+
+
+@dataclass(frozen=True)
+class Running:
+    """A step that was handed to the device, and what its report will need."""
+
+    step: int
+    batch: Batch
+    result: StepResult
+    data_wait: float
+
+
+@dataclass(frozen=True)
+class Left:
+    """Where the loop ended; `saved` is False when there was nothing left to train."""
+
+    state: TrainState
+    step: int
+    drained: bool
+    saved: bool
+
+
+def train(training: Training, state: TrainState, first: int) -> Left:
+    """Takes `state`, which stands after `first` steps, to the run's last step or to a drain.
+
+    The last save is under way when this returns. Raises Diverged and StorageFailed.
+    """
+    job = training.spec.job
+    if first == job.steps:
+        return Left(state, first, drained=False, saved=False)
+    training.clock.enter(Phase.TRAIN)
+    meter = Meter(training)
+    running: Running | None = None
+    leaving = False
+    with Prefetcher(training.batches, first, job.steps) as prefetched:
+        for step in range(first + 1, job.steps + 1):
+            earlier = running
+            state, running = _advance(training, prefetched, state, step)
+            if earlier is not None:
+                leaving |= meter.report(earlier)
+            after = due(job, step)
+            if not (after.anything or leaving):
+                continue
+            leaving |= meter.report(running)
+            running = None
+            if after.evaluate:
+                _evaluate(training, state, step)
+            if after.save or leaving:
+                training.saver.save(state, step, final=leaving or step == job.steps)
+            if leaving:
+                return Left(state, step, drained=step < job.steps, saved=True)
+    return Left(state, job.steps, drained=False, saved=True)
+
+
+def _advance(
+    training: Training, prefetched: Prefetcher, state: TrainState, step: int
+) -> tuple[TrainState, Running]:
+    """Hands `step` to the device; its numbers are not there yet."""
+    began = time.monotonic()
+    batch = prefetched.next()
+    waited = time.monotonic() - began
+    state, result = training.compiled.step(
+        state,
+        training.placer.place_rows(batch.rows),
+        training.placer.place_scalar(training.spec.data_plan.batch_index(step)),
+        training.placer.place_signal(DRAIN if training.link.drain.is_set() else 0),
+    )
+    return state, Running(step, batch, result, waited)
+
+
+class Meter:
+    """Waits for steps to be complete and reports them."""
+
+    def __init__(self, training: Training) -> None:
+        self._training = training
+        self._last = time.monotonic()
+
+    def report(self, running: Running) -> bool:
+        """Reports a step; returns whether some host wishes to leave. Raises Diverged."""
+        result: StepResult = jax.device_get(running.result)
+        now = time.monotonic()
+        seconds, self._last = now - self._last, now
+        loss, grad_norm = float(result.loss), float(result.grad_norm)
+        rate = float(result.learning_rate)
+        link, tokens = self._training.link, self._training.spec.job.tokens_per_step
+        if trouble := not_finite(loss, grad_norm):
+            link.send(StateNotFinite(step=running.step, where=trouble))
+            raise Diverged(f"after step {running.step} {trouble}")
+        if self._training.rank == 0:
+            link.send(
+                StepCompleted(
+                    step=running.step,
+                    loss=loss,
+                    grad_norm=grad_norm,
+                    learning_rate=rate,
+                    tokens=tokens,
+                    seconds=seconds,
+                    data_wait=running.data_wait,
+                    batch_hash=running.batch.fingerprint,
+                )
+            )
+            print(
+                f"step {running.step} loss {loss:.4f} grad_norm {grad_norm:.3f}"
+                f" lr {rate:.2e} tok/s {tokens / seconds:,.0f}",
+                flush=True,
+            )
+        else:
+            link.send(StepBeat(step=running.step, seconds=seconds, data_wait=running.data_wait))
+        return int(result.signal) >= DRAIN
+
+
+def _evaluate(training: Training, state: TrainState, step: int) -> None:
+    """Mean loss over the held-out batches, if there are any."""
+    if not training.held_out:
+        return
+    training.clock.enter(Phase.EVAL)
+    began = time.monotonic()
+    losses = [
+        float(training.compiled.evaluate(state.params, training.placer.place_rows(rows)))
+        for rows in training.held_out
+    ]
+    loss, seconds = sum(losses) / len(losses), time.monotonic() - began
+    if training.rank == 0:
+        training.link.send(Evaluated(step=step, loss=loss, batches=len(losses), seconds=seconds))
+        print(f"eval {step} loss {loss:.4f} over {len(losses)} held-out batches", flush=True)
+    training.clock.enter(Phase.TRAIN)

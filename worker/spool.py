@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from time import monotonic
 
@@ -26,6 +27,7 @@ SEGMENT_BYTES = 1 << 20
 SPOOL_BYTES = 256 << 20
 ROLL_BYTES = 64 << 10  # a segment whose events are all acknowledged goes once it is this large
 REFUSED_BYTES = 1 << 20
+MEMORY_EVENTS = 10_000  # that wait in memory while the disk takes nothing
 LOG, STEP, KEEP = 0, 1, 2
 WORTH = {"log": LOG, "beat": STEP, "step": STEP}
 log = logging.getLogger("longhaul.agent")
@@ -85,25 +87,22 @@ class Spool:
         self._wall = wall
         self._unwritten: list[SpooledEvent] = []
         self._disk_refused = False
-        self._segments = [_load(path) for path in sorted(folder.glob("*.events"))]
-        self.acked = self._segments[0].first - 1 if self._segments else 0
         # Where the next event to send lies; None: to be searched from `acked`.
         self._cursor: tuple[Path, int] | None = None
+        self._segments = [_load(path) for path in sorted(folder.glob("*.events"))]
         if not self._segments:
-            self._roll(1)
-        self._fd = self._open_active()
+            self._segments.append(_Segment(self._path_of(1), 1, 0, 0))
+        self._fd = _open_to_append(self._segments[-1].path)
+        self.last_seq = self._segments[-1].last
+        self.acked = self._segments[0].first - 1
 
     def close(self) -> None:
         os.close(self._fd)
 
     @property
-    def last_seq(self) -> int:
-        return self._unwritten[-1].seq if self._unwritten else self._segments[-1].last
-
-    @property
     def pending(self) -> bool:
-        waiting = any(segment.last > self.acked for segment in self._segments)
-        return waiting or bool(self._unwritten)
+        waiting = (segment.last > self.acked for segment in self._segments if segment.bytes)
+        return bool(self._unwritten) or any(waiting)
 
     @property
     def bytes(self) -> int:
@@ -111,7 +110,7 @@ class Spool:
 
     def append(self, event: KnownEvent | Unknown, attempt: int, rank: int) -> int:
         """Numbers the event and writes it down; returns its seq."""
-        seq = self.last_seq + 1
+        self.last_seq = seq = self.last_seq + 1
         envelope = Envelope(
             seq=seq, attempt=attempt, rank=rank, at=self._wall(), mono=self._mono(), event=event
         )
@@ -126,7 +125,7 @@ class Spool:
             self._write_down()
         found: list[SpooledEvent] = []
         total = 0
-        for event in self._unacked():
+        for event in chain(self._unacked(), tuple(self._unwritten)):
             total += len(event.body)
             if found and (len(found) >= events or total > size):
                 break
@@ -138,8 +137,10 @@ class Spool:
         if seq <= self.acked:
             return
         self.acked = seq
+        self._unwritten = [event for event in self._unwritten if event.seq > seq]
         # Beyond the last: this folder lost events that the control plane has; never reuse a seq.
         lost = seq > self.last_seq
+        self.last_seq = max(self.last_seq, seq)
         if lost or (seq == self.last_seq and self._segments[-1].bytes >= ROLL_BYTES):
             self._roll(seq + 1)
         while len(self._segments) > 1 and self._segments[0].last <= seq:
@@ -173,24 +174,25 @@ class Spool:
     # ---- writing ---------------------------------------------------------------------------------
 
     def _write_down(self) -> None:
-        """Writes what waits. On a full disk steps and log lines are let go, the rest is kept."""
+        """Writes what waits. What the disk refuses stays in memory, within bounds."""
         try:
             while self._unwritten:
                 self._write(self._unwritten[0])
                 self._unwritten.pop(0)
-            if self._segments[-1].bytes >= self._segment_bytes:
-                self._roll(self._segments[-1].last + 1)
-                self._thin()
         except OSError as error:
-            if not self._disk_refused:
-                log.error("can not write to the spool: %s; free space on this disk", error)
-            self._disk_refused = True
-            # The last one stays whatever it is worth, because it carries the numbering.
-            numbering = self._unwritten[-1:]
-            older = self._unwritten[:-1]
-            self._unwritten = [event for event in older if event.worth == KEEP] + numbering
-        else:
-            self._disk_refused = False
+            self._refused_by_disk(error)
+            return
+        self._disk_refused = False
+        if self._segments[-1].bytes >= self._segment_bytes:
+            self._roll(self.last_seq + 1)
+            self._thin()
+
+    def _refused_by_disk(self, error: OSError) -> None:
+        if not self._disk_refused:
+            log.error("can not write to the spool: %s; free space on this disk", error)
+        self._disk_refused = True
+        if len(self._unwritten) > MEMORY_EVENTS:
+            self._unwritten = [event for event in self._unwritten if event.worth == KEEP]
 
     def _write(self, event: SpooledEvent) -> None:
         active = self._segments[-1]
@@ -203,15 +205,18 @@ class Spool:
 
     def _roll(self, first: int) -> None:
         """Opens a new segment. Its name alone tells the next seq, even when it stays empty."""
-        path = self._folder / f"{first:016d}.events"
-        path.touch(mode=0o600)
+        path = self._path_of(first)
+        try:
+            opened = _open_to_append(path)
+        except OSError as error:
+            self._refused_by_disk(error)
+            return
+        os.close(self._fd)
+        self._fd = opened
         self._segments.append(_Segment(path, first, first - 1, 0))
-        if len(self._segments) > 1:
-            os.close(self._fd)
-            self._fd = self._open_active()
 
-    def _open_active(self) -> int:
-        return os.open(self._segments[-1].path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+    def _path_of(self, first: int) -> Path:
+        return self._folder / f"{first:016d}.events"
 
     # ---- staying within the disk budget ----------------------------------------------------------
 
@@ -225,17 +230,30 @@ class Spool:
                     self._thin_segment(segment, worth)
 
     def _thin_segment(self, segment: _Segment, worth: int) -> None:
+        self._cursor = None
         lines = segment.path.read_bytes().splitlines(keepends=True)
         events = [event for line in lines if (event := SpooledEvent.parse(line)) is not None]
-        kept = b"".join(event.line for event in events if event.worth > worth)
+        kept = [event for event in events if event.worth > worth]
+        if len(kept) < len(lines):
+            log.warning("the spool is over its limit: %d old events go", len(lines) - len(kept))
+        if not kept:
+            self._segments.remove(segment)
+            segment.path.unlink()
+            return
         temporary = segment.path.with_suffix(".new")
-        temporary.write_bytes(kept)
-        temporary.replace(segment.path)
-        gone = segment.bytes - len(kept)
-        log.warning("the spool is over its limit: let go of %d bytes of old telemetry", gone)
-        segment.bytes, segment.thinned = len(kept), worth
-        segment.last = max((e.seq for e in events if e.worth > worth), default=segment.first - 1)
-        self._cursor = None
+        try:
+            temporary.write_bytes(b"".join(event.line for event in kept))
+            temporary.replace(segment.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            self._refused_by_disk(error)
+            return
+        segment.bytes, segment.last = segment.path.stat().st_size, kept[-1].seq
+        segment.thinned = worth
+
+
+def _open_to_append(path: Path) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
 
 def _load(path: Path) -> _Segment:

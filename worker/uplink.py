@@ -36,10 +36,12 @@ BATCH_BYTES = 512 << 10
 COALESCE_SECONDS = 0.05
 WAIT_SECONDS = 20.0
 MAX_BACKOFF_SECONDS = 2.0
+LOOK_SECONDS = 0.1
 REFUSED_BACKOFF_SECONDS = 15.0
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 POLL_TIMEOUT = httpx.Timeout(WAIT_SECONDS + 10.0, connect=3.0)
 PROBLEM = "application/problem+json"
+PROTOCOL_PROBLEM = "protocol-not-served"
 log = logging.getLogger("longhaul.agent")
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -137,8 +139,6 @@ class Uplink:
             batch = self._spool.batch(self._batch_events, BATCH_BYTES)
             if batch:
                 await self._deliver(batch)
-            elif self._spool.pending:
-                await asyncio.sleep(1.0)  # the disk refuses what waits in memory
 
     async def poll(self) -> None:
         """Heartbeats that are held back until there is something to obey, for ever."""
@@ -241,7 +241,7 @@ class Uplink:
                 return await self._call(call, body(), kind)
             except Away as away:
                 wait = backoff(failures)
-                if failures in (0, 10) or failures % 100 == 0:
+                if failures in (1, 10) or failures % 100 == 99:
                     log.warning("%s: %s; trying again", call, away)
             except Refused as refusal:
                 if not patient:
@@ -249,7 +249,14 @@ class Uplink:
                 log.error("%s refused: %s; trying again", call, refusal)
                 wait = backoff(failures + 4, REFUSED_BACKOFF_SECONDS)
             failures += 1
-            await asyncio.sleep(wait)
+            await self._pause(wait)
+
+    async def _pause(self, seconds: float) -> None:
+        """Waits so long, or until the control plane is announced elsewhere."""
+        loop = asyncio.get_running_loop()
+        until, base = loop.time() + seconds, self._base()
+        while (left := until - loop.time()) > 0 and self._base() == base:
+            await asyncio.sleep(min(left, LOOK_SECONDS))
 
     async def _call(self, call: str, body: bytes, kind: type[Answer]) -> Answer:
         """One request. Raises `Away` for what may pass, an `UplinkError` for what will not."""
@@ -279,18 +286,19 @@ class Uplink:
         # Somebody else may answer at the port that a control plane has left: only a problem
         # document from where the control plane is now may end a healthy trainer.
         genuine = response.headers.get("content-type", "").startswith(PROBLEM)
-        if not genuine or self._moved(base):
+        if not genuine or self._base() != base:
             return Away(f"not the control plane's answer: {words}")
+        if status == 426 or PROTOCOL_PROBLEM in response.text:
+            return ProtocolRefused(words)
         if status == 409 and call == "checkpoints":
             return Stale(words)
         if status in (401, 403, 409):
             return Superseded(words)
-        if status == 426:
-            return ProtocolRefused(words)
         return Refused(words)
 
-    def _moved(self, base: str) -> bool:
+    def _base(self) -> str | None:
+        """Where the control plane is said to be; None while nobody says."""
         try:
-            return self._control_url() != base
+            return self._control_url()
         except OSError:
-            return True
+            return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,16 +26,16 @@ def logs(
         int | None, typer.Option("--attempt", metavar="N", help="Only this attempt's lines.")
     ] = None,
     tail: Annotated[
-        int | None, typer.Option("--tail", metavar="N", min=0, help="Begin N lines from the end.")
+        int | None,
+        typer.Option("--tail", metavar="N", min=1, max=5000, help="Begin N lines from the end."),
     ] = None,
     as_json: AsJson = False,
     data: DataDir = None,
 ) -> None:
     """Print a run's log lines, oldest first."""
     with connect(data) as client:
-        stored = stored_lines(client, run, attempt, after=None)
-        last: int | None = None
-        for line in deque(stored, maxlen=tail) if tail is not None else stored:
+        last = 0
+        for line in _first_lines(client, run, attempt, tail):
             last = line.id
             _print(line, as_json)
         if not follow:
@@ -48,14 +47,21 @@ def logs(
             raise typer.Exit(Exit.INTERRUPTED) from None
 
 
-def stored_lines(
-    client: Client, run: str, attempt: int | None, after: int | None
+def _first_lines(
+    client: Client, run: str, attempt: int | None, tail: int | None
 ) -> Iterator[LogLine]:
+    if tail is None:
+        yield from stored_lines(client, run, attempt, after=0)
+    else:
+        yield from client.logs(run, limit=tail, attempt=attempt).items
+
+
+def stored_lines(client: Client, run: str, attempt: int | None, after: int) -> Iterator[LogLine]:
     """Every line after `after` that the service has now, oldest first."""
     while True:
         page = client.logs(run, after=after, attempt=attempt)
         yield from page.items
-        if not page.items or page.next_cursor is None:
+        if not page.items:
             return
         after = page.items[-1].id
 
@@ -64,7 +70,7 @@ def new_lines(
     client: Client,
     run: str,
     attempt: int | None,
-    after: int | None,
+    after: int,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[LogLine]:
     """Lines as they come, until the run is over; a service that is away is asked again."""

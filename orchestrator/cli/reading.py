@@ -59,7 +59,7 @@ def runs_table(listed: Sequence[RunSummary], width: int, now: datetime) -> Rende
     columns = (
         render.Column("NAME"),
         render.Column("STATE"),
-        render.Column("STEP", right=True),
+        render.Column("STEP", right=True, drop=1),
         render.Column("LOSS", right=True, drop=3),
         render.Column("TO GO", right=True, drop=2),
         render.Column("ATTEMPTS", right=True, drop=5),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 UNLIMITED = 4096
 GAP = 2
+LEAST_FOLD = 24
 BLUE, AMBER, RED, GREY = "blue", "yellow", "red", "bright_black"
 
 _STATES = {
@@ -102,6 +103,8 @@ def table(
             justify="right" if column.right else "left",
             no_wrap=not column.fold,
             overflow="fold",
+            # A name that is cut cannot be typed again: the line may rather be too long.
+            min_width=None if column.fold else _widest(columns, cells, index),
         )
     for row in cells:
         made.add_row(*(row[index] for index in kept))
@@ -109,12 +112,13 @@ def table(
 
 
 def _needed(columns: Sequence[Column], cells: Sequence[Sequence[Text]], kept: list[int]) -> int:
-    def widest(index: int) -> int:
-        longest = max((cell_len(row[index].plain) for row in cells), default=0)
-        needed = max(cell_len(columns[index].title), longest)
-        return min(needed, 24) if columns[index].fold else needed
+    return sum(_widest(columns, cells, index) + GAP for index in kept) - GAP
 
-    return sum(widest(index) + GAP for index in kept)
+
+def _widest(columns: Sequence[Column], cells: Sequence[Sequence[Text]], index: int) -> int:
+    longest = max((cell_len(row[index].plain) for row in cells), default=0)
+    needed = max(cell_len(columns[index].title), longest)
+    return min(needed, LEAST_FOLD) if columns[index].fold else needed
 
 
 def pairs(rows: Sequence[tuple[str, str | Text]]) -> Table:
@@ -137,10 +141,10 @@ def put(out: Console, *parts: RenderableType) -> None:
     """Prints parts one below the other, without trailing blanks where nobody looks at colours."""
     for part in parts:
         if out.is_terminal:
-            out.print(part)
+            out.print(part, crop=False)
             continue
         with out.capture() as captured:
-            out.print(part)
+            out.print(part, crop=False)
         lines = captured.get().rstrip("\n").split("\n")
         out.file.write("".join(f"{line.rstrip()}\n" for line in lines))
 

@@ -40,6 +40,7 @@ class Book:
     offers: list[CheckpointOffer] = field(default_factory=list)
     events_at_offer: list[int] = field(default_factory=list)
     refuse: dict[str, int] = field(default_factory=dict)
+    problem_type: str = "application/problem+json"
     refuse_event: Callable[[Envelope], bool] = lambda envelope: False
     lose_answers: int = 0
     changed: threading.Condition = field(default_factory=threading.Condition)
@@ -196,7 +197,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(200, "application/json", self.plane.answer(call, body).model_dump_json())
         except Problem as problem:
             text = json.dumps({"type": "about:blank", "status": problem.status})
-            self._send(problem.status, "application/problem+json", text)
+            self._send(problem.status, self.plane.book.problem_type, text)
         except ConnectionAbortedError:
             self.close_connection = True
 

@@ -193,6 +193,7 @@ def done(name: str = "demo-1m", **changes: Any) -> RunDetail:
 
 def incident(**changes: Any) -> IncidentView:
     given: dict[str, Any] = {
+        "number": 1,
         "attempt": 1,
         "verdict": Verdict.CRASHED,
         "opened_at": after(25),
@@ -263,6 +264,7 @@ class FakeService:
     incidents: Sequence[IncidentView] = ()
     events: Sequence[EventView] = ()
     logs: list[LogLine] = field(default_factory=list)
+    page_size: int = 2
     refuse: Problem | None = None
     asked: list[tuple[str, str]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
@@ -299,6 +301,22 @@ class FakeService:
         return RunPage(
             items=tuple(runs[begin:end]), next_cursor=str(end) if end < len(runs) else None
         )
+
+    def _log_page(self, query: dict[str, str]) -> LogPage:
+        limit = min(int(query["limit"]), self.page_size)
+        kept = [x for x in self.logs if query.get("attempt") in {None, str(x.attempt)}]
+        if "after" in query:
+            page = [line for line in kept if line.id > int(query["after"])][:limit]
+        else:
+            page = kept[-limit:]
+        return LogPage(items=tuple(page), next_cursor=page[-1].id if page else None)
+
+    def _event_page(self, query: dict[str, str]) -> EventPage:
+        after = int(query["cursor"])
+        left = [event for event in self.events if event.id > after]
+        page = tuple(left[: self.page_size])
+        more = len(left) > len(page)
+        return EventPage(items=page, next_cursor=str(page[-1].id) if more else None)
 
     def _submit(self, body: Any) -> tuple[int, Any]:
         self.submitted.append(body)
@@ -339,13 +357,9 @@ class FakeService:
             case "GET", ["goodput"]:
                 return 200, ledger()
             case "GET", ["events"]:
-                return 200, EventPage(items=tuple(self.events))
+                return 200, self._event_page(query)
             case "GET", ["logs"]:
-                left = [line for line in self.logs if line.id > int(query.get("after", 0))]
-                page = tuple(left[:2])
-                return 200, LogPage(
-                    items=page, next_cursor=page[-1].id if len(left) > len(page) else None
-                )
+                return 200, self._log_page(query)
             case _:
                 return 404, problem(404, title="Not here", detail="/".join(rest), errors=())
 

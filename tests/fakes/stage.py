@@ -14,6 +14,7 @@ from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.processes import RecordedProcess, is_locked
 from tests.fakes.control_plane import Book, ControlPlane
 from worker.protocol import AttemptSpec, Command, DataPlan, JobSpec, StartTrainer
+from worker.spool import SpooledEvent
 
 GROUP = "lh-test-1"
 FAKE_AGENT = (sys.executable, "-m", "tests.fakes.agent")
@@ -88,8 +89,18 @@ class Stage:
         self.plane = ControlPlane(self.book)
         self.provider.announce(self.plane.url)
 
+    def spooled(self) -> set[int]:
+        """The numbers of all whole events that lie in the spool now."""
+        lines = [
+            line
+            for file in (self.folder / "spool").glob("*.events")
+            for line in file.read_bytes().splitlines(keepends=True)
+        ]
+        return {event.seq for line in lines if (event := SpooledEvent.parse(line)) is not None}
+
     def log(self) -> str:
-        return (self.folder / "logs" / "agent.log").read_text()
+        file = self.folder / "logs" / "agent.log"
+        return file.read_text() if file.exists() else ""
 
     def close(self) -> None:
         self.provider.release(GROUP)

@@ -34,6 +34,11 @@ def main() -> int:
     assert start is not None
     attempt = start["spec"]["attempt"]
     talk.say(kind="trainer_started", pid=os.getpid())
+    for raw in arguments.say:
+        line.sendall(raw.encode() + b"\n")
+    line.sendall(b"x" * arguments.say_bytes + b"\n" if arguments.say_bytes else b"")
+    if arguments.leave_child and os.fork() == 0:
+        time.sleep(60)
     for step in range(1, arguments.steps + 1):
         talk.say(**step_event(step))
         if arguments.save_every and step % arguments.save_every == 0:
@@ -56,6 +61,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--save-every", type=int, default=0)
     parser.add_argument("--slow-start", type=float, default=0.0)
     parser.add_argument("--print", action="append", default=[])
+    parser.add_argument("--say", action="append", default=[])
+    parser.add_argument("--say-bytes", type=int, default=0)
+    parser.add_argument("--leave-child", action="store_true")
     parser.add_argument("--linger", action="store_true")
     parser.add_argument("--ignore-drain", action="store_true")
     parser.add_argument("--exit", type=int, default=0)

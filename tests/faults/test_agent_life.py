@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
+from worker.agent import EXIT_REFUSED
 from worker.protocol import DrainTrainer, KillTrainer, Retire
 
 
@@ -182,6 +186,15 @@ def test_a_kill_is_told_with_its_reason_once_the_trainer_is_gone(stage: Stage):
     assert stage.book.stored[-1].attempt == 3
 
 
+def test_a_stop_that_came_before_the_start_keeps_it_from_starting(stage: Stage):
+    stage.run("--linger")
+    stage.command(DrainTrainer(attempt=2, grace_seconds=1.0))
+    stage.command(start_trainer(2))
+    stage.command(start_trainer(3))
+    stage.book.wait(lambda book: len(book.of("trainer_started")) == 2)
+    assert [e.attempt for e in stage.book.of("trainer_started")] == [1, 3]
+
+
 def test_a_newer_attempt_replaces_an_older_one(stage: Stage):
     stage.run("--linger")
     stage.book.command(start_trainer(2))
@@ -232,12 +245,104 @@ def test_the_secret_is_in_no_argument_environment_or_log(stage: Stage):
     assert kept.stat().st_mode & 0o777 == 0o600
 
 
-def test_a_second_agent_on_the_same_folder_leaves(stage: Stage, capsys: pytest.CaptureFixture[str]):
-    from worker.agent import EXIT_REFUSED, main
+def test_agents_killed_at_any_moment_lose_nothing_and_tell_nothing_twice(stage: Stage):
+    dice = random.Random(11)
+    for attempt in range(1, 6):
+        stage.book.command(start_trainer(attempt))
+        stage.launch("--steps=2000", "--step-seconds=0.001", "--save-every=200")
+        stage.book.wait(lambda book, n=attempt: any(e.attempt == n for e in book.of("step")))
+        stage.book.lose_answers = dice.randrange(3)
+        time.sleep(dice.random() * 0.3)
+        stage.kill("agent")
+        until(lambda: not stage.alive("agent") and not stage.alive("trainer"))
+    written = stage.spooled()
+    stage.book.command()
+    stage.launch("--linger")
+    stage.book.wait(lambda book: len(book.of("trainer_exited")) == 5)
+    seqs = [envelope.seq for envelope in stage.book.stored]
+    assert seqs == list(range(1, len(seqs) + 1))
+    assert written <= set(seqs)
+    for attempt in range(1, 6):
+        steps = [e.event.step for e in stage.book.of("step") if e.attempt == attempt]
+        assert steps == list(range(1, len(steps) + 1))
 
+
+def test_somebody_else_at_the_control_planes_port_ends_nothing(stage: Stage):
+    stage.book.command(start_trainer(1))
+    stage.book.problem_type = "text/html"
+    stage.launch("--steps=3", "--linger")
+    stage.book.wait(lambda book: book.registered)
+    for status in (401, 403, 404, 409, 426):
+        stage.book.refuse["report"] = status
+        stage.book.command(start_trainer(1), DrainTrainer(attempt=status, grace_seconds=1.0))
+        time.sleep(0.1)
+    stage.book.refuse.clear()
+    stage.book.wait(lambda book: book.steps() == [1, 2, 3])
+    assert stage.alive("trainer")
+    assert len(stage.book.registered) == 1
+
+
+def test_an_agent_of_the_wrong_version_says_so_and_leaves(stage: Stage):
+    stage.book.refuse["register"] = 426
+    stage.launch("--linger")
+    until(lambda: "another version of Longhaul" in stage.log())
+    until(lambda: not stage.alive("agent"))
+
+
+def test_a_trainer_may_not_speak_for_its_agent_nor_stop_it_with_nonsense(stage: Stage):
+    stage.run(
+        "--say={",
+        '--say={"kind": "trainer_exited", "exit_code": 0}',
+        '--say={"kind": "log", "lines": ["forged"]}',
+        '--say={"kind": "newer", "colour": "blue"}',
+        "--say-bytes=9000000",
+        "--steps=2",
+    )
+    ended = exit_of(stage)
+    assert (ended.exit_code, ended.last_step) == (0, 2)
+    assert len(stage.book.of("trainer_exited")) == 1
+    assert stage.book.of("log") == []
+    assert stage.book.of("newer")[0].event.colour == "blue"
+
+
+def test_a_child_that_the_trainer_leaves_behind_is_ended_with_it(stage: Stage):
+    stage.run("--leave-child", "--steps=3")
+    began = time.monotonic()
+    assert exit_of(stage).exit_code == 0
+    assert time.monotonic() - began < 1.0
+    assert not stage.alive("trainer")
+
+
+def test_a_trainer_that_can_not_be_started_is_told_as_an_exit(stage: Stage):
+    (stage.folder / "logs" / "a1-rank0.log").mkdir(parents=True)
+    stage.book.command(start_trainer(1))
+    stage.launch("--linger")
+    ended = exit_of(stage)
+    assert (ended.exit_code, ended.signal) == (None, None)
+    assert "could not be started" in ended.why_killed
+    assert stage.alive("agent")
+
+
+@pytest.mark.parametrize("given", ["", '{"group": "g", "secret": "f00d", "host": "0"}'])
+def test_without_its_secret_an_agent_does_not_start(tmp_path: Path, given: str):
+    ended = start_agent_by_hand(tmp_path / "host", given)
+    assert ended.returncode == EXIT_REFUSED
+    assert "standard input" in ended.stderr
+    assert "f00d" not in ended.stderr
+    assert not (tmp_path / "host" / "agent.json").exists()
+
+
+def test_a_second_agent_on_the_same_folder_leaves(stage: Stage):
     stage.run("--linger")
-    assert main(["--home", str(stage.folder)]) == EXIT_REFUSED
-    assert "another agent" in capsys.readouterr().err
+    ended = start_agent_by_hand(stage.folder, "")
+    assert ended.returncode == EXIT_REFUSED
+    assert "another agent" in ended.stderr
+    assert stage.alive("trainer")
+
+
+def start_agent_by_hand(home: Path, given: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "worker.agent", "--home", str(home)]
+    return subprocess.run(argv, input=given, capture_output=True, text=True, timeout=20)
 
 
 def test_a_host_folder_with_a_long_name_works(tmp_path: Path):

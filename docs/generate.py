@@ -1,0 +1,240 @@
+"""Writes the pages of `docs/` that come from the code: `python docs/generate.py` (`make docs`).
+
+A test compares the files with what this would write, so that they cannot drift.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.cli import get_docs_for_click
+
+from model.config import MODEL_PRESETS
+from orchestrator import diagrams
+from orchestrator.cli.main import app
+from orchestrator.presets import PRESETS
+from orchestrator.settings import Settings
+from worker.protocol import JobSpec
+
+DOCS = Path(__file__).parent
+
+SPEC_HEAD = """\
+# The spec of a run
+
+Generated from `JobSpec` in `worker/protocol.py` by `make docs`.
+
+A spec is YAML or JSON. Unknown keys are refused, and so is a number that does not fit; the answer
+names the field. A field without a default must be given. A whole example stands in the
+[README](../README.md#your-own-run).
+
+Two short forms: `model: NAME` means `model: {preset: NAME}`, and `hosts: N` means
+`hosts: {count: N}`. With `preset`, the fields of the preset stand for all that are not given.
+"""
+
+SPEC_WORDS = {
+    "name": "The run's name, unique in this installation.",
+    "model": "The architecture: its fields, or the name of a model preset.",
+    "data": "What is trained on.",
+    "steps": "How many optimizer updates the run has.",
+    "batch": "The global batch of one update.",
+    "optimizer": "AdamW and its learning rate over time.",
+    "eval": "When the held-out loss is measured.",
+    "checkpoint": "When the state is saved.",
+    "hosts": "Where it runs, and on how many hosts.",
+    "policy": "What is tolerated before a person is asked.",
+    "seed": "Seeds the weights, the order of the data and the dropout.",
+    "deterministic": "Asks for the same bits again under the same numerics key.",
+    "model.kind": "The family of the architecture.",
+    "model.vocab_size": "Rows of the embedding. Text is read as bytes: 256 values and an end mark.",
+    "model.context": "Tokens in one sequence.",
+    "model.layers": "Number of blocks.",
+    "model.hidden": "Width of the residual stream.",
+    "model.heads": "Query heads. They divide `hidden` unless `head_dim` is given.",
+    "model.kv_heads": "Key and value heads; must divide `heads`. Left out: as many as `heads`.",
+    "model.head_dim": "Width of one head, even. Left out: `hidden / heads`.",
+    "model.ffn": "Width of the feed-forward part.",
+    "model.rope_theta": "Base of the rotary position embedding.",
+    "model.norm_eps": "Added to the mean square in RMSNorm.",
+    "model.tied": "Input and output embeddings share their weights.",
+    "model.dropout": "Share of each block's output that is dropped while training.",
+    "model.dtype": "Type of the matrix products. Weights are kept in float32.",
+    "model.scan_layers": "Compile one block and loop over it: starts faster.",
+    "data.source": "Where the text comes from.",
+    "data.held_out": "Share of the files that is kept for evaluation; 0 for no evaluation.",
+    "data.source.python-source.kind": "The source of Python's own standard library; no download.",
+    "data.source.text.kind": "Your own text files.",
+    "data.source.text.path": "One file, or a folder that is searched through. Absolute, no `..`.",
+    "data.source.text.suffixes": "In a folder, the endings of the files that are read.",
+    "batch.sequences": "Sequences in one update, over all hosts and devices.",
+    "batch.microbatches": "Equal parts whose gradients are added up; must divide `sequences`.",
+    "optimizer.kind": "The only one so far.",
+    "optimizer.learning_rate": "The highest, at the end of the warm-up.",
+    "optimizer.min_learning_rate": "Where the cosine ends.",
+    "optimizer.warmup_steps": "Steps of linear rise from 0.",
+    "optimizer.b1": "Decay of the first moment.",
+    "optimizer.b2": "Decay of the second moment.",
+    "optimizer.eps": "Added to the root of the second moment.",
+    "optimizer.weight_decay": "Decoupled weight decay.",
+    "optimizer.clip_norm": "Gradients are scaled down to this global norm.",
+    "eval.every_steps": "Steps between evaluations; there is always one at the end.",
+    "eval.batches": "Held-out batches each time, always the same ones.",
+    "checkpoint.every_steps": "Steps between saves; there is always one at the end.",
+    "hosts.provider": "Who gives the hosts. Only this machine so far.",
+    "hosts.count": "Hosts, each with one trainer process.",
+    "hosts.devices": "Devices of each host. On CPU: how many devices JAX makes of it.",
+    "policy.max_crashes": "Crashes in a row without a new highest accepted step.",
+    "policy.max_host_losses": "The same for lost hosts.",
+    "policy.backoff_seconds": "Wait before the second restart without progress; it then doubles.",
+    "policy.max_backoff_seconds": "The longest wait.",
+    "policy.grace_seconds": "Time to save and leave when asked to stop; then it is killed.",
+    "policy.start_seconds": "Time for the agents of a host group to report.",
+}
+
+SETTINGS_HEAD = """\
+# Settings
+
+Generated from `orchestrator/settings.py` by `make docs`.
+
+A setting is given on the command line where there is an option for it, else by its variable in the
+environment, else by a line such as `port = 8701` in `longhaul.toml` in the data folder.
+`longhaul doctor` prints what is in use.
+"""
+
+SETTINGS_WORDS = {
+    "data_dir": "Holds the database, the local hosts and, by default, the checkpoints.",
+    "host": "The address to listen on. Only loopback addresses are allowed so far.",
+    "port": "The port; 0 takes any free one.",
+    "database_url": "Another database than the SQLite file in the data folder.",
+    "storage": "The folder for checkpoints.",
+    "allowed_paths": "Folders below which a spec may name data; not set: any absolute path.",
+    "max_local_hosts": "The most hosts that one run may have on this machine.",
+    "min_free_bytes": "Disk space that stays free beside what a run plans to save.",
+    "lease_ttl_seconds": "How long the right to decide lasts without being renewed.",
+    "host_lost_seconds": "How long a host may be silent before it can count as lost.",
+    "probe_seconds": "How often the processes on the hosts are looked at.",
+}
+SETTINGS_DEFAULTS = {
+    "data_dir": "`$XDG_DATA_HOME/longhaul`, else `~/.local/share/longhaul`",
+    "database_url": "`longhaul.db` in the data folder",
+    "storage": "`storage` in the data folder",
+    "allowed_paths": "not set",
+}
+
+
+def spec_page() -> str:
+    schema = JobSpec.model_json_schema()
+    parts = [SPEC_HEAD, *_section("The run", "", schema, schema["$defs"])]
+    parts += ["\n## Presets\n\nRuns for `longhaul submit NAME`:\n\n"]
+    parts += [f"- `{name}`: {preset.about}\n" for name, preset in PRESETS.items()]
+    parts += ["\nModels for `model: NAME`, with their exact number of parameters:\n\n"]
+    parts += [f"- `{name}`: {model.parameters:,}\n" for name, model in MODEL_PRESETS.items()]
+    return "".join(parts)
+
+
+def _section(title: str, path: str, schema: Any, known: Any) -> Iterator[str]:
+    """One table, then a section for each field that is an object itself."""
+    yield f"\n## {title}\n\n| field | type | default | |\n| --- | --- | --- | --- |\n"
+    below: list[tuple[str, str, Any]] = []
+    for name, field in schema["properties"].items():
+        full = f"{path}{name}"
+        for kind, target in _objects(field, known):
+            place = f"{full}.{kind}" if kind else full
+            heading = f"`{full}` of kind `{kind}`" if kind else f"`{full}`"
+            below.append((heading, f"{place}.", target))
+        default = _default(name, field, schema)
+        yield f"| `{name}` | {_type(field)} | {default} | {SPEC_WORDS[full]} |\n"
+    for heading, place, target in below:
+        yield from _section(heading, place, target, known)
+
+
+def _objects(field: Any, known: Any) -> list[tuple[str, Any]]:
+    """The objects that a field may hold, each with its kind where there are several."""
+    found = [
+        known[one["$ref"].rpartition("/")[2]]
+        for one in (field, *field.get("oneOf", ()))
+        if "$ref" in one
+    ]
+    if len(found) == 1:
+        return [("", found[0])]
+    return [(target["properties"]["kind"]["const"], target) for target in found]
+
+
+def _type(field: Any) -> str:
+    if "$ref" in field or "oneOf" in field:
+        return "see below"
+    if "const" in field:
+        return f"`{field['const']}`"
+    if "enum" in field:
+        return " or ".join(f"`{value}`" for value in field["enum"])
+    if "pattern" in field:
+        return f"text like `{field['pattern']}`"
+    words = {"integer": "whole number", "boolean": "yes or no", "string": "text", "array": "texts"}
+    limits = [
+        f"{sign} {field[key]:,}"
+        for key, sign in (
+            ("exclusiveMinimum", ">"),
+            ("minimum", "≥"),
+            ("exclusiveMaximum", "<"),
+            ("maximum", "≤"),
+        )
+        if key in field
+    ]
+    return ", ".join([words.get(field["type"], "number"), *limits])
+
+
+def _default(name: str, field: Any, schema: Any) -> str:
+    if name in {"head_dim", "kv_heads"}:
+        return "derived"
+    if name in schema.get("required", ()):
+        return "—"
+    value = field.get("default")
+    if isinstance(value, dict):
+        return (
+            "`" + ", ".join(map(str, value.values())) + "`" if name == "source" else "all defaults"
+        )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(f"`{one}`" for one in value)
+    return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
+
+
+def settings_page() -> str:
+    parts = [SETTINGS_HEAD, "\n| setting | in the environment | default | |\n"]
+    parts.append("| --- | --- | --- | --- |\n")
+    for name, field in Settings.model_fields.items():
+        default = SETTINGS_DEFAULTS.get(name) or f"`{field.get_default()}`"
+        variable = f"`LONGHAUL_{name.upper()}`"
+        parts.append(f"| `{name}` | {variable} | {default} | {SETTINGS_WORDS[name]} |\n")
+    return "".join(parts)
+
+
+def cli_page() -> str:
+    command = typer.main.get_command(app)
+    context = command.make_context("longhaul", [], resilient_parsing=True)
+    text = get_docs_for_click(obj=command, ctx=context, name="longhaul")
+    first, rest = text.split("\n", 1)
+    return f"{first}\n\nGenerated from `orchestrator/cli/` by `make docs`.\n{rest.rstrip()}\n"
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "states.md": diagrams.page,
+    "spec.md": spec_page,
+    "settings.md": settings_page,
+    "cli.md": cli_page,
+}
+
+
+def main() -> int:
+    for name, page in PAGES.items():
+        (DOCS / name).write_text(page())
+        print(f"docs/{name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

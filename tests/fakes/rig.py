@@ -1,0 +1,83 @@
+"""One trainer's parts put together in this process, without an agent, with seams to sabotage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jax.sharding import Mesh
+
+from tests.fakes.tiny import Recorder
+from worker import mesh
+from worker.checkpoint import OrbaxWriter, Saver, Writer
+from worker.compiled import Compiled, abstract_state, compile_steps, first_state
+from worker.data.batches import Batches, Text, TrainingBatches, prepare_text
+from worker.data.corpus import load_corpus
+from worker.loop import Left, Training, train
+from worker.protocol import AttemptSpec, JobSpec
+from worker.report import PhaseClock
+from worker.restore import restore
+from worker.step import TrainState
+
+
+@dataclass(frozen=True)
+class Rig:
+    """What a job needs compiled once; `run` may then be called for many attempts."""
+
+    job: JobSpec
+    devices: Mesh
+    text: Text
+    abstract: TrainState
+    placer: mesh.Placer
+    compiled: Compiled
+
+    @classmethod
+    def build(cls, job: JobSpec, fsdp: int = 1) -> Rig:
+        devices = mesh.whole_mesh(job, fsdp)
+        abstract = abstract_state(job, devices)
+        placer = mesh.Placer(devices, job.batch.microbatches)
+        text = prepare_text(job, load_corpus(job.data))
+        compiled = compile_steps(job, devices, abstract, placer)
+        return cls(job, devices, text, abstract, placer, compiled)
+
+    def fresh(self) -> TrainState:
+        return first_state(self.job, self.abstract, 0)
+
+    def batches(self, spec: AttemptSpec) -> TrainingBatches:
+        return TrainingBatches(self.text.train, spec.data_plan, self.job.batch.sequences)
+
+    def saver(
+        self, spec: AttemptSpec, link: Recorder, writer: Callable[[], Writer] = OrbaxWriter
+    ) -> Saver:
+        return Saver(spec, 0, self.text.corpus.fingerprint, link.send, writer)
+
+    def restored(self, spec: AttemptSpec) -> TrainState:
+        assert spec.resume is not None
+        return restore(spec, spec.resume, self.abstract, self.text.corpus.fingerprint).state
+
+    def run(
+        self,
+        spec: AttemptSpec,
+        link: Recorder,
+        *,
+        tamper: Callable[[TrainState], TrainState] = lambda state: state,
+        batches: Batches | None = None,
+        saver: Saver | None = None,
+    ) -> Left:
+        """Trains an attempt; `tamper` sees the state that it starts from."""
+        state = self.fresh() if spec.resume is None else self.restored(spec)
+        saver = saver or self.saver(spec, link)
+        training = Training(
+            spec=spec,
+            rank=0,
+            link=link,
+            clock=PhaseClock(link),
+            saver=saver,
+            placer=self.placer,
+            batches=batches or self.batches(spec),
+            held_out=self.text.held_out,
+            compiled=self.compiled,
+        )
+        left = train(training, tamper(state), spec.resume.step if spec.resume else 0)
+        saver.settle()
+        return left

@@ -1,0 +1,108 @@
+"""From a checkpoint back to the very state that was saved, or a reason why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from worker.digest import Digester, Named, combined, named_arrays
+from worker.ends import CheckpointUnusable, Invalid
+from worker.manifest import STATE, LoopRecord, Manifest, verify
+from worker.protocol import AttemptSpec, DataPlan, ResumePoint
+from worker.step import TrainState
+
+Reader = Callable[[Path, dict[str, Any]], Named]
+
+
+@dataclass(frozen=True)
+class Restored:
+    state: TrainState
+    state_digest: str
+
+
+def read_arrays(folder: Path, wanted: dict[str, Any]) -> Named:
+    """Reads the arrays by name, laid out as `wanted` says (shape, type and sharding of each)."""
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(folder, args=ocp.args.StandardRestore(wanted))
+
+
+def restore(
+    spec: AttemptSpec,
+    point: ResumePoint,
+    abstract: TrainState,
+    text: str,
+    read: Reader = read_arrays,
+) -> Restored:
+    """Brings back the state at `point`, shaped and laid out as `abstract`.
+
+    Every file is checked before it is read, and every array after it is on the device. Raises
+    CheckpointUnusable with the reason, or Invalid when the text is not the one trained on so far.
+    """
+    folder = Path(point.uri)
+    manifest = verify(folder, point.manifest_sha256)
+    _check_place(manifest.loop, spec.data_plan, point.step)
+    if manifest.loop.text != text:
+        raise Invalid(
+            "the text is not the one that this run was trained on so far",
+            field="/data/source",
+            hint="Bring the files back as they were, or fork the run to go on with other text.",
+        )
+    wanted = named_arrays(abstract)
+    _check_shapes(manifest, wanted)
+    try:
+        found = read(folder / STATE, wanted)
+    except Exception as error:
+        raise CheckpointUnusable(f"the arrays cannot be read: {error}") from error
+    digest = _check_digests(manifest, found)
+    leaves = [found[name] for name in wanted]
+    state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+    _check_counters(manifest.loop, state)
+    return Restored(state, digest)
+
+
+def _check_place(loop: LoopRecord, plan: DataPlan, step: int) -> None:
+    if loop.step != step:
+        raise CheckpointUnusable(f"it holds step {loop.step}, the ledger says {step}")
+    if loop.next_batch != loop.data_plan.batch_index(step):
+        raise CheckpointUnusable(
+            f"its next batch is {loop.next_batch}, but its data plan says"
+            f" {loop.data_plan.batch_index(step)}"
+        )
+    if loop.data_plan.seed != plan.seed or not set(loop.data_plan.skips) <= set(plan.skips):
+        raise CheckpointUnusable("it was trained on another data plan")
+
+
+def _check_shapes(manifest: Manifest, wanted: dict[str, Any]) -> None:
+    if other := set(manifest.arrays) ^ set(wanted):
+        raise CheckpointUnusable(f"its arrays are not this model's: {min(other)}")
+    for name, array in wanted.items():
+        record = manifest.arrays[name]
+        if record.shape != array.shape or record.dtype != str(array.dtype):
+            raise CheckpointUnusable(
+                f"{name} is {record.dtype} {record.shape}, not {array.dtype} {array.shape}"
+            )
+
+
+def _check_digests(manifest: Manifest, found: Named) -> str:
+    digest = Digester()(found)
+    for name, record in manifest.arrays.items():
+        if digest.arrays[name] != record.digest:
+            raise CheckpointUnusable(f"{name} was restored with other numbers than were saved")
+    whole = combined(digest, found)
+    if whole != manifest.state_digest:
+        raise CheckpointUnusable("the manifest's digest of the whole state is not its arrays'")
+    return whole
+
+
+def _check_counters(loop: LoopRecord, state: TrainState) -> None:
+    step, next_batch = int(state.step), int(state.next_batch)
+    if (step, next_batch) != (loop.step, loop.next_batch):
+        raise CheckpointUnusable(
+            f"the state stands at step {step} and batch {next_batch},"
+            f" the loop at step {loop.step} and batch {loop.next_batch}"
+        )

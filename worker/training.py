@@ -1,0 +1,151 @@
+"""The composition of one training process: from its order to its end.
+
+Imported only after the agent was greeted, because its imports take long.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import jax
+
+from worker import compile_cache, mesh
+from worker.checkpoint import Saver
+from worker.compiled import abstract_state, compile_steps, first_state
+from worker.data.batches import TrainingBatches, prepare_text
+from worker.data.corpus import load_corpus
+from worker.ends import CheckpointUnusable, Invalid, PeerLost
+from worker.loop import Left, Training, train
+from worker.protocol import (
+    CheckpointRejected,
+    ExitCode,
+    Phase,
+    Resumed,
+    StartTrainer,
+    TrainerFinished,
+    TrainerStarted,
+)
+from worker.report import AgentLink, PhaseClock
+from worker.restore import restore
+from worker.step import TrainState
+
+POLL_SECONDS = 0.05
+SAVE_AGAIN_SECONDS = 1.0
+GANG_TROUBLE = (
+    "gloo",
+    "coordination",
+    "heartbeat",
+    "connection",
+    "unavailable",
+    "deadline_exceeded",
+    "aborted",
+)
+
+
+def run(order: StartTrainer, link: AgentLink, clock: PhaseClock, home: Path) -> ExitCode:
+    """Trains to the end of the run or to a drain. Raises a TrainerEnd when it must give up."""
+    try:
+        left = _train(order, link, clock, home)
+    except jax.errors.JaxRuntimeError as error:
+        words = str(error).lower()
+        if order.spec.process_count > 1 and any(word in words for word in GANG_TROUBLE):
+            raise PeerLost(f"a collective failed: {_first_line(error)}") from error
+        raise
+    link.send(TrainerFinished(step=left.step, drained=left.drained))
+    if order.spec.process_count > 1:
+        jax.distributed.shutdown()
+    return ExitCode.DRAINED if left.drained else ExitCode.DONE
+
+
+def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock, home: Path) -> Left:
+    spec, rank = order.spec, order.rank
+    job = spec.job
+    clock.enter(Phase.INIT)
+    _refuse_unknown_storage(spec.storage)
+    text = prepare_text(job, load_corpus(job.data))
+
+    mesh.configure(job, home / "compile-cache" / f"rank{rank}")
+    mesh.join_gang(spec, rank)
+    if rank > 0 and not compile_cache.let_every_process_write():
+        print("this JAX lets only rank 0 keep a compile cache; restarts compile again", flush=True)
+    devices = mesh.whole_mesh(job)
+    link.send(TrainerStarted(pid=os.getpid(), numerics_key=mesh.numerics_key(devices, job)))
+
+    saver = Saver(spec, rank, text.corpus.fingerprint, link.send)
+    if rank == 0:
+        link.keep_acceptances(saver.keep_acceptance)
+    abstract = abstract_state(job, devices)
+    state = _state(order, abstract, text.corpus.fingerprint, link, clock)
+    clock.enter(Phase.COMPILE)
+    placer = mesh.Placer(devices, job.batch.microbatches)
+    compiled = compile_steps(job, devices, abstract, placer)
+    training = Training(
+        spec=spec,
+        rank=rank,
+        link=link,
+        clock=clock,
+        saver=saver,
+        placer=placer,
+        batches=TrainingBatches(text.train, spec.data_plan, job.batch.sequences),
+        held_out=text.held_out,
+        compiled=compiled,
+    )
+    left = train(training, state, spec.resume.step if spec.resume else 0)
+    clock.enter(Phase.FINISH)
+    if left.saved:
+        _until_accepted(training, left)
+    return left
+
+
+def _state(
+    order: StartTrainer, abstract: TrainState, text: str, link: AgentLink, clock: PhaseClock
+) -> TrainState:
+    """The state to go on from: a checkpoint's, or the very first."""
+    spec = order.spec
+    if spec.resume is None:
+        return first_state(spec.job, abstract, spec.data_plan.batch_index(0))
+    clock.enter(Phase.RESTORE)
+    named = spec.resume.checkpoint_id
+    try:
+        restored = restore(spec, spec.resume, abstract, text)
+    except CheckpointUnusable as error:
+        link.send(CheckpointRejected(checkpoint_id=named, reason=str(error)))
+        raise
+    step = spec.resume.step
+    link.send(Resumed(checkpoint_id=named, step=step, state_digest=restored.state_digest))
+    print(f"resumed from {named} at step {step}", flush=True)
+    return restored.state
+
+
+def _until_accepted(training: Training, left: Left) -> None:
+    """The run is over only when its last checkpoint counts, however long that takes."""
+    saver, link = training.saver, training.link
+    saver.settle()
+    while saver.last_failed:
+        time.sleep(SAVE_AGAIN_SECONDS)
+        saver.save(left.state, left.step, final=True)
+        saver.settle()
+    checkpoint = training.spec.checkpoint_id(left.step)
+    print(f"waiting until {checkpoint} is accepted", flush=True)
+    if training.rank == 0:
+        while link.accepted(checkpoint, seconds=60) is None:
+            pass
+    else:
+        # Only host 0 hears of it; the others see what it leaves in the shared storage.
+        while not saver.acceptance_stands(left.step):
+            time.sleep(POLL_SECONDS)
+
+
+def _refuse_unknown_storage(storage: str) -> None:
+    if not Path(storage).is_absolute():
+        raise Invalid(
+            f"the storage {storage} is not an absolute path",
+            field="/storage",
+            hint="Set the service's storage to a folder that every host of the run can write.",
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
