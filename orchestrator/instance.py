@@ -11,7 +11,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ class AlreadyRunning(CannotStart):
 
 
 @contextmanager
-def claimed(settings: Settings) -> Iterator[None]:
+def claimed(settings: Settings) -> Generator[None]:
     """Makes the data folder and holds it; raises `AlreadyRunning` where another service does.
 
     The kernel lets go of the lock when its holder dies, however it dies.
@@ -67,7 +67,7 @@ def _locks(settings: Settings) -> list[Path]:
 
 
 @contextmanager
-def _locked(path: Path, settings: Settings) -> Iterator[None]:
+def _locked(path: Path, settings: Settings) -> Generator[None]:
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
@@ -138,7 +138,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 @contextmanager
-def noted(settings: Settings, version: str, started_at: datetime) -> Iterator[None]:
+def noted(settings: Settings, version: str, started_at: datetime) -> Generator[None]:
     """`service.json` stands while the service serves."""
     path = settings.data_dir / NOTE_FILE
     note = {
