@@ -1,1 +1,218 @@
-"""The composition root of the control plane."""
+"""The composition root of the control plane: the one module that sees every part.
+
+Owns the order in which parts start and stop. Stopping leaves agents and trainers alone: they go on
+without a control plane, and find the next one by themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from types import FrameType
+
+import structlog
+import uvicorn
+from fastapi import FastAPI
+from sqlalchemy import Connection, update
+
+from orchestrator.api import agents
+from orchestrator.api.assemble import Lifespan, attach, bare_app
+from orchestrator.api.auth import admin_token, make_gate
+from orchestrator.api.guards import Drain
+from orchestrator.api.health import version
+from orchestrator.clock import SystemClock
+from orchestrator.dashboard import router as dashboard
+from orchestrator.instance import CannotStart, bound, claimed, noted
+from orchestrator.loop import Loop
+from orchestrator.providers.local import LocalProvider
+from orchestrator.service import Service
+from orchestrator.settings import Settings
+from orchestrator.store.engine import open_engine, reading
+from orchestrator.store.migrate import NewerDatabase, ensure_installation, upgrade
+from orchestrator.store.tables import EPOCH, leases
+from orchestrator.store.writer import Writer
+from orchestrator.wakes import Wakes
+
+DRAIN_SECONDS = 2
+LOOP_STOP_SECONDS = 2.0
+DECIDED_WITHIN_SECONDS = 30.0
+LONG_POLLS = frozenset({"/api/v1/agents/report"})
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The whole control plane, for any ASGI server that listens where `settings` say.
+
+    Its lifespan raises `AlreadyRunning` where another service has the data folder.
+    """
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncGenerator[None]:
+        with claimed(settings):
+            async with running(app, settings):
+                yield
+
+    return _assembled(life)
+
+
+def _assembled(life: Lifespan | None = None) -> FastAPI:
+    app = bare_app(life)
+    app.add_middleware(Drain, paths=LONG_POLLS)
+    app.include_router(agents.router)
+    dashboard.mount(app)
+    return app
+
+
+@asynccontextmanager
+async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
+    """Every part but the HTTP server, on a data folder that is claimed."""
+    engine = open_engine(settings.database)
+    try:
+        await asyncio.to_thread(upgrade, engine)
+        writer = Writer(engine)
+        try:
+            clock = SystemClock()
+            installation = await writer.run(lambda c: ensure_installation(c, clock.now()))
+            if engine.dialect.name == "sqlite":
+                await writer.run(_end_leases)
+            provider = LocalProvider(settings.data_dir / "hosts", settings.url)
+            service = Service(
+                settings=settings,
+                installation=installation,
+                read=reading(engine),
+                writer=writer,
+                wakes=Wakes(),
+                clock=clock,
+                providers={provider.name: provider},
+                listening_since=clock.now(),
+            )
+            await asyncio.to_thread(provider.announce, settings.url)
+            async with _deciding(app, service):
+                with noted(settings, version(), clock.now()):
+                    yield
+        finally:
+            await asyncio.to_thread(writer.close)
+    finally:
+        engine.dispose()
+
+
+def _end_leases(connection: Connection) -> None:
+    """Whoever led on this file is dead, for its lock is ours: nobody needs to wait for its end."""
+    connection.execute(update(leases).values(expires_at=EPOCH))
+
+
+@asynccontextmanager
+async def _deciding(app: FastAPI, service: Service) -> AsyncGenerator[None]:
+    """The loop runs, and requests can be answered."""
+    loop = Loop(service)
+    gate = make_gate(admin_token(service.settings.data_dir), service.installation)
+    stopping = asyncio.Event()
+    task = asyncio.create_task(loop.run(stopping), name="loop")
+    attach(
+        app,
+        service,
+        gate,
+        stopping=stopping,
+        loop_trouble=lambda: _loop_trouble(task, loop, service),
+    )
+    try:
+        yield
+    finally:
+        stopping.set()
+        done, _ = await asyncio.wait((task,), timeout=LOOP_STOP_SECONDS)
+        if not done:
+            log.warning("the loop did not stop in time", seconds=LOOP_STOP_SECONDS)
+            task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _loop_trouble(task: asyncio.Task[None], loop: Loop, service: Service) -> str | None:
+    if task.done():
+        return "the loop has ended; start the service again"
+    if not loop.leading:
+        return None
+    [decided] = service.telemetry.last_decision.collect()
+    last = max(decided.samples[0].value, service.listening_since.timestamp())
+    silent = service.clock.now().timestamp() - last
+    if silent > DECIDED_WITHIN_SECONDS:
+        return f"the loop leads but has not looked at its runs for {silent:.0f} s"
+    return None
+
+
+# ---- the process -------------------------------------------------------------------------------
+
+
+def serve(settings: Settings) -> int:
+    """Serves until SIGTERM or SIGINT; the exit code of the process."""
+    _log_to_stderr()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # uvicorn raises what it caught once more after it has stopped; by then all is done.
+        signal.signal(number, _already_done)
+    try:
+        with claimed(settings):
+            asyncio.run(_serve(settings))
+    except (CannotStart, NewerDatabase) as error:
+        print(f"longhaul: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _already_done(_number: int, _frame: FrameType | None) -> None:
+    pass
+
+
+async def _serve(settings: Settings) -> None:
+    listening = bound(settings)
+    here = settings.model_copy(update={"port": listening.getsockname()[1]})
+    app = _assembled()
+    async with running(app, here):
+        log.info("serving", url=here.url, data=str(here.data_dir), version=version())
+        await _http(app, listening, app.state.stopping.set)
+    log.info("stopped")
+
+
+async def _http(app: FastAPI, listening: socket.socket, on_stop: Callable[[], None]) -> None:
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
+    )
+    await _Server(config, on_stop).serve(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """Says at once that it was asked to stop, so that streams end before they are waited for."""
+
+    def __init__(self, config: uvicorn.Config, on_stop: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_stop = on_stop
+        self._running = asyncio.get_running_loop()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._running.call_soon_threadsafe(self._on_stop)
+        super().handle_exit(sig, frame)
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+            if sys.stderr.isatty()
+            else structlog.processors.LogfmtRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -14,7 +14,6 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from prometheus_client import CollectorRegistry
 from pydantic.json_schema import models_json_schema
 
 from orchestrator.api import auth, health, runs, stream
@@ -53,17 +52,16 @@ def attach(
     service: Service,
     gate: Gate,
     *,
-    registry: CollectorRegistry,
+    stopping: asyncio.Event,
     loop_trouble: health.LoopTrouble,
     free: DiskFree = disk_free,
 ) -> None:
-    """Before the first request."""
+    """Before the first request. `stopping` ends streams and calls that only wait."""
     app.state.service = service
     app.state.gate = gate
-    app.state.registry = registry
     app.state.loop_trouble = loop_trouble
     app.state.disk_free = free
-    app.state.stopping = asyncio.Event()
+    app.state.stopping = stopping
 
 
 def _operation_id(route: APIRoute) -> str:

@@ -5,6 +5,8 @@ Plain ASGI, so that streams pass through unbuffered.
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,3 +83,39 @@ def _name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
+
+
+class Drain:
+    """Ends calls that only wait for news once the service stops, so that it stops at once.
+
+    What such a call brought is committed before it waits, and its sender repeats it elsewhere or
+    later; the spool's numbers keep a repetition from counting twice.
+    """
+
+    def __init__(self, app: ASGIApp, paths: frozenset[str]) -> None:
+        self.app = app
+        self.paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] not in self.paths:
+            await self.app(scope, receive, send)
+            return
+        call = asyncio.ensure_future(self.app(scope, receive, send))
+        stop = asyncio.ensure_future(scope["app"].state.stopping.wait())
+        try:
+            await asyncio.wait((call, stop), return_when=asyncio.FIRST_COMPLETED)
+            if call.done():
+                call.result()
+                return
+        finally:
+            for task in (call, stop):
+                task.cancel()
+            await asyncio.gather(call, stop, return_exceptions=True)
+        refused = Refused(
+            503,
+            "stopping",
+            "The service is stopping.",
+            "Repeat the call when it is back.",
+            headers={"Retry-After": "1"},
+        )
+        await answer(Request(scope), refused)(scope, receive, send)

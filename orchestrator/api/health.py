@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable
-from datetime import timedelta
 
 from anyio import to_thread
 from fastapi import APIRouter, Request, Response
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,7 +21,6 @@ from orchestrator.service import Service
 from orchestrator.store.tables import installation
 from worker.protocol import PROTOCOL_VERSION
 
-DECIDED_WITHIN = timedelta(seconds=30)
 # What is wrong with the loop, or None: handed in by whoever runs it.
 LoopTrouble = Callable[[], str | None]
 
@@ -75,5 +72,6 @@ def _database_trouble(service: Service) -> str | None:
 @router.get("/metrics", response_class=Response)
 async def prometheus(request: Request) -> Response:
     """Prometheus text."""
-    registry: CollectorRegistry = request.app.state.registry
-    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    registry = service_of(request).telemetry.registry
+    text = await to_thread.run_sync(generate_latest, registry)
+    return Response(text, media_type=CONTENT_TYPE_LATEST)

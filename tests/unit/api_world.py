@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -13,7 +14,6 @@ from typing import Any
 import httpx
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
-from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, insert, update
 
 from orchestrator.api.assemble import attach, bare_app
@@ -124,7 +124,7 @@ class World:
             app,
             service,
             make_gate(TOKEN, "inst0001"),
-            registry=CollectorRegistry(),
+            stopping=asyncio.Event(),
             loop_trouble=lambda: self.trouble,
             free=lambda path: self.free,
         )
