@@ -51,11 +51,11 @@ def frames(
     client: Client,
     run: str,
     *,
-    every: float = LOOK_SECONDS,
+    every: float | None = None,
     sleep: Callable[[float], None] = time.sleep,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Iterator[Frame | Lost]:
-    """Looks at `run` every `every` seconds; the last frame is the one that `is_over`.
+    """Looks at `run` every `every` seconds (else half a second) until it `is_over`.
 
     A service that does not answer is asked again for ten minutes, then `Unreachable` is raised;
     one that never answered at all raises it at once.
@@ -74,7 +74,7 @@ def frames(
             yield seen
             if is_over(seen.run):
                 return
-        sleep(every)
+        sleep(LOOK_SECONDS if every is None else every)
 
 
 def _look(client: Client, name: str, before: Frame | None) -> Frame:

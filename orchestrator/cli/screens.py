@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.cli import render, text
-from orchestrator.cli.follow import Frame, News, news
+from orchestrator.cli.follow import Frame, News, is_over, news
 from orchestrator.client import Unreachable
 
 LINE_SECONDS = 5.0
@@ -103,7 +103,8 @@ class LineScreen:
         for sentence in news(self._frame, frame):
             self.tell(sentence)
         moved = self._frame is None or self._frame.run.progress.step != frame.run.progress.step
-        if moved and frame.run.progress.step and self._monotonic() >= self._due:
+        due = is_over(frame.run) or self._monotonic() >= self._due
+        if moved and frame.run.progress.step and due:
             self._print(Text(progress_line(frame)))
             self._due = self._monotonic() + LINE_SECONDS
         self._frame = frame
@@ -156,7 +157,7 @@ def sentence_text(sentence: News) -> Text:
 def progress_line(frame: Frame) -> str:
     """One plain line: time, state, progress and attempt."""
     run = frame.run
-    words = [str(run.state), *render.progress_words(run.progress, eta=True)]
+    words = [str(run.state), *render.progress_words(run.progress, eta=render.goes_on(run))]
     if run.attempt is not None:
         words.append(f"attempt {run.attempt}")
     return f"{text.clock(frame.at)}  " + ", ".join(words)
