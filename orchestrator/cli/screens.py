@@ -71,7 +71,9 @@ class LiveScreen:
             self.tell(_lost_news(error, self._lost_since))
 
     def tell(self, sentence: News) -> None:
-        self._out.print(sentence_text(sentence))
+        # As two columns, so that a long sentence folds under itself.
+        time_of_day, words = sentence_parts(sentence)
+        self._out.print(render.pairs([(time_of_day, words)]))
 
     def _status(self) -> RenderableType:
         if self._frame is None:
@@ -115,7 +117,8 @@ class LineScreen:
             self.tell(_lost_news(error, datetime.now(UTC)))
 
     def tell(self, sentence: News) -> None:
-        self._print(sentence_text(sentence))
+        time_of_day, words = sentence_parts(sentence)
+        self._print(Text.assemble((time_of_day, "dim"), "  ", words))
 
     def _print(self, line: Text) -> None:
         self._out.print(line, soft_wrap=True)
@@ -149,9 +152,10 @@ class JsonLines:
         return None
 
 
-def sentence_text(sentence: News) -> Text:
-    words = Text(sentence.words, style=render.AMBER if sentence.grave else "")
-    return Text.assemble((text.clock(sentence.at), "dim"), "  ", words)
+def sentence_parts(sentence: News) -> tuple[str, Text]:
+    """The time of day and the words."""
+    style = render.AMBER if sentence.grave else ""
+    return text.clock(sentence.at), Text(sentence.words, style=style)
 
 
 def progress_line(frame: Frame) -> str:
