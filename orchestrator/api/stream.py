@@ -109,9 +109,7 @@ def look(connection: Connection, service: Service, run_id: str, after: Cursor | 
     )
 
 
-def _newest(
-    connection: Connection, run: rows.AnyRow, parts: tuple[history.Segment, ...]
-) -> Cursor:
+def _newest(connection: Connection, run: rows.AnyRow, parts: tuple[history.Segment, ...]) -> Cursor:
     last = history.newest(connection, run.id, parts)
     tail = rows.log_tail(connection, run.id, 1)
     attempt, step = (last[0].attempt, last[0].step) if last else (0, 0)

@@ -165,10 +165,10 @@ def _replay_news(attempt: AttemptView, frame: Frame) -> News:
 
 def _verdict_news(before: AttemptView | None, now: AttemptView, frame: Frame) -> News:
     revised = before is not None and before.verdict is not None
-    said = "is now judged" if revised else "ended:"
+    said = "is now judged" if revised else "ended as"
     words = f"attempt {now.number} {said} {verdict(now.verdict, now.state)}"
     if now.summary:
-        words += f". {now.summary}"
+        words += f": {now.summary}"
     grave = str(now.verdict) not in {"completed", "cancelled", "paused", "superseded"}
     return News(now.ended_at or frame.at, text.clean(words), grave)
 
@@ -176,8 +176,9 @@ def _verdict_news(before: AttemptView | None, now: AttemptView, frame: Frame) ->
 def _state_news(now: Frame) -> list[News]:
     run = now.run
     words = str(run.state)
-    if run.reason:
+    # What an attempt's verdict has said already is not said again.
+    if run.reason and run.reason not in {attempt.summary for attempt in now.attempts}:
         words += f": {run.reason}"
-    elif run.waits_for:
+    elif run.waits_for and not run.reason:
         words += f": waits for {run.waits_for}"
     return [News(run.state_since, text.clean(words), grave=run.needs_person)]

@@ -112,7 +112,7 @@ def test_a_crash_and_its_recovery_are_told_in_order() -> None:
     before = frame(fake.run(), fake.attempt())
     now = frame(fake.run(attempt=2, attempts=2), fake.crashed(), fake.recovered())
     assert words(before, now) == [
-        "attempt 1 ended: crashed. Trainer 0 was ended by signal 9 (SIGKILL) at step 91.",
+        "attempt 1 ended as crashed: Trainer 0 was ended by signal 9 (SIGKILL) at step 91.",
         "attempt 2 starts from checkpoint a1-s75, step 75 (1 process)",
         "attempt 2 trains, 2.9 s after the stop",
         "attempt 2 trained 16 steps again: bit-identical",
@@ -146,6 +146,8 @@ def test_a_state_is_told_with_its_reason() -> None:
     paused = fake.run(state=RunState.PAUSED, reason="6 crashes", needs_person=True)
     told = news(frame(fake.run()), frame(paused))
     assert [(t.words, t.grave) for t in told] == [("paused: 6 crashes", True)]
+    known = fake.run(state=RunState.RECOVERING, reason=fake.crashed().summary)
+    assert words(frame(fake.run(), fake.crashed()), frame(known, fake.crashed())) == ["recovering"]
     queued = fake.run(state=RunState.QUEUED, waits_for="a free host")
     assert words(None, frame(queued)) == ["queued: waits for a free host"]
 
@@ -180,7 +182,7 @@ def test_plain_output_has_a_line_at_each_change() -> None:
         "running, step 20 of 200 (10%), loss 5.2667, 13,900 tokens/s, 27 s to go, attempt 1",
         "the service does not answer (refused); asking again, the run goes on by itself",
         "the service answers again",
-        "attempt 1 ended: crashed. Trainer 0 was ended by signal 9 (SIGKILL) at step 91.",
+        "attempt 1 ended as crashed: Trainer 0 was ended by signal 9 (SIGKILL) at step 91.",
         "attempt 2 starts from checkpoint a1-s75, step 75 (1 process)",
         "attempt 2 trains, 2.9 s after the stop",
         "attempt 2 trained 16 steps again: bit-identical",
@@ -229,7 +231,7 @@ def test_history_scrolls_above_the_bar() -> None:
         frame(fake.run(), fake.attempt()),
         frame(fake.run(step=120, attempt=2), fake.crashed(), fake.recovered()),
     )
-    crash = printed.index("attempt 1 ended: crashed")
+    crash = printed.index("attempt 1 ended as crashed")
     assert printed.rindex("━") > crash
     assert printed.rindex("step 120 of 200") > crash
 
