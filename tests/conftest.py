@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,9 @@ def _postgres() -> bool:
     return shutil.which("postgres") is not None or any(installed)
 
 
+_SKIP_NOTHING = pytest.StashKey[bool]()
+_WIDER_FIXTURES = pytest.StashKey["WiderFixtures"]()
+
 NEEDS = {
     "root": (lambda: os.geteuid() == 0, "needs root"),
     "browser": (lambda: shutil.which("chromium") is not None, "needs Chromium (`chromium`)"),
@@ -32,15 +35,35 @@ NEEDS = {
 }
 
 
+class WiderFixtures:
+    """Notes the processes of fixtures that outlive a test, even of those that a test asks for late.
+
+    A plugin of its own: a conftest's hooks are not called for fixtures of the whole session.
+    """
+
+    def __init__(self) -> None:
+        self.processes: set[int] = set()
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[object]
+    ) -> Generator[None, object, object]:
+        if fixturedef.scope == "function":
+            return (yield)
+        before = set(leftovers.descendants(os.getpid()))
+        result = yield
+        self.processes |= set(leftovers.descendants(os.getpid())) - before
+        return result
+
+
 def pytest_configure(config: pytest.Config) -> None:
     jax_rules.set_at_import()
     leftovers.mark_descendants(os.getpid())
+    config.stash[_WIDER_FIXTURES] = WiderFixtures()
+    config.pluginmanager.register(config.stash[_WIDER_FIXTURES])
     config.stash[_SKIP_NOTHING] = bool(os.environ.get(SKIP_NOTHING))
     for name in [name for name in os.environ if name.startswith("LONGHAUL_")]:
         del os.environ[name]
-
-
-_SKIP_NOTHING = pytest.StashKey[bool]()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -80,11 +103,12 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _leaves_no_process_behind(_own_home: None) -> Iterator[None]:
-    """Fails a test whose processes outlive it; those of wider fixtures are older and may stay."""
+def _leaves_no_process_behind(_own_home: None, request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test whose processes outlive it; those of wider fixtures may stay."""
     pid = os.getpid()
-    known = set(leftovers.descendants(pid))
+    before = set(leftovers.descendants(pid))
     yield
+    known = before | request.config.stash[_WIDER_FIXTURES].processes
     left = leftovers.wait_until_gone(pid, known, GRACE_SECONDS)
     leftovers.kill(left)
     if left:

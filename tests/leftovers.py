@@ -42,13 +42,25 @@ def _parent(entry: Path) -> int:
 
 
 def wait_until_gone(pid: int, known: set[int], seconds: float) -> dict[int, str]:
-    """What is left of `pid`'s descendants beside `known` after `seconds` at most."""
+    """What is left of `pid`'s descendants after `seconds` at most, without `known` and theirs."""
     deadline = time.monotonic() + seconds
-    while left := {p: words for p, words in descendants(pid).items() if p not in known}:
+    while left := {p: words for p, words in descendants(pid).items() if not _belongs(p, known)}:
         if time.monotonic() > deadline:
             return left
         time.sleep(0.02)
     return {}
+
+
+def _belongs(pid: int, known: set[int]) -> bool:
+    """Whether it is one of `known` or was started below one: a server's worker, a browser's tab."""
+    while pid > 1:
+        if pid in known:
+            return True
+        try:
+            pid = _parent(Path(f"/proc/{pid}"))
+        except OSError:
+            return False
+    return False
 
 
 def kill(pids: dict[int, str]) -> None:

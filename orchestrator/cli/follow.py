@@ -51,11 +51,11 @@ def frames(
     client: Client,
     run: str,
     *,
-    every: float = LOOK_SECONDS,
+    every: float | None = None,
     sleep: Callable[[float], None] = time.sleep,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> Iterator[Frame | Lost]:
-    """Looks at `run` every `every` seconds; the last frame is the one that `is_over`.
+    """Looks at `run` every `every` seconds (else half a second) until it `is_over`.
 
     A service that does not answer is asked again for ten minutes, then `Unreachable` is raised;
     one that never answered at all raises it at once.
@@ -74,7 +74,7 @@ def frames(
             yield seen
             if is_over(seen.run):
                 return
-        sleep(every)
+        sleep(LOOK_SECONDS if every is None else every)
 
 
 def _look(client: Client, name: str, before: Frame | None) -> Frame:
@@ -165,10 +165,10 @@ def _replay_news(attempt: AttemptView, frame: Frame) -> News:
 
 def _verdict_news(before: AttemptView | None, now: AttemptView, frame: Frame) -> News:
     revised = before is not None and before.verdict is not None
-    said = "is now judged" if revised else "ended:"
+    said = "is now judged" if revised else "ended as"
     words = f"attempt {now.number} {said} {verdict(now.verdict, now.state)}"
     if now.summary:
-        words += f". {now.summary}"
+        words += f": {now.summary}"
     grave = str(now.verdict) not in {"completed", "cancelled", "paused", "superseded"}
     return News(now.ended_at or frame.at, text.clean(words), grave)
 
@@ -176,8 +176,9 @@ def _verdict_news(before: AttemptView | None, now: AttemptView, frame: Frame) ->
 def _state_news(now: Frame) -> list[News]:
     run = now.run
     words = str(run.state)
-    if run.reason:
+    # What an attempt's verdict has said already is not said again.
+    if run.reason and run.reason not in {attempt.summary for attempt in now.attempts}:
         words += f": {run.reason}"
-    elif run.waits_for:
+    elif run.waits_for and not run.reason:
         words += f": waits for {run.waits_for}"
     return [News(run.state_since, text.clean(words), grave=run.needs_person)]

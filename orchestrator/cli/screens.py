@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from orchestrator.cli import render, text
-from orchestrator.cli.follow import Frame, News, news
+from orchestrator.cli.follow import Frame, News, is_over, news
 from orchestrator.client import Unreachable
 
 LINE_SECONDS = 5.0
@@ -71,7 +71,9 @@ class LiveScreen:
             self.tell(_lost_news(error, self._lost_since))
 
     def tell(self, sentence: News) -> None:
-        self._out.print(sentence_text(sentence))
+        # As two columns, so that a long sentence folds under itself.
+        time_of_day, words = sentence_parts(sentence)
+        self._out.print(render.pairs([(time_of_day, words)]))
 
     def _status(self) -> RenderableType:
         if self._frame is None:
@@ -103,7 +105,8 @@ class LineScreen:
         for sentence in news(self._frame, frame):
             self.tell(sentence)
         moved = self._frame is None or self._frame.run.progress.step != frame.run.progress.step
-        if moved and frame.run.progress.step and self._monotonic() >= self._due:
+        due = is_over(frame.run) or self._monotonic() >= self._due
+        if moved and frame.run.progress.step and due:
             self._print(Text(progress_line(frame)))
             self._due = self._monotonic() + LINE_SECONDS
         self._frame = frame
@@ -114,7 +117,8 @@ class LineScreen:
             self.tell(_lost_news(error, datetime.now(UTC)))
 
     def tell(self, sentence: News) -> None:
-        self._print(sentence_text(sentence))
+        time_of_day, words = sentence_parts(sentence)
+        self._print(Text.assemble((time_of_day, "dim"), "  ", words))
 
     def _print(self, line: Text) -> None:
         self._out.print(line, soft_wrap=True)
@@ -148,15 +152,16 @@ class JsonLines:
         return None
 
 
-def sentence_text(sentence: News) -> Text:
-    words = Text(sentence.words, style=render.AMBER if sentence.grave else "")
-    return Text.assemble((text.clock(sentence.at), "dim"), "  ", words)
+def sentence_parts(sentence: News) -> tuple[str, Text]:
+    """The time of day and the words."""
+    style = render.AMBER if sentence.grave else ""
+    return text.clock(sentence.at), Text(sentence.words, style=style)
 
 
 def progress_line(frame: Frame) -> str:
     """One plain line: time, state, progress and attempt."""
     run = frame.run
-    words = [str(run.state), *render.progress_words(run.progress, eta=True)]
+    words = [str(run.state), *render.progress_words(run.progress, eta=render.goes_on(run))]
     if run.attempt is not None:
         words.append(f"attempt {run.attempt}")
     return f"{text.clock(frame.at)}  " + ", ".join(words)

@@ -213,6 +213,7 @@ def ticks(window: Window) -> list[Tick]:
 
 WINDOWS = {
     "5 m": timedelta(minutes=5),
+    "15 m": timedelta(minutes=15),
     "1 h": timedelta(hours=1),
     "6 h": timedelta(hours=6),
     "48 h": timedelta(hours=48),

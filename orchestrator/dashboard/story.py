@@ -11,6 +11,7 @@ from orchestrator.api.schemas import AttemptView, IncidentView, RunDetail, RunSu
 from orchestrator.dashboard import looks, words
 from orchestrator.state import RunState, Verdict
 
+AT_RISK = frozenset({RunState.RUNNING, RunState.RECOVERING, RunState.STOPPING})
 WAITING_STATES = frozenset({RunState.QUEUED, RunState.PROVISIONING})
 
 
@@ -153,7 +154,7 @@ def _sentence(text: str | None) -> str:
 
 def at_risk(run: RunDetail) -> int | None:
     """Steps that a stop now would train again: those past the newest checkpoint that counts."""
-    if run.progress.step == 0 or run.finished_at is not None:
+    if run.state not in AT_RISK:
         return None
     newest = run.newest_checkpoint
     return max(0, run.progress.step - (newest.step if newest else 0))

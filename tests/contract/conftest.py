@@ -80,12 +80,10 @@ def postgres_server() -> Iterator[str]:
         shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a database without any table."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'longhaul.db'}"
-    server: str = request.getfixturevalue("postgres_server")
+BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
+
+
+def _new_postgres_database(server: str) -> str:
     name = f"t{uuid.uuid4().hex[:12]}"
     admin = open_engine(f"{server}/postgres")
     with admin.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -94,13 +92,38 @@ def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{server}/{name}"
 
 
-@pytest.fixture
-def database_url(empty_url: str) -> str:
-    """The same with every table."""
-    engine = open_engine(empty_url)
+def _make_tables(url: str) -> str:
+    engine = open_engine(url)
     tables.metadata.create_all(engine)
     engine.dispose()
-    return empty_url
+    return url
+
+
+@pytest.fixture(params=BOTH)
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without any table."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'longhaul.db'}"
+    return _new_postgres_database(request.getfixturevalue("postgres_server"))
+
+
+@pytest.fixture(scope="session")
+def _shared_postgres(postgres_server: str) -> str:
+    return _make_tables(_new_postgres_database(postgres_server))
+
+
+@pytest.fixture(params=BOTH)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database with every table and no row."""
+    if request.param == "sqlite":
+        return _make_tables(f"sqlite:///{tmp_path / 'longhaul.db'}")
+    url: str = request.getfixturevalue("_shared_postgres")
+    engine = open_engine(url)
+    names = ", ".join(f'"{name}"' for name in tables.metadata.tables)
+    with engine.begin() as connection:
+        connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+    engine.dispose()
+    return url
 
 
 @pytest.fixture
@@ -194,8 +217,9 @@ class House:
 
     def commit(self, *changes: object, snap: Snapshot | None = None) -> None:
         plan = Plan(changes)  # type: ignore[arg-type]
+        seen = snap or self.snapshot()
         with self.engine.begin() as connection:
-            writes.commit_plan(connection, snap or self.snapshot(), plan, self.token, self.now)
+            writes.commit_plan(connection, seen, plan, self.token, self.now)
 
     def ready(self) -> None:
         """Up to a group whose agents have all registered."""

@@ -29,6 +29,8 @@ from orchestrator.api.schemas import (
     IncidentView,
     LogLine,
     LogPage,
+    MetricPoint,
+    Metrics,
     Problem,
     Progress,
     RunDetail,
@@ -263,6 +265,7 @@ class FakeService:
     checkpoints: Sequence[CheckpointView] = ()
     incidents: Sequence[IncidentView] = ()
     events: Sequence[EventView] = ()
+    points: Sequence[MetricPoint] = ()
     logs: list[LogLine] = field(default_factory=list)
     page_size: int = 2
     refuse: Problem | None = None
@@ -358,6 +361,10 @@ class FakeService:
                 return 200, ledger()
             case "GET", ["events"]:
                 return 200, self._event_page(query)
+            case "GET", ["metrics"]:
+                first, last = int(query["from_step"]), int(query["to_step"])
+                points = [p for p in self.points if first <= p.step <= last]
+                return 200, Metrics(points=tuple(points), evals=())
             case "GET", ["logs"]:
                 return 200, self._log_page(query)
             case _:

@@ -39,6 +39,22 @@ def test_one(service): assert service.poll() is None
 def test_two(service): assert service.poll() is None
 """
 
+WIDER_FIXTURE_ON_DEMAND = """
+import subprocess
+import pytest
+
+@pytest.fixture(scope="session")
+def server():
+    command = ["sh", "-c", "(sleep 0.2; exec sleep 61) & exec sleep 62"]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        yield process
+        subprocess.run(["kill", "--", f"-{process.pid}"], check=True)
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_asks_late(request, n):
+    assert request.getfixturevalue("server").poll() is None
+"""
+
 SKIPS = """
 import pytest
 
@@ -70,8 +86,9 @@ def test_a_process_left_behind_fails_the_test(tmp_path: Path, source: str):
     assert "sleep 60" in result.stdout
 
 
-def test_a_process_of_a_wider_fixture_may_stay(tmp_path: Path):
-    result = run_pytest(tmp_path, WIDER_FIXTURE)
+@pytest.mark.parametrize("source", [WIDER_FIXTURE, WIDER_FIXTURE_ON_DEMAND])
+def test_a_process_of_a_wider_fixture_may_stay(tmp_path: Path, source: str):
+    result = run_pytest(tmp_path, source)
     assert result.returncode == 0, result.stdout
 
 

@@ -1,0 +1,369 @@
+"""A plan is committed whole, under the lease, and only while the run is as the decision saw it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import insert, update
+from sqlalchemy.exc import IntegrityError
+
+from orchestrator.providers.base import GroupProbe, HostProbe
+from orchestrator.reconcile.plan import (
+    BuryTrainer,
+    CloseIncident,
+    EndAttempt,
+    MakeAttempt,
+    MoveAttempt,
+    MoveGroup,
+    MoveRun,
+    OpenIncident,
+    PlanLaunch,
+)
+from orchestrator.records import Evidence
+from orchestrator.state import AttemptCause, GroupCause, IllegalMove, RunCause, RunState, Verdict
+from orchestrator.store import lease, reads, rows, tables, writes
+from tests.contract.conftest import INSTALLATION, START, House
+from worker.protocol import ResumePoint
+
+
+def kinds(house: House) -> list[object]:
+    return [event["kind"] for event in house.rows("events")]
+
+
+def end(number: int = 1, verdict: Verdict = Verdict.CRASHED) -> EndAttempt:
+    return EndAttempt(number, verdict, "it fell", (Evidence(START, "agent of host 0", "seen"),))
+
+
+def test_changes_move_the_rows_and_tell_the_timeline(house: House) -> None:
+    house.ready()
+    house.attempt()
+    snap = house.snapshot()
+    assert snap.run.state is RunState.STARTING
+    assert snap.group is not None
+    assert snap.attempt is not None
+    assert (snap.attempt.number, snap.attempt.group) == (1, house.group)
+    assert kinds(house) == [
+        "group_made",
+        "run_moved",
+        "group_moved",
+        "group_moved",
+        "agent_registered",
+        "attempt_made",
+        "run_moved",
+    ]
+
+
+def test_an_illegal_move_aborts_the_whole_commit(house: House) -> None:
+    house.ready()
+    before = house.rows("events")
+    with pytest.raises(IllegalMove):
+        house.commit(MoveRun(RunCause.ATTEMPT_MADE), MoveRun(RunCause.ADMITTED))
+    assert house.snapshot().run.state is RunState.PROVISIONING
+    assert house.rows("events") == before
+
+
+def test_a_fenced_leader_commits_nothing(house: House) -> None:
+    house.ready()
+    snap = house.snapshot()
+    with house.engine.begin() as connection:
+        lease.release(connection, lease.LEADER, "me")
+        lease.acquire(connection, lease.LEADER, "another", timedelta(seconds=60))
+    with pytest.raises(lease.Fenced):
+        house.commit(MoveRun(RunCause.STOP_ASKED), snap=snap)
+    assert house.snapshot().run.state is RunState.PROVISIONING
+    with pytest.raises(lease.Fenced):
+        house.launch(0)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"desired": "pause", "desired_generation": 2}, {"state": "paused"}, {"revision": 2}],
+)
+def test_a_run_that_changed_meanwhile_is_decided_again(
+    house: House, changed: dict[str, object]
+) -> None:
+    house.ready()
+    snap = house.snapshot()
+    with house.engine.begin() as connection:
+        connection.execute(update(tables.runs).values(changed))
+    with pytest.raises(writes.Stale):
+        house.commit(MoveRun(RunCause.ATTEMPT_MADE), snap=snap)
+
+
+def test_settling_answers_the_wish_that_was_seen(house: House) -> None:
+    house.lead()
+    house.submit()
+    house.commit(MoveRun(RunCause.PAUSED, "no", settle=True))
+    run = house.snapshot().run
+    assert (run.settled_generation, run.reason) == (1, "no")
+
+
+def test_the_end_of_a_run_is_dated_and_a_resume_takes_it_back(house: House) -> None:
+    house.ready()
+    house.commit(MoveRun(RunCause.INVALID, "bad data", settle=True))
+    assert house.rows("runs")[0]["finished_at"] == house.now
+    house.commit(MoveRun(RunCause.RESUMED))
+    assert house.rows("runs")[0]["finished_at"] is None
+
+
+def test_a_second_current_attempt_is_a_bug(house: House) -> None:
+    house.ready()
+    house.attempt()
+    with pytest.raises(IllegalMove, match="while 1 is current"):
+        house.commit(MakeAttempt(2, 1, 1, house.group, 1, 1, None, 0, None))
+
+
+def test_the_database_itself_refuses_a_second_current_attempt(house: House) -> None:
+    """Invariant 1, whatever the code above the table believes."""
+    house.ready()
+    house.attempt()
+    values = {
+        "run_id": house.run_id,
+        "number": 2,
+        "revision": 1,
+        "branch": 1,
+        "group": house.group,
+        "processes": 1,
+        "state": "requested",
+        "desired_generation": 1,
+        "created_at": house.now,
+    }
+    with pytest.raises(IntegrityError), house.engine.begin() as connection:
+        connection.execute(insert(tables.attempts).values(values))
+    house.commit(end())
+    with house.engine.begin() as connection:
+        connection.execute(insert(tables.attempts).values(values))
+    with pytest.raises(IntegrityError), house.engine.begin() as connection:
+        connection.execute(insert(tables.attempts).values(values | {"state": "ended"}))
+
+
+def test_an_attempt_lives_and_ends_with_its_evidence(house: House) -> None:
+    house.ready()
+    house.attempt()
+    house.commit(
+        MoveAttempt(1, AttemptCause.SPAWNED),
+        MoveAttempt(1, AttemptCause.STOP_ASKED),
+        end(verdict=Verdict.PAUSED),
+    )
+    row = house.rows("attempts")[0]
+    assert (row["state"], row["verdict"], row["stop_asked_at"]) == ("ended", "paused", house.now)
+    assert rows.EVIDENCE.validate_json(str(row["evidence"]))[0].text == "seen"
+
+
+def test_incidents_are_numbered_and_closed(house: House) -> None:
+    house.ready()
+    opened = OpenIncident(0, Verdict.PROVISION_FAILED, "no hosts", (), ("Asked.",), True)
+    house.commit(opened)
+    house.commit(replace(opened, attempt=1))
+    snap = house.snapshot()
+    assert snap.incident is not None
+    assert (snap.incident.number, snap.incident.done) == (2, ("Asked.",))
+    house.commit(CloseIncident(2, 7))
+    assert house.snapshot().incident is not None
+    house.commit(CloseIncident(1, None))
+    assert house.snapshot().incident is None
+    assert kinds(house).count("incident_closed") == 2
+
+
+def test_a_launch_voids_the_agent_before_it(house: House) -> None:
+    house.ready()
+    house.commit(PlanLaunch(house.group, 0))
+    host = house.snapshot().hosts[0]
+    assert (host.instance, host.registered_at, host.launches) == (None, None, 1)
+    assert house.rows("hosts")[0]["secret_sha256"] is None
+
+
+def test_a_launch_is_decided_again_when_an_agent_has_just_registered(house: House) -> None:
+    house.ready()
+    snap = house.snapshot()
+    house.register(0, "i2")
+    with pytest.raises(writes.Stale):
+        house.commit(PlanLaunch(house.group, 0), snap=snap)
+
+
+def test_no_agent_is_let_in_to_a_group_that_is_given_back(house: House) -> None:
+    house.ready()
+    assert house.launch(0) is True
+    house.commit(MoveGroup(house.group, GroupCause.NOT_WANTED))
+    assert house.launch(0) is False
+
+
+def test_a_buried_trainer_keeps_an_exit_that_was_told(gang: House) -> None:
+    gang.ready()
+    gang.attempt()
+    gang.tell({"kind": "trainer_exited", "exit_code": 3}, host=0)
+    gang.commit(BuryTrainer(1, 0, "gone"), BuryTrainer(1, 1, "gone"))
+    first, second = gang.snapshot().trainers
+    assert (first.exit_code, first.why_killed) == (3, None)
+    assert (second.exit_code, second.why_killed, second.exited_at) == (None, "gone", gang.now)
+
+
+# ---- what a decision sees ----------------------------------------------------------------------
+
+
+def probe(house: House, alive: bool) -> GroupProbe:
+    return GroupProbe(True, True, (HostProbe(0, "10.0.0.9", alive, alive),))
+
+
+def sight(house: House, began: float, alive: bool = False) -> reads.Snapshot:
+    sighting = reads.Sighting(house.now + timedelta(seconds=began), probe(house, alive))
+    with house.engine.connect() as connection:
+        snap = reads.snapshot(
+            connection, house.run_id, house.now, INSTALLATION, START, {house.group: sighting}
+        )
+    assert snap is not None
+    return snap
+
+
+def test_a_probe_is_joined_to_its_hosts(house: House) -> None:
+    house.ready()
+    snap = sight(house, began=1)
+    assert snap.group is not None
+    assert (snap.group.exists, snap.group.up) == (True, True)
+    assert snap.hosts[0].agent_alive is False
+    assert house.snapshot().hosts[0].agent_alive is None
+
+
+def test_a_probe_that_began_before_the_agent_says_nothing_of_it(house: House) -> None:
+    """Else an agent that has just registered would be taken for dead, and replaced."""
+    house.ready()
+    assert sight(house, began=-1).hosts[0].agent_alive is None
+    assert sight(house, began=0).hosts[0].agent_alive is None
+
+
+def checkpoint(house: House, step: int, branch: int = 1, state: str = "accepted") -> None:
+    values = {
+        "run_id": house.run_id,
+        "id": f"b{branch}-s{step}",
+        "attempt": 1,
+        "branch": branch,
+        "step": step,
+        "uri": f"/x/{step}",
+        "state": state,
+        "bytes": 1,
+        "files": 1,
+        "manifest_sha256": "m" * 64,
+        "state_digest": "d" * 64,
+        "stall_seconds": 0,
+        "write_seconds": 0,
+        "written_at": house.now,
+    }
+    with house.engine.begin() as connection:
+        connection.execute(insert(tables.checkpoints).values(values))
+
+
+def usable(house: House) -> list[str]:
+    return [checkpoint.id for checkpoint in house.snapshot().checkpoints]
+
+
+def test_only_accepted_and_verified_checkpoints_are_usable_newest_first(house: House) -> None:
+    house.ready()
+    for step, state in enumerate(["accepted", "written", "verified", "quarantined", "deleted"]):
+        checkpoint(house, step, state=state)
+    assert usable(house) == ["b1-s2", "b1-s0"]
+
+
+def test_a_branch_sees_its_ancestors_up_to_each_fork(house: House) -> None:
+    house.ready()
+    with house.engine.begin() as connection:
+        for number, parent, step in ((2, 1, 30), (3, 2, 40)):
+            connection.execute(
+                insert(tables.branches).values(
+                    run_id=house.run_id,
+                    number=number,
+                    parent=parent,
+                    from_step=step,
+                    data_plan='{"seed":1}',
+                    created_at=house.now,
+                )
+            )
+        connection.execute(update(tables.runs).values(branch=3))
+    for branch in (1, 2, 3):
+        for step in (20, 30, 35, 40, 50):
+            checkpoint(house, step, branch)
+    found = usable(house)
+    own = [f"b3-s{step}" for step in (20, 30, 35, 40, 50)]
+    parents = [f"b2-s{step}" for step in (20, 30, 35, 40)]
+    assert sorted(found) == sorted([*own, *parents, "b1-s20", "b1-s30"])
+    assert found[0] == "b3-s50"
+
+
+def test_a_checkpoint_quarantined_meanwhile_starts_nothing(house: House) -> None:
+    house.ready()
+    checkpoint(house, 5)
+    snap = house.snapshot()
+    with house.engine.begin() as connection:
+        connection.execute(update(tables.checkpoints).values(state="quarantined"))
+    made = MakeAttempt(1, 1, 1, house.group, 1, 1, "b1-s5", 5, None)
+    with pytest.raises(writes.Stale):
+        house.commit(made, snap=snap)
+
+
+def test_an_attempts_spec_holds_its_place_and_where_it_starts_from(house: House) -> None:
+    house.ready()
+    checkpoint(house, 5)
+    house.attempt(resume="b1-s5", step=5)
+    with house.engine.connect() as connection:
+        spec = reads.attempt_spec(connection, house.run_id, 1, "/data/storage/")
+        again = reads.attempt_spec(connection, house.run_id, 1, "/data/storage/")
+        with pytest.raises(reads.NotFound):
+            reads.attempt_spec(connection, house.run_id, 2, "/data/storage/")
+    assert spec.storage == "/data/storage/runs/r1/a1"
+    assert spec.resume == ResumePoint(
+        checkpoint_id="b1-s5", step=5, uri="/x/5", manifest_sha256="m" * 64
+    )
+    assert spec.data_plan.seed == spec.job.seed == 17
+    assert spec.model_dump_json() == again.model_dump_json()
+
+
+def test_a_spec_of_a_newer_version_is_refused_with_what_to_do(house: House) -> None:
+    house.submit()
+    with house.engine.begin() as connection:
+        connection.execute(update(tables.revisions).values(spec_version=99))
+        with pytest.raises(rows.SpecTooNew, match="install the version that wrote it"):
+            reads.job_spec(connection, house.run_id, 1)
+
+
+@pytest.mark.parametrize(
+    ("state", "desired", "generation", "settled", "active"),
+    [
+        ("queued", "run", 1, 0, True),
+        ("stopping", "pause", 2, 1, True),
+        ("paused", "run", 1, 1, False),
+        ("paused", "pause", 2, 2, False),
+        ("paused", "run", 2, 1, True),
+        ("paused", "cancel", 2, 2, True),
+        ("failed", "run", 1, 1, False),
+        ("failed", "run", 2, 1, True),
+        ("succeeded", "pause", 2, 1, False),
+        ("cancelled", "run", 2, 1, False),
+    ],
+)
+def test_which_runs_need_the_loop(
+    house: House, state: str, desired: str, generation: int, settled: int, active: bool
+) -> None:
+    house.submit()
+    with house.engine.begin() as connection:
+        connection.execute(
+            update(tables.runs).values(
+                state=state,
+                desired=desired,
+                desired_generation=generation,
+                settled_generation=settled,
+            )
+        )
+        assert reads.active_runs(connection) == (["r1"] if active else [])
+
+
+@pytest.mark.parametrize("state", ["paused", "failed", "succeeded", "cancelled"])
+def test_a_resting_run_needs_the_loop_while_it_holds_hosts(house: House, state: str) -> None:
+    house.ready()
+    with house.engine.begin() as connection:
+        connection.execute(update(tables.runs).values(state=state, settled_generation=1))
+        assert reads.active_runs(connection) == ["r1"]
+    house.commit(MoveGroup(house.group, GroupCause.NOT_WANTED))
+    house.commit(MoveGroup(house.group, GroupCause.RELEASED))
+    with house.engine.connect() as connection:
+        assert reads.active_runs(connection) == []
