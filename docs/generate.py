@@ -15,6 +15,7 @@ from typer.cli import get_docs_for_click
 
 from model.config import MODEL_PRESETS
 from orchestrator import diagrams
+from orchestrator.api.assemble import bare_app
 from orchestrator.cli.main import app
 from orchestrator.presets import PRESETS
 from orchestrator.settings import Settings
@@ -33,6 +34,17 @@ names the field. A field without a default must be given. A whole example stands
 
 Two short forms: `model: NAME` means `model: {preset: NAME}`, and `hosts: N` means
 `hosts: {count: N}`. With `preset`, the fields of the preset stand for all that are not given.
+"""
+
+API_HEAD = """\
+# The REST API
+
+Generated from the routes in `orchestrator/api/` by `make docs`. The whole description, with every
+schema, is served at `/api/v1/openapi.json`.
+
+Programs send `Authorization: Bearer TOKEN`; the token is in the file `token` of the data folder.
+Bodies are JSON, specs also YAML (`Content-Type: application/yaml`). A run is named by its id or its
+name. An error is a problem document (RFC 9457): what happened, the fields at fault, and what to do.
 """
 
 SPEC_WORDS = {
@@ -221,11 +233,24 @@ def cli_page() -> str:
     return f"{first}\n\nGenerated from `orchestrator/cli/` by `make docs`.\n{rest.rstrip()}\n"
 
 
+def api_page() -> str:
+    """Every path with its methods, its first line of words and its status codes."""
+    parts = [API_HEAD, "\n| call | what it does | answers |\n| --- | --- | --- |\n"]
+    for path, calls in bare_app().openapi()["paths"].items():
+        for method, call in calls.items():
+            words = call.get("description") or f"{call['summary']}."
+            words = words.partition("\n\n")[0].replace("\n", " ")
+            codes = " ".join(sorted(call["responses"]))
+            parts.append(f"| `{method.upper()} {path}` | {words} | {codes} |\n")
+    return "".join(parts)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "states.md": diagrams.page,
     "spec.md": spec_page,
     "settings.md": settings_page,
     "cli.md": cli_page,
+    "api.md": api_page,
 }
 
 

@@ -26,19 +26,21 @@ def descendants(pid: int) -> dict[int, str]:
         if not entry.name.isdigit() or int(entry.name) == pid:
             continue
         with contextlib.suppress(OSError):
+            state, parent = _stat(entry)
+            # Empty for a moment while the process turns into its program.
             command = (entry / "cmdline").read_bytes()
-            if not command or any(helper in command for helper in HELPERS):
+            if state in "ZX" or any(helper in command for helper in HELPERS):
                 continue
-            marked = mark in (entry / "environ").read_bytes().split(b"\0")
-            if marked or _parent(entry) == pid:
+            if parent == pid or mark in (entry / "environ").read_bytes().split(b"\0"):
                 words = command.replace(b"\0", b" ").decode(errors="replace").strip()
                 found[int(entry.name)] = words[:200]
     return found
 
 
-def _parent(entry: Path) -> int:
-    after_name = (entry / "stat").read_text(errors="replace").rpartition(")")[2]
-    return int(after_name.split()[1])
+def _stat(entry: Path) -> tuple[str, int]:
+    """State and parent."""
+    after_name = (entry / "stat").read_text(errors="replace").rpartition(")")[2].split()
+    return after_name[0], int(after_name[1])
 
 
 def wait_until_gone(pid: int, known: set[int], seconds: float) -> dict[int, str]:
@@ -57,7 +59,7 @@ def _belongs(pid: int, known: set[int]) -> bool:
         if pid in known:
             return True
         try:
-            pid = _parent(Path(f"/proc/{pid}"))
+            _, pid = _stat(Path(f"/proc/{pid}"))
         except OSError:
             return False
     return False
