@@ -28,7 +28,6 @@ from orchestrator.wakes import LOOP, decision_topic, group_topic, run_topic
 log = structlog.get_logger(__name__)
 IDLE_SECONDS = 2.0
 SHORTEST_WAIT_SECONDS = 0.01
-TROUBLE_SECONDS = 30.0
 MAX_ROUNDS = 16
 AT_ONCE = 8
 
@@ -60,21 +59,11 @@ class Loop:
         self._looks: dict[str, _Look] = {}
         self._groups: dict[str, str] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
-        self._looked_at: float | None = None
         service.telemetry.count_runs(service.read)
 
     @property
     def leading(self) -> bool:
         return self._leadership.token is not None
-
-    def trouble(self) -> str | None:
-        """What is wrong with the loop, for `/readyz`; to follow another leader is in order."""
-        if self._looked_at is None:
-            return "the loop has not looked at its runs yet"
-        late = self._service.clock.monotonic() - self._looked_at
-        if late > TROUBLE_SECONDS:
-            return f"the loop last looked at its runs {late:.0f} s ago"
-        return None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set: the decision under way is finished, then the lease is released."""
@@ -112,7 +101,6 @@ class Loop:
         token = self._leadership.token
         if token is None:
             self._looks.clear()
-            self._looked_at = self._service.clock.monotonic()
             return IDLE_SECONDS
         active, groups = await asyncio.to_thread(self._read_active)
         self._prober.look((name, provider) for name, provider, _ in groups)
@@ -121,7 +109,6 @@ class Loop:
         self._looks = {run_id: look for run_id, look in self._looks.items() if run_id in ids}
         due = [run for run in active if self._is_due(run)]
         await asyncio.gather(*(self._look_at(run, token) for run in due))
-        self._looked_at = self._service.clock.monotonic()
         self._service.telemetry.last_decision.set(self._service.clock.now().timestamp())
         return self._wait(bool(groups))
 
