@@ -7,7 +7,7 @@ before it is acknowledged; a report that waits for commands holds no transaction
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -69,7 +69,9 @@ async def register(call: Register, service: TheService, secret: Secret) -> Regis
 
 
 @router.post("/report", responses=problem_responses(401, 409, 422))
-async def report(call: AgentReport, service: TheService, secret: Secret) -> ReportAnswer:
+async def report(
+    call: AgentReport, request: Request, service: TheService, secret: Secret
+) -> ReportAnswer:
     """Events and heartbeat in one; answered at once when there is something new to command."""
     now = service.clock.now()
     with _refusals():
@@ -77,7 +79,8 @@ async def report(call: AgentReport, service: TheService, secret: Secret) -> Repo
             lambda connection: ingest.report(connection, call, secret, now)
         )
     _announce(service, call, stored)
-    found = await _new_commands(service, call)
+    stopping: asyncio.Event = request.app.state.stopping
+    found = await _new_commands(service, call, stopping)
     return ReportAnswer(
         acked_seq=stored.acked_seq,
         commands=found,
@@ -112,8 +115,10 @@ def _announce(service: Service, call: AgentReport, stored: ingest.Stored) -> Non
         service.wakes.notify(group_topic(call.group))
 
 
-async def _new_commands(service: Service, call: AgentReport) -> tuple[Command, ...]:
-    """Waits until the commands are other than the agent knows, or its patience ends."""
+async def _new_commands(
+    service: Service, call: AgentReport, stopping: asyncio.Event
+) -> tuple[Command, ...]:
+    """Waits until the commands are other than the agent knows, its patience or the service ends."""
     topic = group_topic(call.group)
     deadline = service.clock.monotonic() + call.wait_seconds
     alone = service.read.dialect.name == "sqlite"
@@ -121,9 +126,20 @@ async def _new_commands(service: Service, call: AgentReport) -> tuple[Command, .
         seen = service.wakes.count(topic)
         found = await asyncio.to_thread(_commands, service, call.group, call.host)
         left = deadline - service.clock.monotonic()
-        if left <= 0 or commands.commands_digest(found) != call.known_commands:
+        news = commands.commands_digest(found) != call.known_commands
+        if left <= 0 or news or stopping.is_set():
             return found
-        await service.wakes.wait(topic, seen, left if alone else min(left, OTHER_REPLICA_SECONDS))
+        patience = left if alone else min(left, OTHER_REPLICA_SECONDS)
+        await _first_of(service.wakes.wait(topic, seen, patience), stopping.wait())
+
+
+async def _first_of(*waits: Coroutine[object, object, bool]) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _commands(service: Service, group: str, host: int) -> tuple[Command, ...]:
@@ -143,9 +159,9 @@ def _refusals() -> Generator[None]:
         yield
     except AgentRefused as error:
         raise _refusal(error) from None
-    except (DataError, IntegrityError) as error:
+    except (DataError, IntegrityError, OverflowError) as error:
         # The agent finds the event at fault and sets it aside; a 5xx it would repeat for ever.
-        log.error("a report can not be stored", reason=type(error.orig).__name__)
+        log.error("a call can not be stored", reason=type(error).__name__)
         raise Refused(422, "not-storable", "The database refuses a value in this call.") from None
 
 

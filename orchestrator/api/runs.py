@@ -173,7 +173,9 @@ async def _check(request: Request, service: Service, job: JobSpec) -> None:
 async def list_runs(
     request: Request,
     state: Annotated[list[RunState] | None, Query()] = None,
-    name: Annotated[str, Query(max_length=40, description="Beginning of the name")] = "",
+    name: Annotated[
+        str, Query(pattern="^[a-z0-9-]{0,40}$", description="Beginning of the name")
+    ] = "",
     cursor: Annotated[str | None, Query(max_length=80)] = None,
     limit: Limit = 50,
 ) -> RunPage:

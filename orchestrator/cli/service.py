@@ -39,23 +39,14 @@ def up(
 
 
 def read_settings(**given: object) -> Settings:
-    """The settings of the environment, with what the command line gives put over them."""
-    from pydantic import ValidationError
-
-    from orchestrator.settings import Settings
+    """The settings, with what the command line gives put over file and environment."""
+    from orchestrator import settings
 
     try:
-        return Settings.model_validate(
-            Settings().model_dump() | {name: v for name, v in given.items() if v is not None}
-        )
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = "_".join(str(part) for part in first["loc"])
-        raise CommandFailed(
-            f"The setting {field} cannot be used: {first['msg']}.",
-            f"It is set by LONGHAUL_{field.upper()} in the environment.",
-            Exit.USAGE,
-        ) from error
+        return settings.read_settings(**{n: v for n, v in given.items() if v is not None})
+    except settings.SettingsError as error:
+        hint = "longhaul doctor shows every setting; the environment sets them as LONGHAUL_<NAME>."
+        raise CommandFailed(str(error), hint, Exit.USAGE) from error
 
 
 def link(as_json: AsJson = False, data: DataDir = None) -> None:

@@ -7,7 +7,7 @@ that the categories sum to the wall clock exactly. Must not import the store, th
 | --- | --- |
 | queued | submitted, and no hosts asked for yet |
 | starting | hosts asked for, or a person's resume, until the attempt's first step is dispatched |
-| productive | steps trained for the first time |
+| productive | steps trained for the first time, and the step under way |
 | replayed | steps trained again, because the crash came after the checkpoint |
 | checkpoint | the training loop waited for a save |
 | eval | the training loop evaluated |
@@ -53,15 +53,17 @@ class AttemptTime:
     """One attempt, all in microseconds; instants on the wall clock, durations monotonic.
 
     `first_dispatch_at` is when its first step began, `last_step_at` when its newest one was
-    complete. `new_steps` and `replayed_steps` are the sums of its steps' durations, which contain
-    the stalls and evaluations between steps: `stalls` and `evals` in all, `after_last_step` the
-    part of those two that no step's duration contains. `ended_at` is None for a living attempt.
+    complete. `steps` counts its steps; `new_steps` and `replayed_steps` are the sums of their
+    durations, which contain the stalls and evaluations between steps: `stalls` and `evals` in all,
+    `after_last_step` the part of those two that no step's duration contains. `ended_at` is None
+    for a living attempt.
     """
 
     made_at: int
     first_dispatch_at: int | None = None
     last_step_at: int | None = None
     ended_at: int | None = None
+    steps: int = 0
     new_steps: int = 0
     replayed_steps: int = 0
     stalls: int = 0
@@ -141,10 +143,13 @@ def _attempt(parts: dict[Category, int], attempt: AttemptTime, span: Span) -> No
     replayed = net * attempt.replayed_steps // stepped if stepped else 0
     last = span.end if attempt.last_step_at is None else attempt.last_step_at
     tail = span.end - _clip(last, span.start, span.end) if attempt.ended_at is not None else 0
+    under_way = 0
+    if attempt.ended_at is None and attempt.steps:
+        under_way = min(span.end - _clip(last, span.start, span.end), stepped // attempt.steps)
     left = length
     for category, amount in (
         (Category.STARTING, starting),
-        (Category.PRODUCTIVE, net - replayed),
+        (Category.PRODUCTIVE, net - replayed + under_way),
         (Category.REPLAYED, replayed),
         (Category.CHECKPOINT, attempt.stalls),
         (Category.EVAL, attempt.evals),

@@ -71,12 +71,12 @@ def derive(sight: Sight, spec: Callable[[Attempt], AttemptSpec]) -> tuple[Comman
     if sight.group_state in (GroupState.RELEASING, GroupState.GONE):
         return (Retire(),)
     attempt, running = _current(sight), sight.host.running_attempt
-    found: list[Command] = []
     if running is not None and (attempt is None or running != attempt.number):
-        found.append(KillTrainer(attempt=running, reason=_why_not_current(sight, running)))
-    if attempt is not None and sight.host.index < attempt.processes:
-        found += _for_current(sight, attempt, spec)
-    return tuple(found)
+        # Nothing else before that one is told to be dead.
+        return (KillTrainer(attempt=running, reason=_why_not_current(sight, running)),)
+    if attempt is None or sight.host.index >= attempt.processes:
+        return ()
+    return tuple(_for_current(sight, attempt, spec))
 
 
 def _for_current(

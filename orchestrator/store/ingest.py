@@ -293,6 +293,8 @@ class _Intake:
 
 def _storable(envelope: Envelope) -> bool:
     """Numbers that no column holds would make the same report fail for ever."""
+    if abs(envelope.attempt) >= INT_LIMIT:
+        return False
     if isinstance(envelope.event, Unknown):
         return True
     numbers = {

@@ -205,7 +205,7 @@ def _time_of(connection: Connection, row: AnyRow, told_before: int) -> AttemptTi
     mine = and_(m.run_id == run_id, m.attempt == row.number)
     again = and_(mine, m.step <= told_before)
     last = last_point(connection, run_id, row.number) or first
-    total = connection.execute(select(func.sum(m.seconds)).where(mine)).scalar() or 0.0
+    number, total = connection.execute(select(func.count(), func.sum(m.seconds)).where(mine)).one()
     replayed = connection.execute(select(func.sum(m.seconds)).where(again)).scalar() or 0.0
     c, e = checkpoints.c, evals.c
     saves = and_(c.run_id == run_id, c.attempt == row.number)
@@ -217,6 +217,7 @@ def _time_of(connection: Connection, row: AnyRow, told_before: int) -> AttemptTi
         first_dispatch_at=micros(first.at) - _whole(first.seconds),
         last_step_at=micros(last.at),
         ended_at=ended,
+        steps=number,
         new_steps=_whole(total - replayed),
         replayed_steps=_whole(replayed),
         stalls=_whole(sum(seconds for _, seconds in stalls)),

@@ -68,6 +68,8 @@ def fingerprint(job: JobSpec) -> str:
 
 def find(connection: Connection, id_or_name: str) -> Row[*tuple[Any, ...]]:
     """The run's row; ids begin with a digit and names with a letter. Raises `NoSuchRun`."""
+    if not id_or_name.isascii() or not id_or_name.isprintable():
+        raise NoSuchRun(id_or_name)  # no database needs to be asked, and some refuse such text
     query = select(runs).where(or_(runs.c.id == id_or_name, runs.c.name == id_or_name))
     row = connection.execute(query).first()
     if row is None:

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, insert, select, text
+from sqlalchemy import Connection, Engine, event, insert, select, text
 
 from orchestrator.presets import PRESETS
 from orchestrator.reconcile.plan import MakeAttempt, MakeGroup, MoveGroup, MoveRun, Plan
@@ -119,9 +119,9 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         return _make_tables(f"sqlite:///{tmp_path / 'longhaul.db'}")
     url: str = request.getfixturevalue("_shared_postgres")
     engine = open_engine(url)
-    names = ", ".join(f'"{name}"' for name in tables.metadata.tables)
     with engine.begin() as connection:
-        connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+        for table in reversed(tables.metadata.sorted_tables):
+            connection.execute(table.delete())
     engine.dispose()
     return url
 
@@ -129,6 +129,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     engine = open_engine(database_url)
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous = OFF"))
     yield engine
     engine.dispose()
 

@@ -97,6 +97,7 @@ async def plane(engine: Engine, folder: Path) -> AsyncIterator[Plane]:
     )
     app = FastAPI()
     app.state.service = service
+    app.state.stopping = asyncio.Event()
     app.include_router(router)
     install_handlers(app)
     made = Plane(service, provider, app)

@@ -1,0 +1,408 @@
+"""What agents tell is stored once, by the agent that may, and old attempts change nothing."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from sqlalchemy import Engine
+
+from orchestrator.reconcile.plan import EndAttempt, MoveGroup, PlanLaunch
+from orchestrator.state import GroupCause, Verdict
+from orchestrator.store import callers, ingest, ledger_events
+from tests.contract.conftest import SECRET, House
+from worker.protocol import CheckpointAccepted, CheckpointOffer, CheckpointWritten, Register
+
+
+def step(number: int, **changes: object) -> dict[str, object]:
+    told: dict[str, object] = {
+        "kind": "step",
+        "step": number,
+        "loss": 2.0,
+        "grad_norm": 1.0,
+        "learning_rate": 0.1,
+        "tokens": 2048,
+        "seconds": 0.5,
+        "data_wait": 0.0,
+        "batch_hash": "h",
+    }
+    return told | changes
+
+
+def written(number: int, attempt: int = 1, **changes: object) -> dict[str, object]:
+    told: dict[str, object] = {
+        "kind": "checkpoint_written",
+        "checkpoint_id": f"a{attempt}-s{number}",
+        "step": number,
+        "uri": f"/data/storage/runs/r1/a{attempt}/checkpoints/{number}",
+        "bytes": 10 << 32,
+        "files": 3,
+        "manifest_sha256": "a" * 64,
+        "state_digest": "b" * 64,
+        "stall_seconds": 0.1,
+        "write_seconds": 0.2,
+    }
+    return told | changes
+
+
+def offer(house: House, attempt: int = 1, instance: str = "i1", **changes: object):
+    checkpoint = CheckpointWritten.model_validate(written(5, attempt) | changes)
+    call = CheckpointOffer(
+        group=house.group,
+        host=0,
+        instance=instance,
+        run_id="r1",
+        attempt=attempt,
+        checkpoint=checkpoint,
+    )
+    with house.engine.begin() as connection:
+        return ledger_events.offer(connection, call, SECRET, house.tick())
+
+
+def end(house: House, number: int = 1) -> None:
+    house.commit(EndAttempt(number, Verdict.CRASHED, "it fell", ()))
+
+
+@pytest.fixture
+def running(house: House) -> House:
+    """One host, its first attempt just made."""
+    house.ready()
+    house.attempt()
+    return house
+
+
+def started(house: House) -> House:
+    house.tell({"kind": "trainer_started", "pid": 77}, step(1), running=1)
+    return house
+
+
+# ---- who may speak -----------------------------------------------------------------------------
+
+
+def test_registering_takes_a_host_over(house: House) -> None:
+    house.ready()
+    house.tick()
+    assert house.register(0, "i2") == 0
+    host = house.snapshot().hosts[0]
+    assert (host.instance, host.registered_at, host.address) == ("i2", house.now, "127.0.0.1")
+    with pytest.raises(callers.OldInstance):
+        house.send(instance="i1")
+    house.send(instance="i2")
+
+
+def test_registering_again_changes_nothing(running: House) -> None:
+    started(running)
+    before = running.rows("hosts")
+    running.tick()
+    call = Register(protocol=1, group=running.group, host=0, instance="i1", facts=running.facts(0))
+    with running.engine.begin() as connection:
+        answer = ingest.register(connection, call, SECRET, running.now)
+    assert answer.acked_seq == 2
+    assert running.rows("hosts") == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "secret", "refusal"),
+    [
+        ({}, "wrong", callers.BadSecret),
+        ({}, "", callers.BadSecret),
+        ({"host": 5}, SECRET, callers.BadSecret),
+        ({"group": "nobody"}, SECRET, callers.BadSecret),
+        ({"protocol": 99}, SECRET, callers.ProtocolRefused),
+    ],
+)
+def test_registrations_that_are_refused(
+    house: House, changes: dict[str, object], secret: str, refusal: type[Exception]
+) -> None:
+    house.ready()
+    before = house.rows("hosts")
+    told = {"protocol": 1, "group": house.group, "host": 0, "instance": "x"} | changes
+    call = Register.model_validate(told | {"facts": house.facts(0)})
+    with pytest.raises(refusal), house.engine.begin() as connection:
+        ingest.register(connection, call, secret, house.now)
+    assert house.rows("hosts") == before
+
+
+def test_no_secret_is_right_where_none_is_set(house: House) -> None:
+    house.ready()
+    house.commit(PlanLaunch(house.group, 0))
+    with pytest.raises(callers.BadSecret):
+        house.send()
+
+
+def test_nobody_registers_with_a_group_that_is_given_back(house: House) -> None:
+    house.ready()
+    house.launch(0)
+    house.commit(MoveGroup(house.group, GroupCause.NOT_WANTED))
+    call = Register(protocol=1, group=house.group, host=0, instance="x", facts=house.facts(0))
+    with pytest.raises(callers.GroupNotWanted), house.engine.begin() as connection:
+        ingest.register(connection, call, SECRET, house.now)
+
+
+# ---- exactly once ------------------------------------------------------------------------------
+
+
+def test_batches_that_repeat_and_overlap_count_once(running: House) -> None:
+    told = [running.envelope(step(n)) for n in range(1, 21)]
+    told += [running.envelope({"kind": "log", "lines": [f"line {n}"]}) for n in range(20)]
+    told += [running.envelope({"kind": "save_failed", "step": 1, "reason": "x"})]
+    chance = random.Random(5)
+    assert running.send(*told[:10]).acked_seq == 10
+    acked = 10
+    while acked < len(told):
+        first = chance.randrange(0, acked + 1)
+        last = chance.randrange(first, len(told)) + 1
+        acked = max(acked, last)
+        assert running.send(*told[first:last]).acked_seq == acked
+    assert [point["step"] for point in running.rows("metric_points")] == list(range(1, 21))
+    lines = [row["line"] for row in running.rows("log_lines")]
+    assert lines == [f"line {n}" for n in range(20)]
+    assert [row["kind"] for row in running.rows("events")].count("save_failed") == 1
+
+
+def test_gaps_are_taken_and_what_comes_late_is_not(running: House) -> None:
+    running.send(running.envelope(step(5), seq=50))
+    assert running.send(running.envelope(step(4), seq=40)).acked_seq == 50
+    assert [point["step"] for point in running.rows("metric_points")] == [5]
+
+
+def test_a_report_that_fails_acknowledges_nothing(running: House) -> None:
+    good, bad = running.envelope(step(1)), running.envelope({"kind": "x", "n": 1})
+
+    class Broken(Exception):
+        pass
+
+    def refuse(*_: object) -> None:
+        raise Broken
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ingest.commands, "settle_never_started", refuse)
+        with pytest.raises(Broken):
+            running.send(good, bad)
+    assert running.rows("metric_points") == []
+    assert running.rows("hosts")[0]["acked_seq"] == 0
+    assert running.send(good, bad).acked_seq == 2
+
+
+def test_events_survive_the_agent_that_spooled_them(running: House) -> None:
+    running.tell(step(1))
+    late = running.envelope(step(2))
+    assert running.register(0, "i2") == 1
+    assert running.send(late, instance="i2").acked_seq == 2
+
+
+# ---- what becomes of events --------------------------------------------------------------------
+
+
+def test_a_trainers_life_is_told_in_one_row(running: House) -> None:
+    running.tell(
+        {"kind": "trainer_started", "pid": 77, "numerics_key": "cpu"},
+        {"kind": "phase", "phase": "train"},
+        step(1),
+        step(2),
+        {"kind": "trainer_failed", "exit_code": 65, "error": "no such file", "hint": "mount it"},
+        {"kind": "trainer_exited", "exit_code": 65, "last_lines": ["a", "b\0"]},
+    )
+    trainer = running.snapshot().trainers[0]
+    assert (trainer.pid, trainer.phase, trainer.last_step) == (77, "train", 2)
+    assert (trainer.exit_code, trainer.signal, trainer.exited_at) == (65, None, running.now)
+    assert (trainer.failure, trainer.hint) == ("no such file", "mount it")
+    assert trainer.last_lines == ("a", "b\ufffd")
+    kinds = [row["kind"] for row in running.rows("events") if row["rank"] == 0]
+    assert kinds == ["trainer_started", "phase", "trainer_failed", "trainer_exited"]
+
+
+def test_the_first_start_and_step_of_the_attempt_are_marked(gang: House) -> None:
+    gang.ready()
+    gang.attempt()
+    first = gang.tell({"kind": "phase", "phase": "spawn"}).decisive
+    spawned = gang.now
+    gang.tick()
+    again = gang.tell({"kind": "phase", "phase": "import"}, host=1).decisive
+    gang.tell(step(31))
+    stepped = gang.now
+    gang.tick()
+    gang.tell(step(32))
+    attempt = gang.snapshot().attempt
+    assert attempt is not None
+    assert (attempt.spawned_at, attempt.first_step_at) == (spawned, stepped)
+    assert (first, again) == (True, False)
+
+
+def test_a_hosts_clock_that_is_ahead_does_not_date_the_future(running: House) -> None:
+    told = running.envelope({"kind": "trainer_exited", "exit_code": 1})
+    ahead = told.model_copy(update={"at": running.now.replace(year=2090)})
+    running.send(ahead)
+    assert running.snapshot().trainers[0].exited_at == running.now
+
+
+def test_numbers_that_are_none_are_kept_as_such(running: House) -> None:
+    told = step(1, loss="NaN", grad_norm="Infinity", learning_rate="NaN")
+    running.tell(told, {"kind": "eval", "step": 1, "loss": "NaN", "batches": 2, "seconds": 1})
+    point = running.rows("metric_points")[0]
+    assert (point["loss"], point["grad_norm"], point["learning_rate"]) == (None, None, 0.0)
+    assert running.rows("evals")[0]["loss"] is None
+
+
+def test_a_loss_is_stored_to_the_last_bit(running: House) -> None:
+    exact = 0.1 + 0.2
+    running.tell(step(1, loss=exact))
+    assert running.rows("metric_points")[0]["loss"] == exact
+
+
+def test_unknown_kinds_are_stored_untouched(running: House) -> None:
+    told = {"kind": "of_a_later_version" * 5, "deep": {"a": [1, None]}, "zero": "\0"}
+    stored = running.tell(told)
+    row = running.rows("events")[-1]
+    assert '"deep":{"a":[1,null]}' in str(row["body"])
+    assert len(str(row["kind"])) == 40
+    assert stored.kinds == {"unknown": 1}
+
+
+@pytest.mark.parametrize(
+    "envelope",
+    [
+        {"attempt": 9},
+        {"rank": 1},
+        {"rank": -1},
+        {"attempt": 1 << 80},
+        {"event": step(1 << 40)},
+        {"event": {"kind": "trainer_started", "pid": 1 << 62}},
+    ],
+)
+def test_what_names_no_attempt_of_its_host_is_dropped_and_acknowledged(
+    running: House, envelope: dict[str, object]
+) -> None:
+    told = running.envelope(step(1)).model_dump() | envelope
+    stored = running.send(type(running.envelope(step(2))).model_validate(told))
+    assert (stored.dropped, stored.acked_seq) == (1, 1)
+    assert running.rows("metric_points") == []
+
+
+def test_another_runs_attempt_is_out_of_reach(running: House, engine: Engine) -> None:
+    other = House(engine, run_id="r2", token=running.token)
+    other.ready()
+    other.attempt()
+    other.tell(step(3))
+    assert [(p["run_id"], p["step"]) for p in running.rows("metric_points")] == [("r2", 3)]
+    with pytest.raises(callers.StaleAttempt):
+        offer(other)
+    assert running.rows("checkpoints") == []
+
+
+def test_a_superseded_attempts_events_are_telemetry(running: House) -> None:
+    started(running)
+    end(running)
+    running.attempt(2)
+    before = running.rows("attempts")
+    stored = running.tell(
+        step(2),
+        written(2),
+        {"kind": "checkpoint_rejected", "checkpoint_id": "a1-s2", "reason": "x"},
+        {"kind": "trainer_exited", "exit_code": 1},
+        attempt=1,
+    )
+    assert stored.acked_seq == 6
+    assert [(p["attempt"], p["step"]) for p in running.rows("metric_points")] == [(1, 1), (1, 2)]
+    assert running.rows("attempts") == before
+    assert running.rows("checkpoints") == []
+    assert running.rows("trainers")[0]["exit_code"] == 1
+
+
+# ---- the ledger of checkpoints -----------------------------------------------------------------
+
+
+def test_a_written_checkpoint_does_not_count_until_it_is_accepted(running: House) -> None:
+    running.tell(written(5))
+    assert running.rows("checkpoints")[0]["state"] == "written"
+    assert running.snapshot().checkpoints == ()
+    accepted = offer(running)
+    assert accepted == CheckpointAccepted(
+        run_id="r1",
+        checkpoint_id="a1-s5",
+        step=5,
+        accepted_at=running.now,
+        manifest_sha256="a" * 64,
+    )
+    snap = running.snapshot()
+    assert [checkpoint.id for checkpoint in snap.checkpoints] == ["a1-s5"]
+    assert snap.attempt is not None
+    assert snap.attempt.accepted_step == 5
+
+
+def test_an_offer_repeated_is_answered_the_same_and_telling_it_late_undoes_nothing(
+    running: House,
+) -> None:
+    first = offer(running)
+    assert offer(running) == first
+    running.tell(written(5))
+    assert running.rows("checkpoints")[0]["state"] == "accepted"
+    kinds = [row["kind"] for row in running.rows("events")]
+    assert kinds.count("checkpoint_accepted") == 1
+
+
+def test_an_older_step_does_not_lower_what_was_reached(running: House) -> None:
+    offer(running)
+    offer(running, **written(3))
+    assert running.rows("attempts")[0]["accepted_step"] == 5
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpoint_id": "a2-s5"},
+        {"uri": "/data/storage/runs/r1/a2/checkpoints/5"},
+        {"uri": "/data/storage/runs/r1/a1/checkpoints/5/../../../../r2/a1/checkpoints/5"},
+        {"uri": "/etc/passwd"},
+        {"manifest_sha256": "a" * 65},
+    ],
+)
+def test_offers_of_what_is_not_the_attempts_own(running: House, changes: dict) -> None:
+    with pytest.raises(callers.StaleAttempt):
+        offer(running, **changes)
+    running.tell(written(5) | changes)
+    assert running.rows("checkpoints") == []
+
+
+def test_an_accepted_checkpoint_can_not_become_another(running: House) -> None:
+    offer(running)
+    with pytest.raises(callers.StaleAttempt, match="another manifest"):
+        offer(running, manifest_sha256="c" * 64)
+
+
+def test_a_superseded_attempts_checkpoint_is_refused(running: House) -> None:
+    """Invariant 2: the ledger is as it was."""
+    running.tell(written(5))
+    end(running)
+    before = running.rows("checkpoints")
+    with pytest.raises(callers.StaleAttempt):
+        offer(running)
+    running.attempt(2)
+    with pytest.raises(callers.StaleAttempt):
+        offer(running)
+    with pytest.raises(callers.OldInstance):
+        offer(running, attempt=2, instance="i0")
+    assert running.rows("checkpoints") == before
+    offer(running, attempt=2, **written(5, 2))
+
+
+def test_the_checkpoint_to_resume_from_can_be_rejected(running: House) -> None:
+    offer(running)
+    end(running)
+    running.attempt(2, resume="a1-s5", step=5)
+    rejected = {"kind": "checkpoint_rejected", "checkpoint_id": "a1-s5", "reason": "bad sum"}
+    assert running.tell(rejected, attempt=2).decisive
+    row = running.rows("checkpoints")[0]
+    assert (row["state"], row["reason"]) == ("quarantined", "bad sum")
+    with pytest.raises(callers.StaleAttempt):
+        offer(running)
+
+
+def test_no_other_checkpoint_can_be_rejected(running: House) -> None:
+    offer(running)
+    end(running)
+    running.attempt(2)
+    running.tell(
+        {"kind": "checkpoint_rejected", "checkpoint_id": "a1-s5", "reason": "x"}, attempt=2
+    )
+    assert running.rows("checkpoints")[0]["state"] == "accepted"
