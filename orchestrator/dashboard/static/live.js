@@ -3,9 +3,10 @@ import { morph } from "./morph.js";
 
 const AT_MOST_MS = 1000;
 const POLL_MS = 2000;
+const STREAMING_POLL_MS = 10_000; // a stream can hang without an error
 const STREAM_AGAIN_MS = 10_000;
 const TIMEOUT_MS = 8000;
-const EVENTS = ["message", "run", "steps", "attempt", "incident", "log"];
+const EVENTS = ["message", "run", "steps", "attempt", "attempts", "incident", "incidents", "log"];
 
 export class Live {
   constructor({ stream = null, alsoFetch = async () => {} } = {}) {
@@ -18,7 +19,8 @@ export class Live {
     this.again = false;
     if (stream) this.listen();
     setInterval(() => {
-      if (!this.streaming && !document.hidden) this.soon();
+      const due = this.streaming ? STREAMING_POLL_MS : POLL_MS;
+      if (Date.now() - this.lastLook >= due - AT_MOST_MS / 2) this.soon();
     }, POLL_MS);
     document.addEventListener("visibilitychange", () => document.hidden || this.soon());
   }
@@ -32,6 +34,11 @@ export class Live {
     source.addEventListener("error", () => {
       this.streaming = false;
       if (source.readyState === EventSource.CLOSED) setTimeout(() => this.listen(), STREAM_AGAIN_MS);
+    });
+    source.addEventListener("end", () => {
+      source.close(); // the run is over; it may be resumed, so listen again later
+      this.soon();
+      setTimeout(() => this.listen(), STREAM_AGAIN_MS);
     });
     for (const name of EVENTS) source.addEventListener(name, () => this.soon());
     window.addEventListener("pagehide", () => source.close());
