@@ -75,6 +75,12 @@ def test_the_empty_overview_says_how_to_begin() -> None:
     assert "<table" not in html
 
 
+def test_many_finished_runs_do_not_bury_the_page() -> None:
+    html = visit(make_app(Served(FakeReader(*(finished(f"run-{n}") for n in range(20))))), "/")
+    assert html.count('<tr id="run-') == 12
+    assert "8 older runs not shown" in html
+
+
 @pytest.mark.parametrize("state", RunState)
 @pytest.mark.parametrize("needs", [False, True])
 def test_each_run_state_renders(state: RunState, needs: bool) -> None:
