@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from itertools import zip_longest
 
 from orchestrator.api.schemas import AttemptView, IncidentView, RunSummary
 from orchestrator.dashboard import looks, words
@@ -109,7 +110,7 @@ def live(
     needing = {incident.attempt for incident in incidents if incident.needs_person}
     segments: list[Segment] = []
     cursor, gap = run.created_at, Kind.QUEUED
-    for attempt, following in zip(attempts, [*attempts[1:], None], strict=True):
+    for attempt, following in zip_longest(attempts, attempts[1:]):
         segments.append(Segment(gap, cursor, attempt.created_at, GAPS[gap]))
         segments += _attempt(attempt, end, run.progress.step_seconds or 0.0)
         cursor = attempt.ended_at or end

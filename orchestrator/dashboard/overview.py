@@ -16,6 +16,7 @@ SPARK_POINTS = 60
 LEAST_STOP = 0.6  # percent of the strip: about two pixels
 MARKS_APART = 3.5
 MOST_HAPPENINGS = 12
+MOST_FINISHED = 12
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ class Overview:
     needing: list[Row]
     active: list[Row]
     finished: list[Row]
+    finished_left_out: int
     happenings: list[tuple[RunSummary, IncidentView]]
     window_name: str
     windows: tuple[str, ...]
@@ -65,9 +67,10 @@ class Overview:
 def overview(reader: Reader, chosen_window: str | None) -> Overview:
     runs, now = reader.runs(), reader.now()
     active = [run for run in runs if run.state not in TERMINAL_RUNS or run.needs_person]
-    finished = [run for run in runs if run not in active]
-    stories = {run.id: reader.incidents(run.id) for run in runs}
-    lives = {run.id: life.live(run, reader.attempts(run.id), stories[run.id], now) for run in runs}
+    over = [run for run in runs if run not in active]
+    finished, shown = over[:MOST_FINISHED], [*active, *over[:MOST_FINISHED]]
+    stories = {run.id: reader.incidents(run.id) for run in shown}
+    lives = {run.id: life.live(run, reader.attempts(run.id), stories[run.id], now) for run in shown}
     name, window = life.shared_window([lives[run.id] for run in active], now, chosen_window)
 
     def row(run: RunSummary, window: life.Window) -> Row:
@@ -77,13 +80,14 @@ def overview(reader: Reader, chosen_window: str | None) -> Overview:
 
     rows = [row(run, window) for run in sorted(active, key=_urgency)]
     own = [row(run, life.Window(lives[run.id].start, lives[run.id].end)) for run in finished]
-    happenings = _happenings(runs, stories, now)
+    happenings = _happenings(shown, stories, now)
     return Overview(
         headline=story.headline(active),
         figures=_figures(active, happenings),
         needing=[row for row in rows if row.run.needs_person],
         active=rows,
         finished=own,
+        finished_left_out=len(over) - len(finished),
         happenings=happenings[:MOST_HAPPENINGS],
         window_name=name,
         windows=tuple(life.WINDOWS),

@@ -138,17 +138,14 @@ def _fidelity(attempts: Sequence[AttemptView]) -> str:
 
 def _deed(incident: IncidentView) -> str:
     """A crash by SIGKILL reads as killed; the rest as `looks.DEEDS` says."""
-    if incident.verdict is Verdict.CRASHED and any(
-        "SIGKILL" in seen.text or "signal 9" in seen.text for seen in incident.seen
-    ):
+    told = (incident.concluded, *(seen.text for seen in incident.seen))
+    if incident.verdict is Verdict.CRASHED and any("SIGKILL" in text for text in told):
         return "was killed"
     return looks.DEEDS[incident.verdict]
 
 
 def _sentence(text: str | None) -> str:
-    text = (text or "").strip()
-    if not text:
-        return ""
+    text = (text or "").strip() or "no reason was recorded"
     return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
 
 

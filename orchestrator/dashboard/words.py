@@ -63,7 +63,7 @@ def duration(seconds: float) -> str:
     whole = round(seconds)
     if whole < 3600:
         return _pair(whole, 60, "m", 1, "s") if whole >= 60 else f"{whole}{NARROW_SPACE}s"
-    if whole < 86_400:
+    if whole < 86_400 - 30:  # half a minute less rounds up to a day
         return _pair(round(whole / 60) * 60, 3600, "h", 60, "m")
     return _pair(round(whole / 3600) * 3600, 86_400, "d", 3600, "h")
 

@@ -121,8 +121,9 @@ export class Chart {
       if (!this.big || x < free) return;
       const words = this.width < 600 ? `${attempt.number}` : `attempt ${attempt.number}`;
       const more = this.width < 600 ? "" : fidelity(attempt);
-      add(this.svg, "text", { class: "strong", x: x + 2, y: 11 }, words);
-      add(this.svg, "text", { x: x + 2, y: 25 }, more);
+      const left = x + (index ? 6 : 0);
+      add(this.svg, "text", { class: "strong", x: left, y: 11 }, words);
+      add(this.svg, "text", { x: left, y: 25 }, more);
       free = x + 2 + Math.max(words.length, more.length) * 6.2 + 10;
     });
   }

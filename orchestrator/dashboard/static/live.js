@@ -3,9 +3,11 @@ import { morph } from "./morph.js";
 
 const AT_MOST_MS = 1000;
 const POLL_MS = 2000;
+const STREAMING_POLL_MS = 10_000; // a stream can hang without an error
 const STREAM_AGAIN_MS = 10_000;
+const COST_FACTOR = 4; // a slow service is asked less often
 const TIMEOUT_MS = 8000;
-const EVENTS = ["message", "run", "steps", "attempt", "incident", "log"];
+const EVENTS = ["message", "run", "steps", "attempt", "attempts", "incident", "incidents", "log"];
 
 export class Live {
   constructor({ stream = null, alsoFetch = async () => {} } = {}) {
@@ -13,12 +15,14 @@ export class Live {
     this.alsoFetch = alsoFetch;
     this.streaming = false;
     this.lastLook = 0;
+    this.cost = 0; // milliseconds that the last look took
     this.timer = null;
     this.looking = false;
     this.again = false;
     if (stream) this.listen();
     setInterval(() => {
-      if (!this.streaming && !document.hidden) this.soon();
+      const due = Math.max(this.streaming ? STREAMING_POLL_MS : POLL_MS, this.cost * COST_FACTOR);
+      if (Date.now() - this.lastLook >= due - AT_MOST_MS / 2) this.soon();
     }, POLL_MS);
     document.addEventListener("visibilitychange", () => document.hidden || this.soon());
   }
@@ -33,6 +37,11 @@ export class Live {
       this.streaming = false;
       if (source.readyState === EventSource.CLOSED) setTimeout(() => this.listen(), STREAM_AGAIN_MS);
     });
+    source.addEventListener("end", () => {
+      source.close(); // the run is over; it may be resumed, so listen again later
+      this.soon();
+      setTimeout(() => this.listen(), STREAM_AGAIN_MS);
+    });
     for (const name of EVENTS) source.addEventListener(name, () => this.soon());
     window.addEventListener("pagehide", () => source.close());
   }
@@ -41,7 +50,8 @@ export class Live {
   soon() {
     if (this.looking) this.again = true;
     if (this.looking || this.timer !== null || document.hidden) return;
-    const wait = Math.max(0, this.lastLook + AT_MOST_MS - Date.now());
+    const apart = Math.max(AT_MOST_MS, this.cost * COST_FACTOR);
+    const wait = Math.max(0, this.lastLook + apart - Date.now());
     this.timer = setTimeout(() => this.look(), wait);
   }
 
@@ -49,9 +59,11 @@ export class Live {
     this.timer = null;
     this.looking = true;
     this.again = false;
+    const began = Date.now();
     try {
       await this.fetchPage();
       await this.alsoFetch();
+      this.cost = Date.now() - began;
       contact();
     } catch (error) {
       noContact(error);
