@@ -284,10 +284,16 @@ class Client:
             cursor = page.next_cursor
 
     def logs(
-        self, run: str, *, after: int | None = None, limit: int = 1000, attempt: int | None = None
+        self,
+        run: str,
+        *,
+        after: int = 0,
+        tail: int | None = None,
+        limit: int = 1000,
+        attempt: int | None = None,
     ) -> LogPage:
-        """Lines after the one with id `after`, or the last `limit` ones; oldest first."""
-        params = {"after": after, "limit": limit, "attempt": attempt}
+        """Lines after the one with id `after`, or the last `tail` ones; oldest first."""
+        params = {"after": after, "tail": tail, "limit": limit, "attempt": attempt}
         return self._read("GET", _of(run, "logs"), LogPage, params=params)
 
     # ---- the service ---------------------------------------------------------------------------

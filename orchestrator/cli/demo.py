@@ -78,9 +78,7 @@ def _show(flow: Flow, out: Console) -> Outcome:
     out.print(f"Starting a service of the demo's own in {flow.service.folder}")
     flow.service.start()
     if out.is_terminal:
-        out.print(
-            f"Dashboard (the link opens once): {flow.client.login_link().url}", soft_wrap=True
-        )
+        _print_link(flow, out)
     run = flow.submit()
     out.print(f"Submitted {run.name}: {run.progress.steps} steps, killed at about 45% of them")
     with screen_for(out) as screen:
@@ -88,6 +86,11 @@ def _show(flow: Flow, out: Console) -> Outcome:
     outcome = flow.outcome()
     _print_summary(flow, outcome, out)
     return outcome
+
+
+def _print_link(flow: Flow, out: Console) -> None:
+    out.print("Dashboard (the link opens once):")
+    out.print(flow.client.login_link().url, soft_wrap=True)
 
 
 def _print_summary(flow: Flow, outcome: Outcome, out: Console) -> None:
@@ -110,7 +113,7 @@ def _stay(flow: Flow, out: Console) -> None:
     from orchestrator.cli.demo_service import Interrupted
 
     out.print()
-    out.print(f"Dashboard (the link opens once): {flow.client.login_link().url}", soft_wrap=True)
+    _print_link(flow, out)
     out.print("It stays up until Ctrl-C.")
     try:
         while True:

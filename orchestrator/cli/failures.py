@@ -81,10 +81,11 @@ def print_problem(
     if problem.detail and problem.detail != problem.title:
         out.print(Text(problem.detail))
     for error in problem.errors:
-        place = error.pointer or "the whole spec"
+        place = error.pointer or ("the whole spec" if source else "")
         line = _line_of(error.pointer, lines or {})
         where = f"  ({source}, line {line})" if source and line else ""
-        out.print(Text.assemble("  ", (place, "bold"), (where, "dim")))
+        if place:
+            out.print(Text.assemble("  ", (place, "bold"), (where, "dim")))
         out.print(_indented(error.detail))
         if error.hint:
             out.print(_indented(f"→ {error.hint}"))

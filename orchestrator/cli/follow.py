@@ -178,7 +178,7 @@ def _state_news(now: Frame) -> list[News]:
     words = str(run.state)
     # What an attempt's verdict has said already is not said again.
     if run.reason and run.reason not in {attempt.summary for attempt in now.attempts}:
-        words += f": {run.reason}"
+        words = run.reason if run.reason.startswith(words) else f"{words}: {run.reason}"
     elif run.waits_for and not run.reason:
         words += f": waits for {run.waits_for}"
     return [News(run.state_since, text.clean(words), grave=run.needs_person)]

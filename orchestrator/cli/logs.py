@@ -53,7 +53,7 @@ def _first_lines(
     if tail is None:
         yield from stored_lines(client, run, attempt, after=0)
     else:
-        yield from client.logs(run, limit=tail, attempt=attempt).items
+        yield from client.logs(run, tail=tail, attempt=attempt).items
 
 
 def stored_lines(client: Client, run: str, attempt: int | None, after: int) -> Iterator[LogLine]:
@@ -61,7 +61,7 @@ def stored_lines(client: Client, run: str, attempt: int | None, after: int) -> I
     while True:
         page = client.logs(run, after=after, attempt=attempt)
         yield from page.items
-        if not page.items:
+        if not page.items or page.next_cursor is None:
             return
         after = page.items[-1].id
 

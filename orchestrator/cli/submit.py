@@ -69,7 +69,7 @@ def preflight(
 
     document = _document(given, settings)
     with connect(data) as client:
-        facts = _spec_call(document, lambda: client.preflight(document.spec))
+        facts = _under_a_name(client, document, None, client.preflight)
     if as_json:
         render.print_json(facts)
         return
@@ -106,22 +106,24 @@ def presets(as_json: AsJson = False) -> None:
 
 def submit_document(client: Client, document: Document, name: str | None = None) -> RunDetail:
     """Submits under `name`, else under the spec's own; a preset's own name is made free."""
-    if name is None and document.preset is not None:
-        return _submit_preset(client, document)
-    spec = document.spec if name is None else document.spec | {"name": name}
-    return _spec_call(document, lambda: client.submit(spec))
+    return _under_a_name(client, document, name, client.submit)
 
 
-def _submit_preset(client: Client, document: Document) -> RunDetail:
-    """Under the first free of `demo-1m`, `demo-1m-2`, `demo-1m-3`, …"""
+def _under_a_name(
+    client: Client, document: Document, name: str | None, call: Callable[[dict[str, object]], T]
+) -> T:
+    """For a preset under the first free of `demo-1m`, `demo-1m-2`, `demo-1m-3`, …"""
     from orchestrator.client import Refused
 
+    if name is not None or document.preset is None:
+        spec = document.spec if name is None else document.spec | {"name": name}
+        return _spec_call(document, lambda: call(spec))
     for name in _names(str(document.spec["name"])):
         if _is_taken(client, name):
             continue
         spec = document.spec | {"name": name}
         try:
-            return client.submit(spec)
+            return call(spec)
         except Refused as refused:
             # Somebody may have taken the name in between; every other refusal is the spec's.
             if not (refused.problem.status == 409 and _is_taken(client, name)):

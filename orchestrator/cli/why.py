@@ -74,7 +74,7 @@ def _standing(run: RunDetail) -> str:
 
     step = f"step {run.progress.step:,} of {run.progress.steps:,}"
     if run.reason:
-        return f"{text.clean(run.reason)} (at {step})"
+        return f"It is {run.state} at {step}: {text.clean(run.reason)}."
     return f"It is {run.state} at {step}."
 
 

@@ -284,7 +284,10 @@ class FakeService:
             case "POST", ["runs"]:
                 return self._submit(body)
             case "POST", ["runs:preflight"]:
-                return 200, facts(JobSpec.model_validate(body))
+                spec = JobSpec.model_validate(body)
+                if spec.name in self.runs:
+                    return 409, problem(409, title="The name is taken", errors=())
+                return 200, facts(spec)
             case "POST", ["login-codes"]:
                 return 200, {"url": f"{self.url}/login?code=c", "expires_at": after(300)}
             case "GET", ["runs"]:
@@ -306,13 +309,13 @@ class FakeService:
         )
 
     def _log_page(self, query: dict[str, str]) -> LogPage:
-        limit = min(int(query["limit"]), self.page_size)
         kept = [x for x in self.logs if query.get("attempt") in {None, str(x.attempt)}]
-        if "after" in query:
-            page = [line for line in kept if line.id > int(query["after"])][:limit]
-        else:
-            page = kept[-limit:]
-        return LogPage(items=tuple(page), next_cursor=page[-1].id if page else None)
+        if "tail" in query:
+            return LogPage(items=tuple(kept[-int(query["tail"]) :]))
+        left = [line for line in kept if line.id > int(query["after"])]
+        page = tuple(left[: self.page_size])
+        more = len(left) > len(page)
+        return LogPage(items=page, next_cursor=page[-1].id if more else None)
 
     def _event_page(self, query: dict[str, str]) -> EventPage:
         after = int(query["cursor"])

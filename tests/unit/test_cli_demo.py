@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from orchestrator.api.schemas import AttemptView, EventView, MetricPoint
@@ -395,3 +397,25 @@ def _early() -> AttemptView:
 def _event(number: int, attempt: int, kind: str, **body: object) -> EventView:
     at = fake.START + timedelta(seconds=number)
     return EventView(id=number, attempt=attempt, rank=0, kind=kind, at=at, body=dict(body))
+
+
+def test_the_dashboard_stays_up_until_a_signal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = iter([None, Interrupted(signal.SIGINT)])
+
+    def check(_: OwnService) -> None:
+        if (look := next(looks)) is not None:
+            raise look
+
+    monkeypatch.setattr(OwnService, "check", check)
+    monkeypatch.setattr(demo.time, "sleep", lambda _: None)
+    printed = io.StringIO()
+    with (
+        fake.served(fake.FakeService()) as service,
+        Client(lambda: Endpoint(service.url, fake.TOKEN)) as client,
+    ):
+        demo._stay(Flow(OwnService(tmp_path, temporary=False), client), Console(file=printed))
+        assert f"{service.url}/login?code=c" in printed.getvalue()
+    assert "stays up until Ctrl-C" in printed.getvalue()
+    assert next(looks, None) is None
