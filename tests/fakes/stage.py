@@ -103,5 +103,7 @@ class Stage:
         return file.read_text() if file.exists() else ""
 
     def close(self) -> None:
-        self.provider.release(GROUP)
-        self.plane.stop()
+        try:
+            self.provider.release(GROUP)
+        finally:
+            self.plane.stop()

@@ -46,6 +46,13 @@ def test_a_run_is_told_in_order_and_once(stage: Stage):
     assert stage.book.registered[0].facts.free_port > 0
 
 
+def test_the_last_words_of_a_trainer_are_told_before_its_exit(stage: Stage):
+    stage.run("--steps=3000")
+    exit_of(stage)
+    assert stage.book.kinds()[-1] == "trainer_exited"
+    assert stage.book.steps() == list(range(1, 3001))
+
+
 def test_a_checkpoint_is_offered_only_after_all_that_came_before_it(stage: Stage):
     stage.run("--steps=4", "--save-every=2")
     exit_of(stage)
@@ -103,6 +110,8 @@ def test_a_killed_agent_takes_its_trainer_along_and_the_next_delivers_its_spool(
 
 def test_a_start_that_was_obeyed_before_is_not_obeyed_by_the_next_agent(stage: Stage):
     stage.run("--linger", attempt=3)
+    stage.kill("trainer")
+    exit_of(stage, 3)
     stage.kill("agent")
     until(lambda: not stage.alive("trainer"))
     stage.launch("--linger")

@@ -71,6 +71,7 @@ def test_what_is_acknowledged_is_forgotten(tmp_path: Path, segment_bytes: int):
     spool.ack(7)
     assert seqs(spool) == list(range(8, 21))
     spool.ack(3)  # an answer that comes late
+    assert spool.acked == 7
     assert seqs(spool) == list(range(8, 21))
     spool.ack(20)
     assert not spool.pending
