@@ -24,13 +24,16 @@ def initial_params(config: ModelConfig, key: jax.Array) -> Params:
 
 
 def forward(config: ModelConfig) -> Forward:
-    """The function (params, tokens int32 [b, t], dropout key or None) -> float32 [b, t, vocab]."""
+    """The function (params, tokens int32 [b, t], dropout keys [b] or None) -> logits.
+
+    Logits are float32 [b, t, vocab].
+    """
     abstract = nnx.eval_shape(lambda: Llama(config, jax.random.key(0)))
     graph, shapes = nnx.split(abstract, nnx.Param)
 
-    def apply(params: Params, tokens: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+    def apply(params: Params, tokens: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         weights = jax.tree.map(lambda leaf: leaf, shapes)
         nnx.replace_by_pure_dict(weights, params)
-        return nnx.merge(graph, weights)(tokens, dropout_key)
+        return nnx.merge(graph, weights)(tokens, dropout_keys)
 
     return apply

@@ -22,12 +22,21 @@ def compute_dtype(config: LlamaConfig) -> jnp.dtype:
     return jnp.dtype(config.dtype)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
-    """Zeroes a share `rate` of x and scales the rest up; without a key, returns x as it is."""
-    if key is None or rate == 0.0:
+def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of x [b, ...] and scales the rest up; without keys, returns x.
+
+    `keys` [b] has a key for each sequence, so that what is dropped does not depend on how the
+    batch is split over devices.
+    """
+    if keys is None or rate == 0.0:
         return x
-    keep = jax.random.bernoulli(key, 1.0 - rate, x.shape)
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
     return jnp.where(keep, x / jnp.asarray(1.0 - rate, x.dtype), jnp.zeros_like(x))
+
+
+def split_each(keys: jax.Array, parts: int) -> jax.Array:
+    """keys [b] -> [parts, b]."""
+    return jax.vmap(lambda key: jax.random.split(key, parts), out_axes=1)(keys)
 
 
 def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:

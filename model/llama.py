@@ -29,6 +29,7 @@ from model.layers import (
     dropout,
     normal,
     rotary_tables,
+    split_each,
 )
 
 
@@ -45,10 +46,10 @@ class Block(nnx.Module):
         self,
         x: jax.Array,
         tables: tuple[jax.Array, jax.Array],
-        dropout_key: jax.Array | None,
+        dropout_keys: jax.Array | None,
     ) -> jax.Array:
         """x [b, t, d] -> [b, t, d]."""
-        first, second = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        first, second = (None, None) if dropout_keys is None else split_each(dropout_keys, 2)
         x = x + dropout(self.attention(self.attention_norm(x), tables), self.rate, first)
         return x + dropout(self.feed(self.feed_norm(x)), self.rate, second)
 
@@ -68,20 +69,20 @@ class Llama(nnx.Module):
             std = min(0.02, 0.5 * config.hidden**-0.5)
             self.head = normal(head_key, (config.vocab_size, config.hidden), std)
 
-    def __call__(self, tokens: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """tokens int32 [b, t] -> logits float32 [b, t, vocab]; drops only when given a key."""
+    def __call__(self, tokens: jax.Array, dropout_keys: jax.Array | None = None) -> jax.Array:
+        """tokens int32 [b, t] -> logits float32 [b, t, vocab]; drops only when given keys [b]."""
         config = self.config
         dtype = compute_dtype(config)
         x = jnp.take(self.embedding[...].astype(dtype), tokens, axis=0)
-        x = self._through_blocks(x, dropout_key)
+        x = self._through_blocks(x, dropout_keys)
         head = self.embedding if config.tied else self.head
         logits = jnp.einsum("btd,vd->btv", self.norm(x), head[...].astype(dtype))
         return logits.astype(jnp.float32)
 
-    def _through_blocks(self, x: jax.Array, dropout_key: jax.Array | None) -> jax.Array:
+    def _through_blocks(self, x: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
         config = self.config
         tables = rotary_tables(x.shape[1], config.head_dim, config.rope_theta)
-        keys = None if dropout_key is None else jax.random.split(dropout_key, config.layers)
+        keys = None if dropout_keys is None else split_each(dropout_keys, config.layers)
         if not isinstance(self.blocks, nnx.List):
             graph, stacked = nnx.split(self.blocks)
 

@@ -52,7 +52,7 @@ def compile_steps(job: JobSpec, mesh: Mesh, abstract: TrainState, placer: Placer
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
     signals = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=placer.each)
     step = jax.jit(
-        train_step(job),
+        train_step(job, mesh),
         in_shardings=(state, placer.rows, everywhere, placer.each),
         out_shardings=(state, everywhere),
         donate_argnums=0,

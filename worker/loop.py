@@ -31,7 +31,7 @@ from worker.schedule import due
 from worker.step import StepResult, TrainState
 from worker.watch import not_finite
 
-DRAIN = 2  # the signal of a host that was asked to leave; 0 says nothing
+DRAIN = 1  # the signal of a host that was asked to leave; 0 says nothing
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class Meter:
             )
         else:
             link.send(StepBeat(step=running.step, seconds=seconds, data_wait=running.data_wait))
-        return int(result.signal) >= DRAIN
+        return float(result.signal) > 0
 
 
 def _evaluate(training: Training, state: TrainState, step: int) -> None:

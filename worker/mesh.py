@@ -23,6 +23,7 @@ from worker.ends import Invalid, PeerLost
 from worker.protocol import AttemptSpec, JobSpec
 
 ROWS = PartitionSpec(None, ("data", "fsdp"), None)  # [microbatches, sequences, tokens]
+ROWS_KEYS = PartitionSpec(None, ("data", "fsdp"))
 EACH_DEVICE = PartitionSpec(("data", "fsdp"))
 Tree = TypeVar("Tree")
 
@@ -43,7 +44,6 @@ def join_gang(spec: AttemptSpec, rank: int) -> None:
     if spec.process_count == 1:
         return
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update("jax_enable_recoverability", True)
     try:
         jax.distributed.initialize(
             spec.coordinator,

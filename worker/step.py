@@ -6,14 +6,19 @@ the place in the data plan. Must not read files or clocks.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
 
 from model.build import Forward, Params, forward, initial_params
+from worker.mesh import EACH_DEVICE, ROWS, ROWS_KEYS
 from worker.optim import learning_rate, optimizer
 from worker.protocol import JobSpec
 
@@ -33,7 +38,7 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars of one update. `signal` is the highest wish of any host."""
+    """Scalars of one update. `signal` is above zero when some host wishes to leave."""
 
     loss: jax.Array
     grad_norm: jax.Array
@@ -45,6 +50,7 @@ TrainStep = Callable[
     [TrainState, jax.Array, jax.Array, jax.Array],
     tuple[TrainState, StepResult],
 ]
+Tree = TypeVar("Tree")
 EvalStep = Callable[[Params, jax.Array], jax.Array]
 
 
@@ -61,38 +67,33 @@ def initial_state(job: JobSpec, first_batch: int) -> TrainState:
     )
 
 
-def mean_loss(
-    apply: Forward, params: Params, rows: jax.Array, dropout_key: jax.Array | None
+def sequence_losses(
+    apply: Forward, params: Params, rows: jax.Array, dropout_keys: jax.Array | None
 ) -> jax.Array:
-    """Mean cross-entropy in nats over rows int32 [b, context + 1], each token from those before."""
-    logits = apply(params, rows[:, :-1], dropout_key)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean()
+    """Mean cross-entropy in nats of each of the rows int32 [b, context + 1]: float32 [b]."""
+    logits = apply(params, rows[:, :-1], dropout_keys)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean(axis=-1)
 
 
-def train_step(job: JobSpec) -> TrainStep:
+def train_step(job: JobSpec, mesh: Mesh) -> TrainStep:
     """The function (state, rows int32 [microbatches, b, context + 1], next batch's index int32,
     signals int32 [devices]) -> (state one step on, result)."""
-    apply = forward(job.model)
     update = optimizer(job.optimizer, job.steps)
     rate = learning_rate(job.optimizer, job.steps)
-    parts = job.batch.microbatches
-
-    def gradients(params: Params, rows: jax.Array, key: jax.Array) -> tuple[jax.Array, Params]:
-        """The mean loss and gradient of all microbatches, one after the other."""
-
-        def add(total: tuple[jax.Array, Params], part: tuple[jax.Array, jax.Array]):
-            found = jax.value_and_grad(lambda p: mean_loss(apply, p, *part))(params)
-            return jax.tree.map(jnp.add, total, found), None
-
-        zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
-        total, _ = jax.lax.scan(add, zero, (rows, jax.random.split(key, parts)))
-        return jax.tree.map(lambda x: x / parts, total)
+    gradients = jax.shard_map(
+        functools.partial(_gradients, forward(job.model), mesh),
+        mesh=mesh,
+        in_specs=(PartitionSpec(), ROWS, ROWS_KEYS, EACH_DEVICE),
+        out_specs=PartitionSpec(),
+        check_vma=False,  # else JAX sums each weight's gradient across devices on its own
+    )
 
     def step(
         state: TrainState, rows: jax.Array, next_batch: jax.Array, signals: jax.Array
     ) -> tuple[TrainState, StepResult]:
         carried, used = jax.random.split(jax.random.wrap_key_data(state.rng))
-        loss, gradient = gradients(state.params, rows, used)
+        keys = jax.random.split(used, rows.shape[:2])
+        gradient, loss, signal = gradients(state.params, rows, keys, signals)
         changes, moments = update.update(gradient, state.optimizer, state.params)
         after = TrainState(
             params=optax.apply_updates(state.params, changes),  # pyright: ignore[reportArgumentType]
@@ -102,9 +103,44 @@ def train_step(job: JobSpec) -> TrainStep:
             next_batch=next_batch,
         )
         norm = optax.tree.norm(gradient)
-        return after, StepResult(loss, norm, rate(state.step), signals.max())
+        return after, StepResult(loss, norm, rate(state.step), signal)
 
     return step
+
+
+def _gradients(
+    apply: Forward,
+    mesh: Mesh,
+    params: Params,
+    rows: jax.Array,
+    keys: jax.Array,
+    signals: jax.Array,
+) -> tuple[Params, jax.Array, jax.Array]:
+    """On one device: its microbatches one after the other, then the mean over all devices.
+
+    Returns the gradient, the loss, and the share of devices with a wish as the signal.
+    """
+
+    def add(total: tuple[Params, jax.Array], part: tuple[jax.Array, jax.Array]):
+        loss, gradient = jax.value_and_grad(
+            lambda weights: sequence_losses(apply, weights, *part).mean()
+        )(params)
+        return jax.tree.map(jnp.add, total, (gradient, loss)), None
+
+    zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
+    total, _ = jax.lax.scan(add, zero, (rows, keys))
+    gradient, loss = jax.tree.map(lambda x: x / rows.shape[0], total)
+    return _mean_over_devices((gradient, loss, signals.astype(jnp.float32).mean()), mesh)
+
+
+def _mean_over_devices(tree: Tree, mesh: Mesh) -> Tree:
+    """One collective for everything: gloo pairs the collectives of two processes by their order,
+    and a program loaded from the compile cache may run independent ones in another order than a
+    program just compiled, which ends the gang."""
+    if mesh.size == 1:
+        return tree
+    vector, restore = ravel_pytree(tree)
+    return restore(jax.lax.psum(vector, mesh.axis_names) / mesh.size)
 
 
 def eval_step(job: JobSpec) -> EvalStep:
@@ -112,6 +148,6 @@ def eval_step(job: JobSpec) -> EvalStep:
     apply = forward(job.model)
 
     def evaluate(params: Params, rows: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda part: mean_loss(apply, params, part, None), rows).mean()
+        return jax.lax.map(lambda part: sequence_losses(apply, params, part, None), rows).mean()
 
     return evaluate

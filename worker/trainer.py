@@ -73,6 +73,7 @@ def hold_lock(path: Path, seconds: float = LOCK_SECONDS) -> IO[str]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
+                file.close()
                 sys.exit(f"another trainer still holds {path} after {seconds:g} s; end it first")
             time.sleep(0.05)
         else:

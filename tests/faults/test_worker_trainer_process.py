@@ -1,0 +1,189 @@
+"""Real trainer processes: killed, drained, cut off, refused. The agent's side is a fake."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fakes.tiny import attempt, tiny_job, write_text
+from tests.fakes.trainer_host import TrainerHost
+from worker.protocol import ExitCode, JobSpec
+
+
+@pytest.fixture(scope="module")
+def compile_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Kept for all tests here: they train the same model."""
+    return tmp_path_factory.mktemp("compile-cache")
+
+
+@pytest.fixture
+def host(data_dir: Path, compile_cache: Path) -> Iterator[TrainerHost]:
+    with TrainerHost(data_dir / "host0", compile_cache) as host:
+        yield host
+
+
+@pytest.fixture
+def job(data_dir: Path) -> JobSpec:
+    return tiny_job(
+        write_text(data_dir / "text"),
+        steps=60,
+        checkpoint={"every_steps": 20},
+        eval={"every_steps": 30, "batches": 2},
+    )
+
+
+def test_killed_trainer_goes_on_as_if_it_had_not_been(
+    host: TrainerHost, job: JobSpec, data_dir: Path
+) -> None:
+    host.start(attempt(job, data_dir / "whole"))
+    assert host.wait() == ExitCode.DONE
+    whole = host.seen
+    assert whole.of("trainer_finished")[0].step == job.steps
+    assert sorted(whole.losses()) == list(range(1, job.steps + 1))
+
+    host.start(attempt(job, data_dir / "killed"))
+    host.until(lambda seen: any(e.step == 20 for e in seen.of("checkpoint_written")))
+    host.until_step(26)
+    host.signal(signal.SIGKILL)
+    assert host.wait() == -signal.SIGKILL
+    before = host.seen
+    assert max(before.losses()) < job.steps
+
+    host.start(attempt(job, data_dir / "killed", 2, resume=before.point(20)))
+    assert host.wait() == ExitCode.DONE
+    after = host.seen
+    assert sorted(after.losses()) == list(range(21, job.steps + 1))
+    assert before.losses() | after.losses() == whole.losses()
+    replayed = before.losses().keys() & after.losses().keys()
+    assert len(replayed) >= 5
+    assert all(before.losses()[step] == after.losses()[step] for step in replayed)
+    ends = [seen.of("checkpoint_written")[-1].state_digest for seen in (whole, after)]
+    assert ends[0] == ends[1]
+    (resumed,) = after.of("resumed")
+    assert resumed.state_digest == before.of("checkpoint_written")[0].state_digest
+    evals = [{event.step: event.loss for event in seen.of("eval")} for seen in (whole, after)]
+    assert evals[1].items() <= evals[0].items()
+    assert [event.phase for event in after.of("phase")][:5] == [
+        "import", "init", "restore", "compile", "train",
+    ]  # fmt: skip
+    assert (data_dir / "killed" / "a2" / "checkpoints" / "60" / "accepted.json").exists()
+
+
+@pytest.mark.parametrize("asked_by", ["SIGTERM", "command"])
+def test_drained_trainer_saves_and_leaves_once_that_save_counts(
+    host: TrainerHost, job: JobSpec, data_dir: Path, asked_by: str
+) -> None:
+    job = job.model_copy(update={"steps": 100_000})
+    host.accepting = False
+    host.start(attempt(job, data_dir / "runs"))
+    host.until_step(5)
+    if asked_by == "SIGTERM":
+        host.signal(signal.SIGTERM)
+    else:
+        host.drain()
+    host.until(lambda seen: any(event.final for event in seen.of("checkpoint_written")))
+    assert host.seen.of("trainer_finished") == []
+    host.accept_now()
+    assert host.wait() == ExitCode.DRAINED
+    last = host.seen.of("checkpoint_written")[-1]
+    assert last.step == max(host.seen.losses())
+    (finished,) = host.seen.of("trainer_finished")
+    assert (finished.step, finished.drained) == (last.step, True)
+    assert (Path(last.uri) / "accepted.json").exists()
+
+
+def test_text_too_short_for_a_batch_is_refused_by_field(host: TrainerHost, data_dir: Path) -> None:
+    short = data_dir / "short.txt"
+    short.write_text("too short")
+    host.start(attempt(tiny_job(short), data_dir / "runs"))
+    assert host.wait() == ExitCode.INVALID
+    (failed,) = host.seen.of("trainer_failed")
+    assert (failed.exit_code, failed.field) == (ExitCode.INVALID, "/data/source")
+    assert "one batch" in failed.error
+    assert failed.hint
+    assert host.seen.of("trainer_started") == []
+
+
+def test_checkpoint_that_was_changed_is_rejected(
+    host: TrainerHost, job: JobSpec, data_dir: Path
+) -> None:
+    job = job.model_copy(update={"steps": 20})
+    host.start(attempt(job, data_dir / "runs"))
+    assert host.wait() == ExitCode.DONE
+    point = host.seen.point(20)
+    loop = Path(point.uri) / "loop.json"
+    loop.write_text(loop.read_text().replace('"attempt": 1', '"attempt": 7'))
+    host.start(attempt(job, data_dir / "runs", 2, resume=point))
+    assert host.wait() == ExitCode.CHECKPOINT_REJECTED
+    (rejected,) = host.seen.of("checkpoint_rejected")
+    assert rejected.checkpoint_id == "a1-s20"
+    assert "loop.json" in rejected.reason
+    assert host.seen.of("trainer_failed")[0].exit_code == ExitCode.CHECKPOINT_REJECTED
+
+
+def test_trainer_leaves_when_its_agent_is_gone(
+    host: TrainerHost, job: JobSpec, data_dir: Path
+) -> None:
+    host.start(attempt(job.model_copy(update={"steps": 100_000}), data_dir / "runs"))
+    host.until_step(3)
+    asked = time.monotonic()
+    host.hang_up()
+    assert host.wait() == 1
+    assert time.monotonic() - asked < 5
+
+
+def test_second_trainer_of_a_host_waits_for_the_lock_and_gives_up(data_dir: Path) -> None:
+    from worker.trainer import LOCK, hold_lock
+
+    data_dir.mkdir()
+    first = hold_lock(data_dir / LOCK)
+    with pytest.raises(SystemExit, match="another trainer still holds"):
+        hold_lock(data_dir / LOCK, seconds=0.1)
+    first.close()
+    hold_lock(data_dir / LOCK, seconds=0.1).close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_gang_of_two_loses_one_and_resumes_bit_equal(job: JobSpec, data_dir: Path) -> None:
+    fields = job.model_dump() | {"hosts": {"count": 2}}
+    job = JobSpec.model_validate(fields)
+    storage = data_dir / "runs"
+
+    def start(hosts: tuple[TrainerHost, TrainerHost], number: int, **changes: object) -> None:
+        gang = {"process_count": 2, "coordinator": f"127.0.0.1:{free_port()}"}
+        spec = attempt(job, storage, number, **gang, **changes)
+        for rank, host in enumerate(hosts):
+            host.start(spec, rank)
+
+    with TrainerHost(data_dir / "h0") as first, TrainerHost(data_dir / "h1") as second:
+        hosts = (first, second)
+        start(hosts, 1)
+        first.until(lambda seen: any(e.step == 20 for e in seen.of("checkpoint_written")))
+        first.until_step(23)
+        second.signal(signal.SIGKILL)
+        second.wait()
+        assert first.wait() == ExitCode.PEER_LOST
+        assert first.seen.of("trainer_failed")[0].exit_code == ExitCode.PEER_LOST
+        before = first.seen
+
+        start(hosts, 2, resume=before.point(20))
+        assert [host.wait() for host in hosts] == [ExitCode.DONE, ExitCode.DONE]
+        after = first.seen.losses()
+        assert sorted(after) == list(range(21, job.steps + 1))
+        replayed = before.losses().keys() & after.keys()
+        assert {step: after[step] for step in replayed} == {
+            step: before.losses()[step] for step in replayed
+        }
+        assert len(replayed) >= 3
+        assert max(event.step for event in second.seen.of("beat")) == job.steps
+        assert list((data_dir / "h1" / "compile-cache" / "rank1").iterdir())
