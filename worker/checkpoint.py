@@ -88,6 +88,10 @@ class Saver:
         self._thread: threading.Thread | None = None
         self._failures = 0
 
+    def prepare(self, abstract: TrainState) -> None:
+        """Compiles the digest of states like `abstract`, so that no save waits for it."""
+        self._digester = Digester(named_arrays(abstract))
+
     def save(self, state: TrainState, step: int, *, final: bool = False) -> None:
         """Starts to save `state`; returns when training may overwrite it.
 

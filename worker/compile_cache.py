@@ -6,10 +6,24 @@ compile again at every restart. Here each process has a folder of its own, so ea
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from jax._src import compiler, distributed
+
+from worker.protocol import AttemptSpec
+
+
+def folder(spec: AttemptSpec, rank: int) -> Path:
+    """Beside the run's attempts, one prefix a run: a pause and a resume do not compile again.
+
+    An operator's own JAX_COMPILATION_CACHE_DIR wins. Compiled programs are code: share that folder
+    between runs of one owner only.
+    """
+    own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    return (Path(own) if own else Path(spec.storage).parent / "compile-cache") / f"rank{rank}"
 
 
 class _AsProcessZero:
@@ -26,5 +40,5 @@ def let_every_process_write() -> bool:
     if getattr(compiler, "distributed", None) is not distributed:
         return False
     stand_in = SimpleNamespace(global_state=_AsProcessZero())
-    compiler.distributed = stand_in  # pyright: ignore[reportAttributeAccessIssue]
+    compiler.distributed = stand_in  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
     return True

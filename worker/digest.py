@@ -41,10 +41,11 @@ def _word(key: Any) -> str:
 
 
 class Digester:
-    """Digests states of one shape; compiled at the first call."""
+    """Digests states of one shape and layout: that of `abstract`, else that of the first call."""
 
-    def __init__(self) -> None:
-        self._run = jax.jit(_digest_all)
+    def __init__(self, abstract: Named | None = None) -> None:
+        run = jax.jit(_digest_all)
+        self._run = run if abstract is None else run.lower(abstract).compile()
 
     def __call__(self, named: Named) -> StateDigest:
         lanes, finite = jax.device_get(self._run(named))

@@ -42,7 +42,7 @@ def main() -> NoReturn:
     clock = PhaseClock(link)
     clock.enter(Phase.IMPORT)
     signal.signal(signal.SIGTERM, lambda *_: link.drain.set())
-    code = train_or_say_why(order, link, clock, home)
+    code = train_or_say_why(order, link, clock)
     link.flush(FLUSH_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -80,13 +80,13 @@ def hold_lock(path: Path, seconds: float = LOCK_SECONDS) -> IO[str]:
             return file
 
 
-def train_or_say_why(order: StartTrainer, link: AgentLink, clock: PhaseClock, home: Path) -> int:
+def train_or_say_why(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> int:
     """Returns the exit code, after a TrainerFailed event if the end is not a good one."""
     try:
         prepare_environment(order.spec.job)
         from worker.training import run
 
-        return run(order, link, clock, home)
+        return run(order, link, clock)
     except TrainerEnd as end:
         print(f"{type(end).__name__}: {end}", file=sys.stderr)
         report_end(link, end.exit_code, str(end), end.hint, end.field)

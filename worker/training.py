@@ -44,10 +44,10 @@ GANG_TROUBLE = (
 )
 
 
-def run(order: StartTrainer, link: AgentLink, clock: PhaseClock, home: Path) -> ExitCode:
+def run(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> ExitCode:
     """Trains to the end of the run or to a drain. Raises a TrainerEnd when it must give up."""
     try:
-        left = _train(order, link, clock, home)
+        left = _train(order, link, clock)
     except jax.errors.JaxRuntimeError as error:
         words = str(error).lower()
         if order.spec.process_count > 1 and any(word in words for word in GANG_TROUBLE):
@@ -59,14 +59,14 @@ def run(order: StartTrainer, link: AgentLink, clock: PhaseClock, home: Path) -> 
     return ExitCode.DRAINED if left.drained else ExitCode.DONE
 
 
-def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock, home: Path) -> Left:
+def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> Left:
     spec, rank = order.spec, order.rank
     job = spec.job
     clock.enter(Phase.INIT)
     _refuse_unknown_storage(spec.storage)
     text = prepare_text(job, load_corpus(job.data))
 
-    mesh.configure(job, home / "compile-cache" / f"rank{rank}")
+    mesh.configure(job, compile_cache.folder(spec, rank))
     mesh.join_gang(spec, rank)
     if rank > 0 and not compile_cache.let_every_process_write():
         print("this JAX lets only rank 0 keep a compile cache; restarts compile again", flush=True)
@@ -92,6 +92,7 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock, home: Path) 
         held_out=text.held_out,
         compiled=compiled,
     )
+    saver.prepare(abstract)
     left = train(training, state, spec.resume.step if spec.resume else 0)
     clock.enter(Phase.FINISH)
     if left.saved:

@@ -33,8 +33,9 @@ class TrainerHost:
     def __init__(self, home: Path, compile_cache: Path | None = None) -> None:
         home.mkdir(parents=True, exist_ok=True)
         self.home = home
+        self._environment = {"PYTHONPATH": str(Path.cwd()), "JAX_PLATFORMS": "cpu"}
         if compile_cache is not None:
-            (home / "compile-cache").symlink_to(compile_cache)
+            self._environment["JAX_COMPILATION_CACHE_DIR"] = str(compile_cache)
         self.seen = Recorder()
         self.accepting = True
         self._held: list[CheckpointWritten] = []
@@ -68,7 +69,7 @@ class TrainerHost:
         self._end_conversation()
         path = self.home / "s"
         path.unlink(missing_ok=True)
-        environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "JAX_PLATFORMS": "cpu"}
+        environment = os.environ | self._environment
         with socket.socket(socket.AF_UNIX) as server, (self.home / "log").open("wb") as log:
             server.bind(str(path))
             server.listen()

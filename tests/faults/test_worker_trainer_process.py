@@ -154,7 +154,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_gang_of_two_loses_one_and_resumes_bit_equal(job: JobSpec, data_dir: Path) -> None:
+def test_gang_of_two_loses_one_and_resumes_bit_equal(
+    job: JobSpec, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     fields = job.model_dump() | {"hosts": {"count": 2}}
     job = JobSpec.model_validate(fields)
     storage = data_dir / "runs"
@@ -186,4 +189,4 @@ def test_gang_of_two_loses_one_and_resumes_bit_equal(job: JobSpec, data_dir: Pat
         }
         assert len(replayed) >= 3
         assert max(event.step for event in second.seen.of("beat")) == job.steps
-        assert list((data_dir / "h1" / "compile-cache" / "rank1").iterdir())
+        assert list((storage / "compile-cache" / "rank1").iterdir())
