@@ -41,9 +41,10 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
             "The run has succeeded.",
         ),
         Verdict.PREEMPTED: Story(
-            "The cloud took a host of attempt {attempt} back",
-            "The machine was preempted. Trainers on other hosts ended as a consequence.",
-            ("Ask for other hosts if preemptions come too often to make progress.",),
+            "Attempt {attempt} was told to leave its host",
+            "A trainer got a notice (SIGTERM) that Longhaul had not sent; it saved and left."
+            " Trainers on other hosts left with it.",
+            ("Ask for other hosts if such notices come too often to make progress.",),
             _RESUME,
             _AGAIN,
         ),
