@@ -24,6 +24,7 @@ SMALL: dict[str, Any] = {
     "ffn": 40,
     "dtype": "float32",
 }
+QUICKLY = {"xla_backend_optimization_level": 0}  # to compile
 
 
 def config(**changes: Any) -> LlamaConfig:
@@ -32,8 +33,8 @@ def config(**changes: Any) -> LlamaConfig:
 
 @functools.cache
 def weights(shape: LlamaConfig) -> Params:
-    """Compiled whole: layer by layer would take longer."""
-    return jax.jit(lambda: initial_params(shape, jax.random.key(0)))()
+    make = jax.jit(lambda: initial_params(shape, jax.random.key(0)), compiler_options=QUICKLY)
+    return make()
 
 
 def run(shape: LlamaConfig, tokens: jax.Array, keys: jax.Array | None = None) -> jax.Array:
@@ -42,7 +43,7 @@ def run(shape: LlamaConfig, tokens: jax.Array, keys: jax.Array | None = None) ->
 
 @functools.cache
 def _compiled(shape: LlamaConfig) -> Forward:
-    return jax.jit(forward(shape))
+    return jax.jit(forward(shape), compiler_options=QUICKLY)
 
 
 def some_tokens(rows: int = 2, length: int = 12) -> jax.Array:
