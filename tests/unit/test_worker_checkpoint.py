@@ -153,6 +153,12 @@ def test_damage_is_named(kept: Kept, damage: str) -> None:
         kept.restore()
 
 
+@pytest.mark.parametrize("name", ["accepted.json", "COMMITTED"])
+def test_draft_that_a_crash_left_behind_does_no_harm(kept: Kept, name: str) -> None:
+    (kept.folder / f"{name}.draft").write_text("half of i")
+    kept.restore()
+
+
 def test_files_are_checked_before_any_is_read(kept: Kept) -> None:
     flip(data_file(kept.folder))
 
