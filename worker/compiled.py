@@ -35,9 +35,13 @@ def abstract_state(job: JobSpec, mesh: Mesh) -> TrainState:
 
 
 def first_state(job: JobSpec, abstract: TrainState, first_batch: int) -> TrainState:
-    """The state before the first update, made where it will lie."""
+    """The state before the first update, made where it will lie.
+
+    It runs once, so it is compiled quickly rather than well.
+    """
     begin = functools.partial(initial_state, job, first_batch)
-    return jax.jit(begin, out_shardings=_layout(abstract))()
+    quickly = {"xla_backend_optimization_level": 0}
+    return jax.jit(begin, out_shardings=_layout(abstract), compiler_options=quickly)()
 
 
 def compile_steps(job: JobSpec, mesh: Mesh, abstract: TrainState, placer: Placer) -> Compiled:

@@ -1,7 +1,8 @@
 """Digests of device arrays, and whether they are finite, taken where the arrays lie.
 
-A digest is a sum of integers, so it depends on neither the sharding nor the order of addition, and
-it changes with any single bit: each element's bits are multiplied by an odd number of its position.
+A digest is a sum of integers, one for each element, so it depends on neither the sharding nor the
+order of addition. Each is a bijection of the element's bits that differs from place to place: a
+change of one element always shows, and changes of several do not cancel but by chance (2^-64).
 """
 
 from __future__ import annotations
@@ -79,15 +80,16 @@ def _lanes(array: jax.Array) -> jax.Array:
         along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         place = place + along * jnp.uint32(stride % (1 << 32))
         stride *= bits.shape[axis]
-    return jnp.stack([jnp.sum(bits * _odd(place, salt), dtype=jnp.uint32) for salt in LANES])
+    lanes = (jnp.sum(_mix(bits + _mix(place, salt), salt), dtype=jnp.uint32) for salt in LANES)
+    return jnp.stack(list(lanes))
 
 
-def _odd(place: jax.Array, salt: int) -> jax.Array:
-    """A different odd number for each position and lane, its bits well mixed."""
-    mixed = (place + jnp.uint32(1)) * jnp.uint32(salt)
-    for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39)):
-        mixed = (mixed ^ (mixed >> jnp.uint32(shift))) * jnp.uint32(factor)
-    return mixed | jnp.uint32(1)
+def _mix(x: jax.Array, salt: int) -> jax.Array:
+    """A bijection of uint32 in which each bit of x moves about half of the others."""
+    x = (x + jnp.uint32(1)) * jnp.uint32(salt)
+    for shift, factor in ((15, 0x2C1B3C6D), (12, 0x297A2D39), (15, 1)):
+        x = (x ^ (x >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return x
 
 
 def _bits(array: jax.Array) -> jax.Array:

@@ -20,7 +20,10 @@ from worker.protocol import CheckpointAccepted, DataPlan
 
 STATE, LOOP, MANIFEST = "state", "loop.json", "manifest.json"
 MARKER, ACCEPTED = "COMMITTED", "accepted.json"
-OUTSIDE_THE_PROOF = frozenset({MANIFEST, MARKER, ACCEPTED})
+DRAFT = ".draft"  # a crash may leave one of these behind; it never counts
+OUTSIDE_THE_PROOF = frozenset(
+    name for proof in (MANIFEST, MARKER, ACCEPTED) for name in (proof, f"{proof}{DRAFT}")
+)
 CHUNK = 1 << 20
 
 
@@ -73,7 +76,7 @@ class Marker(Record):
 
 def write_atomically(path: Path, text: str) -> None:
     """The file appears whole or not at all, and survives a power cut once this returns."""
-    draft = path.with_name(f".{path.name}.draft")
+    draft = path.with_name(f"{path.name}{DRAFT}")
     with draft.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -34,6 +34,8 @@ def configure(job: JobSpec, compile_cache: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(compile_cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    # With these the cache's keys would hold its path, and a moved cache would be of no use.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax.config.update("jax_threefry_partitionable", True)
     # SIGTERM is ours: JAX's own handler would swallow it.
     jax.config.update("jax_enable_preemption_service", False)

@@ -43,6 +43,10 @@ class AgentLink:
         self._outbox: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
         self._accepted: dict[str, CheckpointAccepted] = {}
         self._news = threading.Condition()
+        self._threads = (
+            threading.Thread(target=self._write, name="events-out", daemon=True),
+            threading.Thread(target=self._read, name="commands-in", daemon=True),
+        )
         self._keep: Callable[[CheckpointAccepted], None] = lambda _: None
 
     @classmethod
@@ -57,9 +61,17 @@ class AgentLink:
         if not line:
             os._exit(ORPHANED)
         order = StartTrainer.model_validate_json(line)
-        threading.Thread(target=self._write, name="events-out", daemon=True).start()
-        threading.Thread(target=self._read, name="commands-in", daemon=True).start()
+        for thread in self._threads:
+            thread.start()
         return order
+
+    def close(self) -> None:
+        """Ends both threads and the connection, once the agent has closed its side."""
+        self._outbox.put(b"")
+        for thread in self._threads:
+            thread.join()
+        self._lines.close()
+        self._connection.close()
 
     def send(self, event: Report) -> None:
         """Queues one event; never waits."""
@@ -87,6 +99,8 @@ class AgentLink:
                 item = self._outbox.get()
                 if isinstance(item, threading.Event):
                     item.set()
+                elif not item:
+                    return
                 else:
                     self._connection.sendall(item)
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -29,7 +30,10 @@ class Rig:
     text: Text
     abstract: TrainState
     placer: mesh.Placer
-    compiled: Compiled
+
+    @functools.cached_property
+    def compiled(self) -> Compiled:
+        return compile_steps(self.job, self.devices, self.abstract, self.placer)
 
     @classmethod
     def build(cls, job: JobSpec, fsdp: int = 1) -> Rig:
@@ -37,8 +41,7 @@ class Rig:
         abstract = abstract_state(job, devices)
         placer = mesh.Placer(devices, job.batch.microbatches)
         text = prepare_text(job, load_corpus(job.data))
-        compiled = compile_steps(job, devices, abstract, placer)
-        return cls(job, devices, text, abstract, placer, compiled)
+        return cls(job, devices, text, abstract, placer)
 
     def fresh(self) -> TrainState:
         return first_state(self.job, self.abstract, 0)

@@ -24,7 +24,7 @@ from worker.protocol import (
     ToTrainerDrain,
 )
 
-DEADLINE_SECONDS = 90.0
+DEADLINE_SECONDS = 200.0
 
 
 class TrainerHost:

@@ -1,0 +1,89 @@
+"""The loop's decisions: when it leaves, what it reports, what it refuses to save."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from tests.fakes.rig import Rig
+from tests.fakes.tiny import Recorder, attempt, tiny_job, write_text
+from worker.ends import Diverged
+from worker.protocol import Report, StepCompleted
+from worker.step import TrainState
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    job = tiny_job(write_text(tmp_path_factory.mktemp("text")), steps=12, hosts={"devices": 2})
+    return Rig.build(job)
+
+
+def test_whole_run_reports_every_step_once_in_order(rig: Rig, tmp_path: Path) -> None:
+    link = Recorder()
+    left = rig.run(attempt(rig.job, tmp_path), link)
+    steps = link.of("step")
+    assert [event.step for event in steps] == list(range(1, 13))
+    assert (left.step, left.drained, left.saved) == (12, False, True)
+    assert {event.tokens for event in steps} == {rig.job.tokens_per_step}
+    assert all(0 <= event.data_wait <= event.seconds for event in steps)
+    assert [event.step for event in link.of("eval")] == [6, 12]
+    assert {event.batches for event in link.of("eval")} == {2}
+    written = [(event.step, event.final) for event in link.of("checkpoint_written")]
+    assert written == [(4, False), (8, False), (12, True)]
+    batches = rig.batches(attempt(rig.job, tmp_path))
+    assert [event.batch_hash for event in steps] == [batches.at(n).fingerprint for n in range(12)]
+
+
+def test_drain_leaves_soon_with_the_last_reported_step_saved(rig: Rig, tmp_path: Path) -> None:
+    link = Recorder()
+
+    def ask(event: Report) -> None:
+        if isinstance(event, StepCompleted) and event.step == 5:
+            link.drain.set()
+
+    link.react = ask
+    left = rig.run(attempt(rig.job, tmp_path), link)
+    last = link.of("checkpoint_written")[-1]
+    assert left.drained
+    assert 6 <= left.step <= 8
+    assert (last.step, last.final) == (left.step, True)
+    assert link.of("step")[-1].step == left.step
+
+
+def test_drain_at_the_last_step_is_a_finished_run(rig: Rig, tmp_path: Path) -> None:
+    link = Recorder()
+
+    def ask(event: Report) -> None:
+        if isinstance(event, StepCompleted) and event.step == 11:
+            link.drain.set()
+
+    link.react = ask
+    left = rig.run(attempt(rig.job, tmp_path), link)
+    assert (left.step, left.drained) == (12, False)
+
+
+def test_nothing_is_left_to_train_after_the_last_checkpoint(rig: Rig, tmp_path: Path) -> None:
+    link = Recorder()
+    rig.run(attempt(rig.job, tmp_path), link)
+    again = Recorder()
+    left = rig.run(attempt(rig.job, tmp_path, 2, resume=link.point(12)), again)
+    assert (left.step, left.drained, left.saved) == (12, False, False)
+    assert again.of("step") == again.of("checkpoint_written") == []
+
+
+def test_trouble_is_noticed_before_anything_is_saved(rig: Rig, tmp_path: Path) -> None:
+    def spoil(state: TrainState) -> TrainState:
+        bad = jax.tree.map(lambda leaf: leaf * jnp.float32(jnp.nan), state.params)
+        return replace(state, params=bad)
+
+    link, spec = Recorder(), attempt(rig.job, tmp_path)
+    with pytest.raises(Diverged, match="after step 1 the loss is nan"):
+        rig.run(spec, link, tamper=spoil)
+    (found,) = link.of("not_finite")
+    assert (found.step, "loss" in found.where) == (1, True)
+    assert link.of("step") == []
+    assert not Path(spec.storage).exists()
