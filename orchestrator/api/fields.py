@@ -192,7 +192,9 @@ def _words(detail: Any) -> tuple[str, str | None]:
 
 
 def _sentence(words: str) -> str:
-    return words[:1].upper() + words[1:] + "."
+    first = words.split(" ", 1)[0]
+    named = "." in first or "_" in first  # a field's name is written as it must be typed
+    return (words if named else words[:1].upper() + words[1:]) + "."
 
 
 def _number(given: object) -> str:

@@ -127,6 +127,8 @@ class EvidenceView(View):
 class AttemptView(View):
     """`replayed_steps` were trained a second time here; None where nothing was to compare yet.
 
+    `replayed_until` is when the last of them was complete.
+
     `recovery_seconds` runs from the end of the attempt before to this one's first step.
     """
 
@@ -147,6 +149,7 @@ class AttemptView(View):
     summary: str | None
     evidence: tuple[EvidenceView, ...]
     replayed_steps: int
+    replayed_until: AwareDatetime | None
     replayed_bit_identical: bool | None
     first_difference_step: int | None
     recovery_seconds: float | None

@@ -105,6 +105,10 @@ def attempts(connection: Connection, service: Service, id_or_name: str) -> tuple
         if ended_before is not None and first_at is not None:
             recovery = max(0.0, (first_at - ended_before).total_seconds())
         replay = compared[row.number]
+        replayed_until = None
+        if replay.steps:
+            last = row.resumed_from_step + replay.steps
+            replayed_until = rows.replay_end(connection, run.id, row.number, last)
         found.append(
             AttemptView(
                 number=row.number,
@@ -124,6 +128,7 @@ def attempts(connection: Connection, service: Service, id_or_name: str) -> tuple
                 summary=row.summary,
                 evidence=evidence(row.evidence),
                 replayed_steps=replay.steps,
+                replayed_until=replayed_until,
                 replayed_bit_identical=replay.identical,
                 first_difference_step=replay.first_difference,
                 recovery_seconds=recovery,

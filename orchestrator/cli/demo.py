@@ -32,14 +32,20 @@ def demo(
     ] = False,
 ) -> None:
     """Train, kill the trainer, watch it recover, finish."""
+    # The slow imports come before there is a folder that an interrupt would have to remove.
+    import orchestrator.cli.demo_flow
+    import orchestrator.client  # noqa: F401
     from orchestrator.cli import render
     from orchestrator.cli.demo_service import Interrupted, interruptible, make_folder
 
     _check_trainer()
     out = render.console()
     with interruptible() as interrupts:
-        service = make_folder(data)
-        flow = _flow(service)
+        try:
+            service = make_folder(data)
+            flow = _flow(service)
+        except Interrupted as interrupted:
+            raise typer.Exit(128 + interrupted.number) from None
         try:
             outcome = _show(flow, out)
             if out.is_terminal and not leave:

@@ -7,6 +7,7 @@ makes sense is the service's to say.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,10 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a field's name must be a word", key.start_mark
+                )
             name = key.value
             if name in seen:
                 raise yaml.constructor.ConstructorError(
@@ -102,7 +107,39 @@ def load_file(path: Path) -> Document:
             "A spec starts like this:  name: my-run",
             Exit.USAGE,
         )
-    return Document(cast(dict[str, object], spec), str(path), lines=lines)
+    document = Document(cast(dict[str, object], spec), str(path), lines=lines)
+    for pointer, what in _not_json(document.spec):
+        line = f", line {lines[pointer]}" if pointer in lines else ""
+        raise CommandFailed(f"{path}{line}: {pointer} {what}.", code=Exit.USAGE)
+    return document
+
+
+def _not_json(value: object, pointer: str = "") -> Iterator[tuple[str, str]]:
+    """What YAML can say and a request can not, by place: it would fail far from its line."""
+    match value:
+        case dict():
+            for key, inside in cast(dict[object, object], value).items():
+                name = str(key).replace("~", "~0").replace("/", "~1")
+                yield from _not_json(inside, f"{pointer}/{name}")
+        case list():
+            for index, inside in enumerate(cast(list[object], value)):
+                yield from _not_json(inside, f"{pointer}/{index}")
+        case float() if not math.isfinite(value):
+            yield pointer, "must be a finite number"
+        case str() if not _is_sendable(value):
+            yield pointer, "holds half a character (a lone surrogate)"
+        case str() | int() | float() | None:
+            pass
+        case _:
+            yield pointer, "must be text, a number, yes or no, a list or fields"
+
+
+def _is_sendable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parse_json(path: Path, text: str) -> tuple[object, dict[str, int]]:
@@ -174,9 +211,12 @@ def with_settings(spec: dict[str, object], settings: Sequence[str]) -> dict[str,
 def _value(setting: str, value: str) -> object:
     try:
         _refuse_aliases(value)
-        return cast(object, yaml.load(value, Loader=_Loader))  # noqa: S506 - the safe loader
+        read = cast(object, yaml.load(value, Loader=_Loader))  # noqa: S506 - the safe loader
     except (yaml.YAMLError, ValueError) as error:
         raise CommandFailed(f"--set {setting}: the value is not YAML.", code=Exit.USAGE) from error
+    for _, what in _not_json(read):
+        raise CommandFailed(f"--set {setting}: the value {what}.", code=Exit.USAGE)
+    return read
 
 
 SHORT_FOR = {"model": "preset", "hosts": "count"}

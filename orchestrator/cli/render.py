@@ -151,8 +151,9 @@ def put(out: Console, *parts: RenderableType) -> None:
 
 def progress_words(progress: Progress, *, eta: bool) -> list[str]:
     """Step, loss, speed and time to go, each where it is known."""
-    done = 100 * progress.step / progress.steps
-    words = [f"step {progress.step:,} of {progress.steps:,} ({done:.0f}%)"]
+    # Rounded down: 199 of 200 steps are not yet 100%.
+    done = 100 * progress.step // progress.steps
+    words = [f"step {progress.step:,} of {progress.steps:,} ({done}%)"]
     if progress.loss is not None:
         words.append(f"loss {progress.loss:.4f}")
     if progress.tokens_per_second is not None and eta:

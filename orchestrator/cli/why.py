@@ -71,11 +71,13 @@ def why_parts(run: RunDetail, incident: IncidentView | None) -> Iterator[Rendera
 
 def _standing(run: RunDetail) -> str:
     from orchestrator.cli import text
+    from orchestrator.state import RunState
 
     step = f"step {run.progress.step:,} of {run.progress.steps:,}"
-    if run.reason:
-        return f"It is {run.state} at {step}: {text.clean(run.reason)}."
-    return f"It is {run.state} at {step}."
+    # "is succeeded" is no English.
+    stands = "has" if run.state in (RunState.SUCCEEDED, RunState.FAILED) else "is"
+    told = f": {text.clean(run.reason)}" if run.reason else ""
+    return f"It {stands} {run.state} at {step}{told}."
 
 
 def _sections(incident: IncidentView) -> Iterator[RenderableType]:

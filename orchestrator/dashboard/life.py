@@ -105,14 +105,14 @@ def live(
     incidents: Sequence[IncidentView],
     now: datetime,
 ) -> Life:
-    """The whole life of `run`; a replay's length is its steps at the run's recent step time."""
+    """The whole life of `run`."""
     end = run.finished_at or now
     needing = {incident.attempt for incident in incidents if incident.needs_person}
     segments: list[Segment] = []
     cursor, gap = run.created_at, Kind.QUEUED
     for attempt, following in zip_longest(attempts, attempts[1:]):
         segments.append(Segment(gap, cursor, attempt.created_at, GAPS[gap]))
-        segments += _attempt(attempt, end, run.progress.step_seconds or 0.0)
+        segments += _attempt(attempt, end)
         cursor = attempt.ended_at or end
         gap = _gap_after(attempt, following, needing)
     tail = _tail(run, gap)
@@ -125,14 +125,14 @@ def live(
     )
 
 
-def _attempt(attempt: AttemptView, now: datetime, step_seconds: float) -> list[Segment]:
+def _attempt(attempt: AttemptView, now: datetime) -> list[Segment]:
     end = attempt.ended_at or now
     first = attempt.first_step_at
     starting = "restored and restarted" if attempt.resumed_from_step else "started"
     replayed = words.plural(attempt.replayed_steps, "step") + " trained again"
     if first is None:
         return [Segment(Kind.RECOVERING, attempt.created_at, end, starting)]
-    again = min(first + timedelta(seconds=attempt.replayed_steps * step_seconds), end)
+    again = min(max(attempt.replayed_until or first, first), end)
     return [
         Segment(Kind.RECOVERING, attempt.created_at, first, starting),
         Segment(Kind.REPLAYED, first, again, replayed),

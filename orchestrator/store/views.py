@@ -163,6 +163,14 @@ def last_point(connection: Connection, run_id: str, attempt: int) -> AnyRow | No
     return connection.execute(query.order_by(m.step.desc()).limit(1)).first()
 
 
+def replay_end(connection: Connection, run_id: str, attempt: int, last: int) -> datetime | None:
+    """When `attempt` completed its newest step that is not beyond `last`."""
+    m = metric_points.c
+    mine = and_(m.run_id == run_id, m.attempt == attempt, m.step <= last)
+    query = select(m.at).where(mine).order_by(m.step.desc()).limit(1)
+    return connection.execute(query).scalar()
+
+
 def newest_usable_step(connection: Connection, run_id: str, branch: int) -> int:
     """The step that an attempt made now would resume from; 0 is the beginning."""
     c = checkpoints.c

@@ -112,6 +112,7 @@ def make_attempt(number: int = 1, **changes: object) -> AttemptView:
         "summary": None,
         "evidence": (),
         "replayed_steps": 0,
+        "replayed_until": None,
         "replayed_bit_identical": None,
         "first_difference_step": None,
         "recovery_seconds": None,
@@ -299,6 +300,7 @@ def recovered(name: str = "demo-1m", step: int = 120) -> Story:
         resumed_from_step=75,
         last_step=step,
         replayed_steps=15,
+        replayed_until=ago(seconds=53),
         replayed_bit_identical=True,
         recovery_seconds=4.0,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,12 @@ def test_a_bad_spec_names_the_field_and_the_fix(
     error = by_pointer[pointer]
     assert words in error["detail"] + " " + error.get("hint", "")
     assert count(here, tables.runs) == count(here, tables.events) == 0
+
+
+def test_a_sentence_does_not_change_the_name_of_a_field(client: Client) -> None:
+    answer = client.post(RUNS, json=tiny_spec() | {"hosts": 3})
+    [error] = answer.json()["errors"]
+    assert error["detail"].startswith("batch.sequences / batch.microbatches")
 
 
 def test_what_was_sent_is_not_repeated(client: Client) -> None:
@@ -349,6 +356,13 @@ def test_the_attempts_of_a_crashed_run(client: Client, here: World) -> None:
     assert first["evidence"][0]["text"] == "was killed", "control characters are stripped"
     assert (second["replayed_steps"], second["replayed_bit_identical"]) == (6, True)
     assert second["recovery_seconds"] == 26 - 22
+    began, ended = (
+        datetime.fromisoformat(second[at]) for at in ("first_step_at", "replayed_until")
+    )
+    assert (ended - began).total_seconds() == 5.0, (
+        "six steps, a second each; the first one began it"
+    )
+    assert first["replayed_until"] is None
 
 
 def test_a_replay_that_differs_is_seen(client: Client, here: World) -> None:

@@ -170,6 +170,19 @@ def test_why_without_incidents(service: FakeService) -> None:
     assert json.loads(done("why", "demo-1m", "--json"))["incident"] is None
 
 
+@pytest.mark.parametrize(
+    ("state", "says"), [("succeeded", "It has succeeded at"), ("running", "It is running at")]
+)
+def test_why_says_how_the_run_stands(service: FakeService, state: str, says: str) -> None:
+    service.runs["demo-1m"] = fake.run(state=RunState(state))
+    assert says in done("why", "demo-1m")
+
+
+def test_a_run_is_not_at_100_percent_before_its_last_step(service: FakeService) -> None:
+    service.runs["demo-1m"] = fake.run(step=199)
+    assert "step 199 of 200 (99%)" in done("show", "demo-1m")
+
+
 def test_logs_follow_every_page(service: FakeService) -> None:
     printed = [line.split("  ")[-1] for line in done("logs", "demo-1m").splitlines()]
     assert printed == [f"line {i}" for i in range(5)]

@@ -50,6 +50,12 @@ def test_lines_are_known_by_pointer(tmp_path: Path) -> None:
         ("- 1\n", "does not hold fields"),
         ("", "does not hold fields"),
         ("a: \x00", "is not YAML"),
+        ("a: 1\nb: {c: .inf}\n", "line 2: /b/c must be a finite number"),
+        ("a: [1, .nan]\n", "line 1: /a/1 must be a finite number"),
+        ("a: !!binary aGk=\n", "line 1: /a must be text"),
+        ("a: !!set {b}\n", "line 1: /a must be text"),
+        ('a: "\\ud800"\n', "line 1: /a holds half a character"),
+        ("? [a, b]\n: 1\n", "line 1, column 3: a field's name must be a word"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_told_with_its_line(
@@ -145,6 +151,7 @@ def test_hosts_keep_their_other_fields() -> None:
         ("batch..sequences=5", "not path=value"),
         ("steps.first=5", "steps is 200, not a group of fields"),
         ("steps=[1", "not YAML"),
+        ("seed=.inf", "the value must be a finite number"),
     ],
 )
 def test_unusable_settings_are_told(setting: str, says: str) -> None:

@@ -35,6 +35,14 @@ def test_a_recovered_run_was_queued_started_stopped_and_replayed() -> None:
     ]
 
 
+def test_a_replay_is_as_long_as_it_was_however_fast_the_run_is_now() -> None:
+    story = recovered()
+    slower = story.run.progress.model_copy(update={"step_seconds": 60.0})
+    story.run = story.run.model_copy(update={"progress": slower})
+    (again,) = [one for one in lived(story).segments if one.kind is Kind.REPLAYED]
+    assert again.seconds == 5.0  # from the first step 58 s ago to the last replayed one
+
+
 @pytest.mark.parametrize("story", [recovered(), waiting(), Story(make_run())])
 def test_the_segments_cover_the_whole_life_without_a_gap(story: Story) -> None:
     one = lived(story)
