@@ -7,7 +7,7 @@ next snapshot shows what came of it. Level-triggered: deciding twice on the same
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from orchestrator.reconcile.plan import (
     AcquireHosts,
@@ -79,16 +79,22 @@ def _resting(snap: Snapshot) -> Plan:
     """A paused or failed run: let go of what it holds, and move on only by a newer wish."""
     run = snap.run
     if run.state is RunState.PAUSED and run.desired is Desired.CANCEL:
-        return Plan((MoveRun(RunCause.CANCELLED, "cancelled", settle=True),))
+        return Plan(_cancelled(snap, "cancelled"))
     if run.desired is Desired.RUN and run.desired_generation > run.settled_generation:
         return Plan((MoveRun(RunCause.RESUMED, "resumed"),))
     return _release(snap)
 
 
+def _cancelled(snap: Snapshot, words: str) -> tuple[Change, ...]:
+    """Nobody is needed for an incident of a run that is over."""
+    move = MoveRun(RunCause.CANCELLED, words, settle=True)
+    return (*_close_open_incident(snap, None), move)
+
+
 def _queued(snap: Snapshot) -> Plan:
     match snap.run.desired:
         case Desired.CANCEL:
-            return Plan((MoveRun(RunCause.CANCELLED, "cancelled before it started", settle=True),))
+            return Plan(_cancelled(snap, "cancelled before it started"))
         case Desired.PAUSE:
             return Plan((MoveRun(RunCause.PAUSED, "paused before it started", settle=True),))
         case Desired.RUN:
@@ -148,7 +154,7 @@ def _between_attempts(snap: Snapshot) -> Plan:
 def _stopped(snap: Snapshot) -> Plan:
     """Settles the wish that was obeyed; a newer wish to run is left for the next round."""
     if snap.run.desired is Desired.CANCEL:
-        return Plan((MoveRun(RunCause.CANCELLED, "cancelled", settle=True),))
+        return Plan(_cancelled(snap, "cancelled"))
     settle = snap.run.desired is Desired.PAUSE
     return Plan((MoveRun(RunCause.PAUSED, "paused by a person", settle=settle),))
 
@@ -186,11 +192,18 @@ def _ready(snap: Snapshot, group: HostGroup) -> Plan:
     waiting = [host for host in snap.hosts if not _serves(host)]
     if waiting:
         return _start_agents(snap, group, waiting)
-    if snap.attempts:
-        due = _last_end(snap) + backoff(snap.attempts, snap.job.policy)
-        if due > snap.now:
-            return Plan(look_again_at=due)
+    due = _next_start(snap)
+    if due > snap.now:
+        return Plan(look_again_at=due)
     return _start_attempt(snap, group)
+
+
+def _next_start(snap: Snapshot) -> datetime:
+    """When the wait after the last attempt is over; a person's resume does not wait."""
+    last = snap.attempt
+    if last is None or last.desired_generation != snap.run.desired_generation:
+        return snap.now
+    return (last.ended_at or snap.now) + backoff(snap.attempts, snap.job.policy)
 
 
 def _serves(host: Host) -> bool:
@@ -199,11 +212,20 @@ def _serves(host: Host) -> bool:
 
 def _start_agents(snap: Snapshot, group: HostGroup, waiting: list[Host]) -> Plan:
     limit = timedelta(seconds=snap.job.policy.start_seconds)
-    since = max(snap.run.state_since, group.created_at)
-    if snap.now - since > limit:
-        names = ", ".join(str(host.index) for host in waiting)
+    silent = [host for host in waiting if snap.now - _silent_since(snap, group, host) > limit]
+    if silent:
+        names = ", ".join(str(host.index) for host in silent)
         return _refused(snap, group, f"no agent reported from host {names} within {limit}")
     return _launches(snap, group, waiting)
+
+
+def _silent_since(snap: Snapshot, group: HostGroup, host: Host) -> datetime:
+    """From when on this control plane could have heard of the host and did not.
+
+    The run may be in its state for hours, and this process may have been away for days.
+    """
+    since = max(snap.run.state_since, group.created_at, snap.listening_since)
+    return max(since, host.last_seen_at) if host.last_seen_at is not None else since
 
 
 def _launches(snap: Snapshot, group: HostGroup, hosts: list[Host]) -> Plan:
@@ -257,12 +279,6 @@ def _newest(snap: Snapshot) -> Checkpoint | None:
     return snap.checkpoints[0] if snap.checkpoints else None
 
 
-def _last_end(snap: Snapshot):
-    attempt = snap.attempt
-    assert attempt is not None
-    return attempt.ended_at or snap.now
-
-
 # ---- an attempt is current ---------------------------------------------------------------------
 
 
@@ -302,7 +318,12 @@ def _why_dead(host: Host | None, attempt: Attempt, group_gone: bool) -> str | No
         return "its host is gone: the provider has no trace of the group"
     if host is None:
         return None
-    if host.agent_alive is False and host.trainer_alive is False and host.launched_at is not None:
+    if host.launched_at is None:
+        return None
+    # Only the agent that was there when the attempt was made can have started the trainer, and a
+    # launch later than that is decided only once that agent is seen dead.
+    relaunched = host.registered_at is None and host.launched_at > attempt.created_at
+    if host.trainer_alive is False and (host.agent_alive is False or relaunched):
         return "its agent ended, and it with it"
     replaced = host.registered_at is not None and host.registered_at > attempt.created_at
     if replaced and host.running_attempt != attempt.number:
@@ -311,17 +332,20 @@ def _why_dead(host: Host | None, attempt: Attempt, group_gone: bool) -> str | No
 
 
 def _and_relaunch(snap: Snapshot, plan: Plan) -> Plan:
-    """Adds new agents for those that died, so that they are back by the time the gang is down."""
+    """Adds new agents for those that died, so that they are back by the time the gang is down.
+
+    One that was started and never reported is replaced too: it may be stuck.
+    """
     group = snap.group
     if group is None or group.state is not GroupState.READY:
         return plan
-    dead = [host for host in snap.hosts if host.agent_alive is False]
-    launches = _launches(snap, group, dead)
+    away = [host for host in snap.hosts if not _serves(host)]
+    launches = _launches(snap, group, away)
     return replace(
         plan,
         changes=plan.changes + launches.changes,
         actions=plan.actions + launches.actions,
-        look_again_at=launches.look_again_at if dead else plan.look_again_at,
+        look_again_at=launches.look_again_at if away else plan.look_again_at,
     )
 
 

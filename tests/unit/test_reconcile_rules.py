@@ -243,9 +243,31 @@ def test_agents_that_never_report_pause_the_run_instead_of_a_wait_without_end():
     run = make_run(RunState.PROVISIONING, state_since=ago(JOB.policy.start_seconds + 1))
     host = Host(GROUP, 0, launched_at=ago(5), launches=9)
     group = make_group(created_at=ago(3600))
-    plan = reconcile(snap(run, group=group, hosts=(host,)))
+    state = replace(snap(run, group=group, hosts=(host,)), listening_since=ago(3600))
+    plan = reconcile(state)
     assert only(plan, OpenIncident).needs_person
     assert only(plan, MoveRun).cause is RunCause.GAVE_UP
+
+
+def test_the_time_for_an_agent_to_report_starts_when_its_host_fell_silent():
+    run = make_run(RunState.RECOVERING, state_since=ago(3600))
+    host = make_host(registered_at=None, launched_at=ago(1), last_seen_at=ago(2))
+    group = make_group(created_at=ago(7200))
+    attempts = (ended(1, Verdict.CRASHED),)
+    state = snap(run, group=group, hosts=(host,), attempts=attempts)
+    state = replace(state, listening_since=ago(7200))
+    assert reconcile(state).changes == ()
+    silent = replace(host, last_seen_at=ago(JOB.policy.start_seconds + 1))
+    plan = reconcile(replace(state, hosts=(silent,)))
+    assert only(plan, MoveRun).cause is RunCause.GAVE_UP
+
+
+def test_a_control_plane_that_was_away_does_not_blame_the_agents_for_it():
+    run = make_run(RunState.PROVISIONING, state_since=ago(86400))
+    host = Host(GROUP, 0, launched_at=ago(86400), launches=1, agent_alive=False)
+    state = snap(run, group=make_group(created_at=ago(86400)), hosts=(host,))
+    plan = reconcile(replace(state, listening_since=ago(1)))
+    assert only(plan, LaunchAgent).host == 0
 
 
 # ---- attempts ----------------------------------------------------------------------------------
@@ -430,6 +452,22 @@ def test_a_trainer_of_a_replaced_agent_is_buried():
     assert "replaced" in only(plan, BuryTrainer).why
 
 
+def test_an_agent_that_never_reports_is_replaced_while_its_gang_still_runs():
+    parts = {
+        "attempts": (make_attempt(processes=2, first_step_at=ago(30)),),
+        "group": make_group(hosts=2),
+    }
+    stuck = make_host(1, instance=None, registered_at=None, launched_at=ago(20))
+    hosts = (make_host(0, running_attempt=1, trainer_alive=True), stuck)
+    trainers = (Trainer(1, 0, pid=7), Trainer(1, 1, pid=8))
+    plan = reconcile(running(*trainers, hosts=hosts, **parts))
+    assert only(plan, LaunchAgent).host == 1
+    assert only(plan, BuryTrainer).rank == 1
+    living = (hosts[0], replace(stuck, trainer_alive=True))
+    plan = reconcile(running(*trainers, hosts=living, **parts))
+    assert kinds(plan.changes) == ["PlanLaunch"]
+
+
 def test_an_unprobed_host_is_left_alone():
     unknown = make_host(agent_alive=None, trainer_alive=None, running_attempt=1)
     plan = reconcile(running(Trainer(1, 0, pid=7), hosts=(unknown,)))
@@ -475,6 +513,16 @@ def test_a_run_that_completes_while_it_is_asked_to_stop_has_succeeded():
     draining = make_attempt(state=AttemptState.DRAINING)
     state = running(left(0), attempts=(draining,), checkpoints=(make_checkpoint(JOB.steps),))
     assert only(reconcile(replace(state, run=run)), MoveRun).cause is RunCause.COMPLETED
+
+
+@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.PAUSED, RunState.STOPPING])
+def test_a_cancel_closes_the_incident_that_nobody_needs_to_look_at_any_more(state):
+    incident = Incident("r1", 4, 1, Verdict.CRASHED, ago(20), "killed", needs_person=True)
+    tried = (ended(1, Verdict.CRASHED),)
+    run = make_run(state, Desired.CANCEL)
+    plan = reconcile(snap(run, attempts=tried, incident=incident))
+    assert only(plan, CloseIncident) == CloseIncident(4, None)
+    assert only(plan, MoveRun).cause is RunCause.CANCELLED
 
 
 def test_a_paused_run_releases_its_hosts_and_waits_for_a_newer_wish():
@@ -566,3 +614,12 @@ def test_the_first_restart_is_immediate_and_later_ones_wait_longer_each_time():
     assert 2 <= waits[1] <= 4
     assert 4 <= waits[2] <= 8
     assert all(5 <= wait <= 10 for wait in waits[3:])
+
+
+def test_a_persons_resume_does_not_wait_for_the_backoff():
+    attempts = tuple(ended(n, Verdict.CRASHED) for n in range(1, 5))
+    parts = {"attempts": attempts, "group": make_group(), "hosts": (make_host(),)}
+    waiting = reconcile(snap(make_run(RunState.RECOVERING), **parts))
+    assert waiting.changes == ()
+    resumed = make_run(RunState.PROVISIONING, desired_generation=3)
+    assert only(reconcile(snap(resumed, **parts)), MakeAttempt).number == 5
