@@ -56,7 +56,7 @@ class Executor:
     async def _carry_out(self, run_id: str, action: Action, token: int) -> None:
         try:
             async with self._locks.setdefault(action.group, asyncio.Lock()):
-                await self._guarded(action, token)
+                await self.carry_out(action, token)
         finally:
             del self._under_way[action]
             if not any(other.group == action.group for other in self._under_way):
@@ -64,7 +64,7 @@ class Executor:
             self._settled(action.group)
             self._service.wakes.notify(decision_topic(run_id), run_topic(run_id), LOOP)
 
-    async def _guarded(self, action: Action, token: int) -> None:
+    async def carry_out(self, action: Action, token: int) -> None:
         try:
             await self._perform(action, token)
         except lease.Fenced:

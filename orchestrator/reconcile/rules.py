@@ -290,7 +290,8 @@ def _watch(snap: Snapshot, attempt: Attempt) -> Plan:
     trainers = _gang(snap, attempt)
     if all(trainer.exited for trainer in trainers):
         return _gang_ended(snap, attempt, trainers)
-    changes = (*_stop_asked(snap, attempt), *_attempt_moves(attempt), *_run_moves(snap, attempt))
+    # What it did comes before what it is asked for: nothing but an end follows a stop.
+    changes = (*_attempt_moves(attempt), *_stop_asked(snap, attempt), *_run_moves(snap, attempt))
     return _and_relaunch(snap, Plan(changes))
 
 

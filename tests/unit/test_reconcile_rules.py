@@ -36,6 +36,7 @@ from orchestrator.records import (
     Trainer,
 )
 from orchestrator.state import (
+    ATTEMPT_TABLE,
     AttemptCause,
     AttemptState,
     CheckpointState,
@@ -45,6 +46,7 @@ from orchestrator.state import (
     RunCause,
     RunState,
     Verdict,
+    move,
 )
 from worker.protocol import ExitCode, PolicySpec
 
@@ -487,6 +489,22 @@ def test_a_stop_is_asked_for_once(desired):
     draining = make_attempt(state=AttemptState.DRAINING)
     again = replace(state, run=make_run(RunState.STOPPING, desired), attempts=(draining,))
     assert reconcile(again).changes == ()
+
+
+@pytest.mark.parametrize("desired", [Desired.PAUSE, Desired.CANCEL])
+@pytest.mark.parametrize(
+    ("state", "told"), [(AttemptState.REQUESTED, {}), (AttemptState.STARTING, {"first": True})]
+)
+def test_a_stop_that_meets_a_trainer_which_has_just_begun_makes_moves_that_exist(
+    desired, state, told
+):
+    attempt = make_attempt(state=state, first_step_at=ago(1) if told else None)
+    seen = running(Trainer(1, 0, pid=7), attempts=(attempt,))
+    plan = reconcile(replace(seen, run=make_run(RunState.STARTING, desired)))
+    moves = [change.cause for change in plan.changes if isinstance(change, MoveAttempt)]
+    for cause in moves:
+        state = move(ATTEMPT_TABLE, state, cause)
+    assert state is AttemptState.DRAINING
 
 
 @pytest.mark.parametrize(

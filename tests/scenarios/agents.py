@@ -1,0 +1,248 @@
+"""The agents of the simulated world: the same promises as `worker.agent`, in single moments.
+
+An agent buries its predecessor's trainer before it registers, delivers its spool in order until it
+is acknowledged, fences an attempt with the first stop that it hears of, and offers a checkpoint
+once everything before it is stored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from orchestrator.store.callers import (
+    AgentRefused,
+    BadSecret,
+    GroupNotWanted,
+    OldInstance,
+    StaleAttempt,
+)
+from tests.scenarios.world import Host, Trainer, World
+from worker.protocol import (
+    AgentReport,
+    AttemptSpec,
+    CheckpointAccepted,
+    CheckpointOffer,
+    CheckpointWritten,
+    Command,
+    DrainTrainer,
+    HostFacts,
+    KillTrainer,
+    Register,
+    Registered,
+    ReportAnswer,
+    Retire,
+    StartTrainer,
+    TrainerExited,
+)
+
+ORPHANED = "its agent ended without seeing its exit"
+
+
+class Away(Exception):
+    """No answer came."""
+
+
+class Line(Protocol):
+    """The way to the control plane. Raises `Away` or `AgentRefused`."""
+
+    def call(self, message: Any, secret: str) -> Any: ...
+
+
+class Agent:
+    def __init__(self, world: World, host: Host, secret: str, instance: str, line: Line) -> None:
+        self.host = host
+        self.secret = secret
+        self.instance = instance
+        self.registered = False
+        self.known = ""
+        self.news = True  # the next heartbeat is due at once
+        self.heard_at = 0.0
+        self.commands: tuple[Command, ...] = ()
+        self.offers: list[tuple[CheckpointWritten, AttemptSpec, int]] = []
+        self.acked = 0
+        self.fails_to_start = False
+        self._world = world
+        self._line = line
+        self._port = 4000
+
+    @property
+    def trainer(self) -> Trainer | None:
+        return self.host.live_trainer
+
+    # ---- one moment ------------------------------------------------------------------------------
+
+    def boot(self) -> None:
+        """Buries what an earlier agent left, then registers."""
+        host = self.host
+        if self.trainer is not None:
+            self.trainer.lingers = 1
+            return
+        if host.recorded is not None:
+            attempt, rank = host.recorded
+            host.fence = max(host.fence, attempt)
+            exited = TrainerExited(exit_code=None, why_killed=ORPHANED)
+            self._world.tell(host, attempt, rank, exited)
+            host.recorded = None
+        facts = HostFacts(
+            hostname="h",
+            address="127.0.0.1",
+            free_port=self._free_port(),
+            cpus=1,
+            memory_bytes=1,
+            disk_free_bytes=1,
+            python="3",
+        )
+        call = Register(
+            protocol=1, group=host.group, host=host.index, instance=self.instance, facts=facts
+        )
+        answer = self._call(call)
+        if isinstance(answer, Registered):
+            self.registered = True
+            self._ack(answer.acked_seq)
+            self._hear(answer.commands)
+
+    def deliver(self, at_most: int = 200) -> None:
+        """The oldest events that are not acknowledged yet."""
+        answer = self._call(self._report(tuple(self.host.spool[:at_most])))
+        if isinstance(answer, ReportAnswer):
+            self._take(answer)
+
+    def poll(self) -> None:
+        self.news = False
+        answer = self._call(self._report(()))
+        if isinstance(answer, ReportAnswer):
+            self._take(answer)
+        else:
+            self.news = True
+
+    def offer(self) -> None:
+        ready = [offer for offer in self.offers if offer[2] <= self.acked]
+        if not ready:
+            return
+        written, spec, _ = ready[0]
+        call = CheckpointOffer(
+            group=self.host.group,
+            host=self.host.index,
+            instance=self.instance,
+            run_id=spec.run_id,
+            attempt=spec.attempt,
+            checkpoint=written,
+        )
+        try:
+            answer = self._line.call(call, self.secret)
+        except Away:
+            return
+        except BadSecret:
+            self.offers.remove(ready[0])
+            return
+        except AgentRefused:
+            self.offers.remove(ready[0])
+            self._kill(spec.attempt, "its attempt is no longer the current one")
+            return
+        assert isinstance(answer, CheckpointAccepted)
+        self.offers.remove(ready[0])
+        if self.trainer is not None and self.trainer.spec.attempt == spec.attempt:
+            self.trainer.accepted.append(answer.checkpoint_id)
+            self._world.storage[written.uri].accepted = True
+
+    def obey(self) -> None:
+        for command in self.commands:
+            match command:
+                case StartTrainer():
+                    self._start(command)
+                case DrainTrainer():
+                    self._drain(command)
+                case KillTrainer():
+                    self._kill(command.attempt, command.reason)
+                case Retire():
+                    self.leave("it is retired")
+        self.commands = ()
+
+    def leave(self, why: str) -> None:
+        """Ends the trainer, delivers what it can, and is gone."""
+        if self.trainer is not None:
+            self._world.kill(self.trainer, why)
+        if self.registered and self.host.spool:
+            self.deliver()
+        if self.host.agent is self:
+            self.host.agent = None
+
+    # ---- commands --------------------------------------------------------------------------------
+
+    def _hear(self, commands: tuple[Command, ...]) -> None:
+        """A stop fences from the moment that it is heard of."""
+        for command in commands:
+            if isinstance(command, KillTrainer | DrainTrainer):
+                self.host.fence = max(self.host.fence, command.attempt)
+        self.commands = commands
+
+    def _start(self, command: StartTrainer) -> None:
+        attempt, host = command.spec.attempt, self.host
+        if attempt <= host.fence:
+            return
+        host.fence = attempt
+        if self.trainer is not None:
+            self._world.kill(self.trainer, f"attempt {attempt} takes its place")
+        if self.fails_to_start:
+            self.fails_to_start = False
+            exited = TrainerExited(exit_code=None, why_killed="it could not be started: no space")
+            self._world.tell(host, attempt, command.rank, exited)
+            return
+        self._world.spawn(host, command.spec, command.rank)
+
+    def _drain(self, command: DrainTrainer) -> None:
+        trainer = self.trainer
+        if trainer is not None and trainer.spec.attempt == command.attempt:
+            if not trainer.draining:
+                trainer.drain_until = self._world.clock.monotonic() + command.grace_seconds
+            trainer.draining = True
+
+    def _kill(self, attempt: int, reason: str) -> None:
+        trainer = self.trainer
+        if trainer is not None and trainer.spec.attempt <= attempt:
+            self._world.kill(trainer, reason)
+
+    # ---- calls -----------------------------------------------------------------------------------
+
+    def _report(self, events: tuple[Any, ...]) -> AgentReport:
+        return AgentReport(
+            group=self.host.group,
+            host=self.host.index,
+            instance=self.instance,
+            events=events,
+            running_attempt=self.trainer.spec.attempt if self.trainer else None,
+            free_port=self._free_port(),
+            known_commands=self.known,
+        )
+
+    def _free_port(self) -> int:
+        self._port += 1
+        return self._port
+
+    def _call(self, message: Any) -> Any:
+        """None where no answer came; an agent that is refused ends, and its trainer with it."""
+        try:
+            answer = self._line.call(message, self.secret)
+        except Away:
+            return None
+        except (BadSecret, OldInstance, GroupNotWanted, StaleAttempt):
+            if self.host.agent is self:
+                if self.trainer is not None:
+                    self._world.kill(self.trainer, "its agent is leaving")
+                self.host.agent = None
+            return None
+        self.heard_at = self._world.clock.monotonic()
+        return answer
+
+    def _take(self, answer: ReportAnswer) -> None:
+        self._ack(answer.acked_seq)
+        if answer.commands_digest != self.known:
+            self.news = True
+        self.known = answer.commands_digest
+        self._hear(answer.commands)
+
+    def _ack(self, seq: int) -> None:
+        if seq > self.acked:
+            self.acked = seq
+            self.host.acked = max(self.host.acked, seq)
+        self.host.spool = [envelope for envelope in self.host.spool if envelope.seq > self.acked]

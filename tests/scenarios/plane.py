@@ -1,0 +1,372 @@
+"""The control plane of the simulated world: the real rules, store and executor, one step at a time.
+
+A `Controller` is one process: what it has in memory dies with it. Its coroutines are the real
+executor's; they are driven by hand from one await to the next, so that anything may happen at each
+of them. The database is SQLite in memory, which outlives every controller.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from random import Random
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
+
+from sqlalchemy import Connection, create_engine, event
+from sqlalchemy.pool import StaticPool
+
+from orchestrator import execute, telemetry
+from orchestrator.execute import Executor
+from orchestrator.providers.base import GroupProbe, ProviderError
+from orchestrator.reconcile import rules
+from orchestrator.reconcile.plan import Action, Plan
+from orchestrator.reconcile.snapshot import Snapshot
+from orchestrator.service import Service
+from orchestrator.store import commands, ingest, lease, ledger_events, reads, tables, wishes, writes
+from orchestrator.store.engine import reading
+from orchestrator.store.reads import Sighting
+from tests.scenarios.clock import FakeClock
+from tests.scenarios.cloud import Cloud
+from worker.protocol import (
+    AgentReport,
+    CheckpointOffer,
+    Command,
+    Register,
+    ReportAnswer,
+)
+
+INSTALLATION = "sim"
+STORAGE = "/s"
+TTL = timedelta(seconds=10)
+IDLE_SECONDS = 2.0
+MAX_ROUNDS = 16
+TELEMETRY = telemetry.Telemetry()
+_TEMPLATE: list[bytes] = []
+
+
+class Pause:
+    """An await at which the schedule takes over."""
+
+    def __await__(self) -> Generator[None, None, None]:
+        yield
+
+
+class Database:
+    """Every table, in memory. `julianday` is the simulated clock's, so that leases follow it."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.raw = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
+        self.raw.create_function("julianday", 1, clock.julian_day)
+        self.engine = create_engine("sqlite://", creator=lambda: self.raw, poolclass=StaticPool)
+        event.listen(self.engine, "begin", _begin)
+        if not _TEMPLATE:
+            tables.metadata.create_all(self.engine)
+            _TEMPLATE.append(self.raw.serialize())
+        else:
+            self.raw.deserialize(_TEMPLATE[0])
+        self.raw.execute("PRAGMA foreign_keys = ON")
+        self.woken: Counter[str] = Counter()  # what arrived for each run, as the API announces it
+        self._known: dict[Any, tuple[int, Any]] = {}
+
+    def known(self, name: Any, read: Callable[[Connection], Any]) -> Any:
+        """What `read` answers; asked anew only when some row has changed."""
+        version, found = self._known.get(name, (-1, None))
+        if version != self.changes:
+            with self.engine.connect() as connection:
+                found = read(connection)
+            self._known[name] = (self.changes, found)
+        return found
+
+    @property
+    def changes(self) -> int:
+        return self.raw.total_changes
+
+    def write(self, work: Callable[[Connection], Any]) -> Any:
+        with self.engine.begin() as connection:
+            return work(connection)
+
+    def rows(self, query: str, *given: object) -> list[tuple[Any, ...]]:
+        return self.raw.execute(query, given).fetchall()
+
+    def close(self) -> None:
+        self.engine.dispose()
+        self.raw.close()
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
+
+
+@dataclass
+class Task:
+    """An action under way in a controller, between two of its awaits."""
+
+    action: Action
+    work: Coroutine[Any, Any, None]
+    run_id: str
+
+
+@dataclass
+class Probing:
+    group: str
+    began_at: datetime
+    found: GroupProbe
+
+
+class _Writer:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def run(self, work: Callable[[Connection], Any]) -> Any:
+        await Pause()
+        done = self._database.write(work)
+        await Pause()
+        return done
+
+
+class _Calls:
+    async def run(self, call: Callable[..., Any], *given: Any) -> Any:
+        await Pause()
+        try:
+            return call(*given)
+        finally:
+            await Pause()
+
+
+@dataclass
+class Decision:
+    snap: Snapshot
+    plan: Plan
+
+
+@dataclass
+class Controller:
+    """One process of the control plane that may lead. `trouble` is told of what must never be."""
+
+    name: str
+    database: Database
+    clock: FakeClock
+    cloud: Cloud
+    trouble: Callable[[str], None]
+    token: int | None = None
+    renewed_at: float = -1e9
+    stalled: bool = False
+    seen: dict[str, Sighting] = field(default_factory=dict[str, Sighting])
+    tasks: list[Task] = field(default_factory=list[Task])
+    probing: list[Probing] = field(default_factory=list[Probing])
+    pending: dict[str, Decision] = field(default_factory=dict[str, Decision])
+    looked: dict[str, tuple[tuple[int, ...], datetime]] = field(default_factory=dict[str, Any])
+    woken: Counter[str] = field(default_factory=Counter[str])
+
+    def __post_init__(self) -> None:
+        self.listening_since = self.clock.now()
+        service = Service(
+            settings=cast(Any, None),
+            installation=INSTALLATION,
+            read=reading(self.database.engine),
+            writer=cast(Any, _Writer(self.database)),
+            wakes=cast(Any, None),
+            clock=self.clock,
+            providers={self.cloud.name: self.cloud},
+            listening_since=self.listening_since,
+            telemetry=TELEMETRY,
+        )
+        self.executor = Executor(service, cast(Any, _Calls()), lambda _: None)
+
+    # ---- the lease -------------------------------------------------------------------------------
+
+    def renew(self) -> bool:
+        token = self.database.write(
+            lambda connection: lease.acquire(connection, lease.LEADER, self.name, TTL)
+        )
+        self.renewed_at = self.clock.monotonic()
+        taken = token is not None and token != self.token
+        self.token = token
+        return taken
+
+    @property
+    def renewal_due(self) -> bool:
+        return self.clock.monotonic() - self.renewed_at > TTL.total_seconds() / 3
+
+    # ---- deciding --------------------------------------------------------------------------------
+
+    def due(self) -> list[str]:
+        """The runs that something woke, whose wish is new or whose time has come."""
+        active = self.database.known("active", reads.active)
+        live = self.live_groups()
+        self.seen = {group: seen for group, seen in self.seen.items() if group in live}
+        now = self.clock.now()
+        found: list[str] = []
+        for run in active:
+            looked, again = self.looked.get(run.id, ((), now))
+            if looked != self._wakes(run.id, run.desired_generation) or again <= now:
+                found.append(run.id)
+        return found
+
+    def _wakes(self, run_id: str, generation: int) -> tuple[int, ...]:
+        return self.woken[run_id], self.database.woken[run_id], generation
+
+    def decide(self, run_id: str) -> bool:
+        """A look and its decision, not committed yet; False when there is nothing to change."""
+        with self.database.engine.connect() as connection:
+            snap = reads.snapshot(
+                connection,
+                run_id,
+                self.clock.now(),
+                INSTALLATION,
+                self.listening_since,
+                self.seen,
+            )
+        assert snap is not None
+        plan = rules.reconcile(snap)
+        if plan.changes:
+            self.pending[run_id] = Decision(snap, plan)
+            return True
+        self._start(run_id, plan)
+        again = self.clock.now() + timedelta(seconds=IDLE_SECONDS)
+        asked = plan.look_again_at
+        wakes = self._wakes(run_id, snap.run.desired_generation)
+        self.looked[run_id] = (wakes, min(again, asked) if asked else again)
+        return False
+
+    def commit(self, run_id: str) -> str:
+        """`changed`, `stale` or `fenced`."""
+        decision = self.pending.pop(run_id)
+        token = self.token or 0
+        try:
+            self.database.write(
+                lambda connection: writes.commit_plan(
+                    connection, decision.snap, decision.plan, token, self.clock.now()
+                )
+            )
+        except writes.Stale:
+            return "stale"
+        except lease.Fenced:
+            self.token = None
+            return "fenced"
+        self._start(run_id, decision.plan)
+        return "changed"
+
+    def settle(self, run_id: str) -> None:
+        """Decides until nothing changes."""
+        for _ in range(MAX_ROUNDS):
+            if not self.decide(run_id) or self.commit(run_id) == "fenced":
+                return
+        self.trouble(f"run {run_id} does not come to rest")
+
+    # ---- actions ---------------------------------------------------------------------------------
+
+    def _start(self, run_id: str, plan: Plan) -> None:
+        for action in plan.actions:
+            if all(task.action != action for task in self.tasks):
+                work = self.executor.carry_out(action, self.token or 0)
+                self.tasks.append(Task(action, work, run_id))
+
+    def ready_tasks(self) -> list[Task]:
+        """The first of each group: actions of one group run one after another."""
+        first: dict[str, Task] = {}
+        for task in self.tasks:
+            first.setdefault(task.action.group, task)
+        return list(first.values())
+
+    def advance(self, task: Task) -> bool:
+        """To its next await; True when it is done."""
+        try:
+            task.work.send(None)
+        except StopIteration:
+            self.tasks.remove(task)
+            self.woken[task.run_id] += 1
+            return True
+        return False
+
+    def die(self) -> None:
+        for task in self.tasks:
+            task.work.close()
+        self.tasks.clear()
+
+    # ---- probes ----------------------------------------------------------------------------------
+
+    def probe(self, group: str) -> None:
+        """Begins and comes back in one moment, or comes back later with what it saw now."""
+        began = self.clock.now()
+        with contextlib.suppress(ProviderError):
+            self.probing.append(Probing(group, began, self.cloud.probe(group)))
+
+    def note(self, probing: Probing) -> None:
+        self.probing.remove(probing)
+        before = self.seen.get(probing.group)
+        self.seen[probing.group] = Sighting(probing.began_at, probing.found)
+        if before is None or before.probe != probing.found:
+            self.woken[probing.group.split("-")[2]] += 1
+
+    def live_groups(self) -> list[str]:
+        return [name for name, _, _ in self.database.known("groups", reads.live_groups)]
+
+
+class Api:
+    """The agents' three calls and people's wishes, as the real endpoints order their parts."""
+
+    def __init__(self, database: Database, clock: FakeClock) -> None:
+        self._database = database
+        self._clock = clock
+
+    def receive(self, message: Any, secret: str) -> Any:
+        now = self._clock.now()
+        match message:
+            case Register():
+                answer = self._database.write(lambda c: ingest.register(c, message, secret, now))
+                self._database.woken[message.group.split("-")[2]] += 1
+                found = self.commands(message.group, message.host)
+                return answer.model_copy(update={"commands": found})
+            case AgentReport():
+                stored = self._database.write(lambda c: ingest.report(c, message, secret, now))
+                self._database.woken[stored.run_id] += stored.decisive
+                found = self.commands(message.group, message.host)
+                return ReportAnswer(
+                    acked_seq=stored.acked_seq,
+                    commands=found,
+                    commands_digest=commands.commands_digest(found),
+                )
+            case CheckpointOffer():
+                answer = self._database.write(
+                    lambda c: ledger_events.offer(c, message, secret, now)
+                )
+                self._database.woken[message.run_id] += 1
+                return answer
+            case _:
+                raise TypeError(message)
+
+    def commands(self, group: str, host: int) -> tuple[Command, ...]:
+        return self._database.known(
+            (group, host), lambda c: commands.commands_for(c, group, host, STORAGE)
+        )
+
+
+class _Silent:
+    def info(self, *_: object, **__: object) -> None: ...
+    def warning(self, *_: object, **__: object) -> None: ...
+
+    def exception(self, *_: object, **__: object) -> None:
+        raise  # noqa: PLE0704 - inside the handler that logs it: a bug must not be swallowed
+
+
+@contextlib.contextmanager
+def quiet_and_seeded(rng: Random) -> Iterator[None]:
+    """Random ids and secrets follow the seed, and no logs are written."""
+    seeded = SimpleNamespace(
+        randbelow=rng.randrange,
+        token_hex=lambda size: rng.randbytes(size).hex(),
+        token_urlsafe=lambda size: rng.randbytes(size).hex(),
+    )
+    with (
+        mock.patch.object(wishes, "secrets", seeded),
+        mock.patch.object(execute, "secrets", seeded),
+        mock.patch.object(execute, "log", _Silent()),
+    ):
+        yield
