@@ -33,8 +33,8 @@ def demo(
 ) -> None:
     """Train, kill the trainer, watch it recover, finish."""
     # The slow imports come before there is a folder that an interrupt would have to remove.
-    import orchestrator.cli.demo_flow
-    import orchestrator.client  # noqa: F401
+    for slow in ("orchestrator.cli.demo_flow", "orchestrator.client"):
+        import_module(slow)
     from orchestrator.cli import render
     from orchestrator.cli.demo_service import Interrupted, interruptible, make_folder
 
