@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
