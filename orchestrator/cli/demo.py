@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import time
 from pathlib import Path
@@ -36,10 +37,16 @@ def demo(
     from orchestrator.cli.demo_service import Interrupted, interruptible, make_folder
 
     _check_trainer()
+    # The slow imports come before there is a folder that an interrupt would have to remove.
+    for module in ("orchestrator.cli.demo_flow", "orchestrator.client"):
+        importlib.import_module(module)
     out = render.console()
     with interruptible() as interrupts:
-        service = make_folder(data)
-        flow = _flow(service)
+        try:
+            service = make_folder(data)
+            flow = _flow(service)
+        except Interrupted as interrupted:
+            raise typer.Exit(128 + interrupted.number) from None
         try:
             outcome = _show(flow, out)
             if out.is_terminal and not leave:

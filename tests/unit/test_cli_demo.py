@@ -279,6 +279,18 @@ def test_the_first_signal_interrupts_and_the_second_hurries() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+def test_a_signal_before_the_service_starts_ends_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_: Path | None) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(demo_service, "make_folder", interrupted)
+    monkeypatch.setattr(demo, "_check_trainer", lambda: None)
+    result = CliRunner().invoke(app, ["demo"])
+    assert result.exit_code == 128 + signal.SIGINT, result.exception
+
+
 def test_a_signal_while_closing_never_interrupts() -> None:
     interrupts = Interrupts(closing=True)
     interrupts.handle(signal.SIGINT, None)
