@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import time
 from importlib import import_module
@@ -40,6 +41,9 @@ def demo(
     from orchestrator.cli.demo_service import Interrupted, interruptible, make_folder
 
     _check_trainer()
+    # The slow imports come before there is a folder that an interrupt would have to remove.
+    for module in ("orchestrator.cli.demo_flow", "orchestrator.client"):
+        importlib.import_module(module)
     out = render.console()
     with interruptible() as interrupts:
         try:
