@@ -13,6 +13,7 @@ from typing_extensions import TypeVar
 
 from orchestrator.api.errors import Refused
 from orchestrator.api.fields import body_errors
+from orchestrator.strict_yaml import StrictLoader
 
 LIMIT_BYTES = 256 * 1024
 JSON_TYPE = "application/json"
@@ -96,7 +97,7 @@ def _refuse_aliases(raw: bytes) -> None:
 def _decode_yaml(raw: bytes) -> Any:
     try:
         _refuse_aliases(raw)
-        return yaml.safe_load(raw)
+        return yaml.load(raw, Loader=StrictLoader)  # noqa: S506 - the safe loader, made stricter
     except RecursionError:
         raise Refused(400, "unreadable-body", "The YAML is nested too deeply.") from None
     except yaml.YAMLError as error:

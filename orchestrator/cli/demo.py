@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import signal
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,9 +33,6 @@ def demo(
     ] = False,
 ) -> None:
     """Train, kill the trainer, watch it recover, finish."""
-    # The slow imports come before there is a folder that an interrupt would have to remove.
-    for slow in ("orchestrator.cli.demo_flow", "orchestrator.client"):
-        import_module(slow)
     from orchestrator.cli import render
     from orchestrator.cli.demo_service import Interrupted, interruptible, make_folder
 

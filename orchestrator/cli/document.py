@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import yaml
 
 from orchestrator.cli.options import CommandFailed, Exit
+from orchestrator.strict_yaml import StrictLoader
 
 LARGEST_FILE = 1 << 20
 
@@ -28,31 +29,6 @@ class Document:
     source: str
     preset: str | None = None
     lines: dict[str, int] = field(default_factory=dict[str, int])
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe subset; a key given twice is an error, a date is the text that was written."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[object] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a field's name must be a word", key.start_mark
-                )
-            name = key.value
-            if name in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{name!r} is given twice", key.start_mark
-                )
-            seen.add(name)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
 
 
 def load(given: str) -> Document:
@@ -151,9 +127,9 @@ def _parse_json(path: Path, text: str) -> tuple[object, dict[str, int]]:
 
 def _parse_yaml(path: Path, text: str) -> tuple[object, dict[str, int]]:
     try:
-        root = cast(yaml.Node | None, yaml.compose(text, Loader=_Loader))  # pyright: ignore[reportUnknownMemberType]
+        root = cast(yaml.Node | None, yaml.compose(text, Loader=StrictLoader))  # pyright: ignore[reportUnknownMemberType]
         _refuse_aliases(text)
-        spec = yaml.load(text, Loader=_Loader)  # noqa: S506 - the safe loader, made stricter
+        spec = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - the safe loader, made stricter
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -168,7 +144,7 @@ def _parse_yaml(path: Path, text: str) -> tuple[object, dict[str, int]]:
 
 def _refuse_aliases(text: str) -> None:
     """Aliases of aliases grow without bound, and a spec has nothing to repeat."""
-    events = cast(Iterator[yaml.Event], yaml.parse(text, Loader=_Loader))  # pyright: ignore[reportUnknownMemberType]
+    events = cast(Iterator[yaml.Event], yaml.parse(text, Loader=StrictLoader))  # pyright: ignore[reportUnknownMemberType]
     for event in events:
         if isinstance(event, yaml.AliasEvent):
             raise yaml.MarkedYAMLError(
@@ -211,7 +187,7 @@ def with_settings(spec: dict[str, object], settings: Sequence[str]) -> dict[str,
 def _value(setting: str, value: str) -> object:
     try:
         _refuse_aliases(value)
-        read = cast(object, yaml.load(value, Loader=_Loader))  # noqa: S506 - the safe loader
+        read = cast(object, yaml.load(value, Loader=StrictLoader))  # noqa: S506 - the safe loader
     except (yaml.YAMLError, ValueError) as error:
         raise CommandFailed(f"--set {setting}: the value is not YAML.", code=Exit.USAGE) from error
     for _, what in _not_json(read):

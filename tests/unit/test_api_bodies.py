@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -94,3 +95,9 @@ def test_a_spec_with_anything_in_some_of_its_fields(
 def test_any_bytes(content: bytes, kind: str) -> None:
     refused = refusal(content, kind)
     assert refused is None or refused.status in (400, 422)
+
+
+def test_a_field_given_twice_is_refused_by_name():
+    """The same file is refused on the command line: neither value is taken silently."""
+    with pytest.raises(Refused, match="'steps' is given twice at line 2"):
+        parse(b"steps: 5\nsteps: 6\n", "application/yaml", JobSpec)
