@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from typing import assert_never
 
 import structlog
@@ -30,10 +30,10 @@ SECRET_BYTES = 32
 
 
 class Executor:
-    """`settled` is called, on the event loop, with a group's name after each action on it."""
+    """`settled` is called, on the event loop, with each action after it was tried."""
 
     def __init__(
-        self, service: Service, calls: ProviderCalls, settled: Callable[[str], None]
+        self, service: Service, calls: ProviderCalls, settled: Callable[[Action], None]
     ) -> None:
         self._service = service
         self._calls = calls
@@ -48,6 +48,11 @@ class Executor:
                 task = asyncio.create_task(self._carry_out(run_id, action, token))
                 self._under_way[action] = task
 
+    @property
+    def acquiring(self) -> Set[str]:
+        """The groups whose hosts are being asked for, or are about to be."""
+        return {action.group for action in self._under_way if isinstance(action, AcquireHosts)}
+
     async def close(self, grace_seconds: float = 5.0) -> None:
         """Waits for what is under way; a thread in a provider's call can not be cut short."""
         if self._under_way:
@@ -61,7 +66,7 @@ class Executor:
             del self._under_way[action]
             if not any(other.group == action.group for other in self._under_way):
                 self._locks.pop(action.group, None)
-            self._settled(action.group)
+            self._settled(action)
             self._service.wakes.notify(decision_topic(run_id), run_topic(run_id), LOOP)
 
     async def carry_out(self, action: Action, token: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -157,7 +157,8 @@ class Loop:
 
     async def _settle(self, run_id: str, token: int) -> datetime | None:
         for _ in range(MAX_ROUNDS):
-            snap = await asyncio.to_thread(self._snapshot, run_id)
+            seen = self._prober.seen(self._executor.acquiring)
+            snap = await asyncio.to_thread(self._snapshot, run_id, seen)
             if snap is None:
                 return None
             with self._service.telemetry.decision_seconds.time():
@@ -171,7 +172,7 @@ class Loop:
         log.warning("a run does not come to rest", run=run_id, rounds=MAX_ROUNDS)
         return None
 
-    def _snapshot(self, run_id: str) -> Snapshot | None:
+    def _snapshot(self, run_id: str, seen: Mapping[str, reads.Sighting]) -> Snapshot | None:
         service = self._service
         with service.read.connect() as connection:
             return reads.snapshot(
@@ -180,7 +181,7 @@ class Loop:
                 service.clock.now(),
                 service.installation,
                 service.listening_since,
-                self._prober.seen,
+                seen,
             )
 
     async def _commit(self, snap: Snapshot, plan: Plan, token: int) -> str:

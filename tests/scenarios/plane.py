@@ -23,14 +23,14 @@ from sqlalchemy.pool import StaticPool
 
 from orchestrator import execute, telemetry
 from orchestrator.execute import Executor
+from orchestrator.probing import Sightings
 from orchestrator.providers.base import GroupProbe, ProviderError
 from orchestrator.reconcile import rules
-from orchestrator.reconcile.plan import Action, Plan
+from orchestrator.reconcile.plan import AcquireHosts, Action, Plan
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.service import Service
 from orchestrator.store import commands, ingest, lease, ledger_events, reads, tables, wishes, writes
 from orchestrator.store.engine import reading
-from orchestrator.store.reads import Sighting
 from tests.scenarios.clock import FakeClock
 from tests.scenarios.cloud import Cloud
 from worker.protocol import (
@@ -157,7 +157,7 @@ class Controller:
     token: int | None = None
     renewed_at: float = -1e9
     stalled: bool = False
-    seen: dict[str, Sighting] = field(default_factory=dict[str, Sighting])
+    sightings: Sightings = field(default_factory=Sightings)
     tasks: list[Task] = field(default_factory=list[Task])
     probing: list[Probing] = field(default_factory=list[Probing])
     pending: dict[str, Decision] = field(default_factory=dict[str, Decision])
@@ -200,7 +200,7 @@ class Controller:
         """The runs that something woke, whose wish is new or whose time has come."""
         active = self.database.known("active", reads.active)
         live = self.live_groups()
-        self.seen = {group: seen for group, seen in self.seen.items() if group in live}
+        self.sightings.keep(live)
         now = self.clock.now()
         found: list[str] = []
         for run in active:
@@ -214,6 +214,8 @@ class Controller:
 
     def decide(self, run_id: str) -> bool:
         """A look and its decision, not committed yet; False when there is nothing to change."""
+        asking = (task.action for task in self.tasks if isinstance(task.action, AcquireHosts))
+        acquiring = {action.group for action in asking}
         with self.database.engine.connect() as connection:
             snap = reads.snapshot(
                 connection,
@@ -221,7 +223,7 @@ class Controller:
                 self.clock.now(),
                 INSTALLATION,
                 self.listening_since,
-                self.seen,
+                self.sightings.believed(acquiring),
             )
         assert snap is not None
         plan = rules.reconcile(snap)
@@ -282,6 +284,8 @@ class Controller:
         except StopIteration:
             self.tasks.remove(task)
             self.woken[task.run_id] += 1
+            if isinstance(task.action, AcquireHosts):
+                self.sightings.asked(task.action.group, self.clock.now())
             return True
         return False
 
@@ -300,9 +304,7 @@ class Controller:
 
     def note(self, probing: Probing) -> None:
         self.probing.remove(probing)
-        before = self.seen.get(probing.group)
-        self.seen[probing.group] = Sighting(probing.began_at, probing.found)
-        if before is None or before.probe != probing.found:
+        if self.sightings.note(probing.group, probing.began_at, probing.found):
             self.woken[probing.group.split("-")[2]] += 1
 
     def live_groups(self) -> list[str]:

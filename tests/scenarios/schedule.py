@@ -94,6 +94,7 @@ class Simulation:
         self.step = 0
         self._born = 0
         self._broken_releases: dict[str, int] = {}
+        self._acting: Controller | None = None
 
     # ---- the whole -------------------------------------------------------------------------------
 
@@ -115,7 +116,7 @@ class Simulation:
         self._new_controller()
         self._submit()
         for self.step in range(1, STEPS + 1):
-            self.clock.advance(self.rng.expovariate(6.0))
+            self.clock.advance(self.rng.expovariate(12.0))
             self._moment()
             self.oracle.check()
 
@@ -156,16 +157,17 @@ class Simulation:
         resting = all(
             row[1] in ("paused", "succeeded", "failed", "cancelled") for row in self.oracle.runs()
         )
-        return resting and not self.world.groups and not controller.tasks and not controller.due()
+        return resting and not self.oracle.held() and not controller.tasks and not controller.due()
 
     def _round(self) -> None:
         [controller] = self.controllers
         self._lead(controller)
+        for probing in list(controller.probing):  # begun a round ago, before the last actions
+            controller.note(probing)
         for group in controller.live_groups():
             controller.probe(group)
-        for probing in list(controller.probing):
-            controller.note(probing)
         self._decide_all(controller)
+        self._acting = controller
         for task in controller.ready_tasks():
             while not controller.advance(task):
                 pass
@@ -218,6 +220,7 @@ class Simulation:
 
     def _act(self, controller: Controller, task: Any) -> None:
         """A few awaits of one action; the controller may die at each of them."""
+        self._acting = controller
         for _ in range(self.rng.choice((1, 2, 12, 12))):
             if controller.advance(task):
                 self.note(f"{controller.name} did {task.action}")
@@ -461,6 +464,9 @@ class Simulation:
             self._cover_group("trainer can not start", agent.host.group)
 
     def _cloud_fault(self, call: str, group: str) -> str | None:
+        if call == "acquire" and self._acts_stale():
+            self._cover_group("stale leader asks for hosts", group)
+            self.world.orphans.append(group)
         if self.calm:
             return None
         left = self._broken_releases.get(group, 0)
@@ -481,6 +487,11 @@ class Simulation:
             if call == "release":
                 self._broken_releases[group] = self.rng.choice((0, 1, 3))
         return fault
+
+    def _acts_stale(self) -> bool:
+        """A call may outlive the lease that it was checked under."""
+        found = self.database.rows("SELECT owner FROM leases")
+        return self._acting is not None and found[0][0] != self._acting.name
 
     # ---- runs ------------------------------------------------------------------------------------
 

@@ -128,6 +128,7 @@ class World:
         self.rng = rng
         self.clock = clock
         self.groups: dict[str, Group] = {}
+        self.orphans: list[str] = []  # asked for by a leader that no longer led
         self.billed: dict[str, float] = {}
         self.storage: dict[str, Blob] = {}
         self.told: list[Envelope] = []

@@ -1,0 +1,168 @@
+"""One small way to break each invariant, as a patch that a context manager applies.
+
+A mutant that survives says that the simulation would not see such a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+from orchestrator.reconcile import rules
+from orchestrator.reconcile.policy import Spent
+from orchestrator.records import Trainer
+from orchestrator.state import GroupState, RunState
+from orchestrator.store import ingest, ledger_events, reads, rows, writes
+from orchestrator.store.tables import attempts
+
+
+def impatient() -> AbstractContextManager[Any]:
+    """1: an attempt ends with its first trainer, while the others may live."""
+
+    def anyone(_snap: Any, attempt: Any, whole: Any) -> list[Trainer]:
+        gang = whole(_snap, attempt)
+        return [trainer for trainer in gang if trainer.exited] or gang
+
+    whole = rules._gang
+    return mock.patch.object(rules, "_gang", lambda snap, attempt: anyone(snap, attempt, whole))
+
+
+def unseen_is_dead() -> AbstractContextManager[Any]:
+    """1: a trainer whose agent is gone counts as dead, although nobody saw its end."""
+
+    def why(host: Any, attempt: Any, gone: bool) -> str | None:
+        if host is not None and host.agent_alive is False and host.launched_at is not None:
+            return "its agent ended"
+        return before(host, attempt, gone)
+
+    before = rules._why_dead
+    return mock.patch.object(rules, "_why_dead", why)
+
+
+def stale_offers() -> AbstractContextManager[Any]:
+    """2: a checkpoint counts, whichever attempt of the run offers it."""
+
+    def any_attempt(connection: Any, caller: Any, call: Any) -> Any:
+        row = connection.execute(
+            attempts.select().where(
+                attempts.c.run_id == caller.run_id, attempts.c.number == call.attempt
+            )
+        )
+        return rows.attempt(row.mappings().one())
+
+    return mock.patch.object(ledger_events, "_current_attempt", any_attempt)
+
+
+@contextmanager
+def forgets_hosts() -> Iterator[None]:
+    """4: a group counts as gone as soon as it is asked to be."""
+
+    def release(snap: Any) -> Any:
+        plan = before(snap)
+        group = snap.group
+        if group is not None and group.state is GroupState.RELEASING:
+            return before(replace(snap, group=replace(group, exists=False)))
+        return plan
+
+    before = rules._release
+    with mock.patch.object(rules, "_release", release):
+        yield
+
+
+def keeps_hosts() -> AbstractContextManager[Any]:
+    """5: a paused run keeps its hosts."""
+
+    def release(snap: Any) -> Any:
+        if snap.run.state is RunState.PAUSED:
+            return rules.Plan()
+        return before(snap)
+
+    before = rules._release
+    return mock.patch.object(rules, "_release", release)
+
+
+def oldest_checkpoint() -> AbstractContextManager[Any]:
+    """6: a resume takes the oldest checkpoint."""
+    return mock.patch.object(
+        rules, "_newest", lambda snap: snap.checkpoints[-1] if snap.checkpoints else None
+    )
+
+
+def trusts_rejected() -> AbstractContextManager[Any]:
+    """6: a checkpoint that did not verify is used again."""
+    return mock.patch.object(ledger_events, "_quarantine")
+
+
+def endless_budget() -> AbstractContextManager[Any]:
+    """14: no number of failures is too many."""
+    return mock.patch.object(rules, "spent", _spent_nothing)
+
+
+def _spent_nothing(ended: Any, verdict: Any, policy: Any) -> Any:
+    return Spent(0, 1)
+
+
+def ignores_lease() -> AbstractContextManager[Any]:
+    """A stale leader's decisions are committed."""
+    return mock.patch.object(writes.lease, "check")
+
+
+def ignores_seq() -> AbstractContextManager[Any]:
+    """16: what comes twice is stored twice."""
+
+    def again(connection: Any, *given: Any) -> Any:
+        return replace(before(connection, *given), acked_seq=-1)
+
+    def report(connection: Any, call: Any, secret: str, now: Any) -> Any:
+        with mock.patch.object(ingest, "identify_instance", again):
+            return whole(connection, call, secret, now)
+
+    before, whole = ingest.identify_instance, ingest.report
+    return mock.patch.object(ingest, "report", report)
+
+
+def acknowledges_early() -> AbstractContextManager[Any]:
+    """16: the last event of a batch is acknowledged and not stored."""
+
+    def take(intake: Any, envelope: Any) -> None:
+        if envelope.seq % 7:
+            before(intake, envelope)
+
+    before = ingest._Intake.take
+    return mock.patch.object(ingest._Intake, "take", take)
+
+
+def forgets_wishes() -> AbstractContextManager[Any]:
+    """Liveness: a paused run that is wanted again is not looked at."""
+
+    def active(connection: Any) -> Any:
+        resting = {
+            run
+            for (run,) in connection.exec_driver_sql("SELECT id FROM runs WHERE state = 'paused'")
+        }
+        return [run for run in before(connection) if run.id not in resting]
+
+    before = reads.active
+    return mock.patch.object(reads, "active", active)
+
+
+MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    made.__name__: made
+    for made in (
+        impatient,
+        unseen_is_dead,
+        stale_offers,
+        forgets_hosts,
+        keeps_hosts,
+        oldest_checkpoint,
+        trusts_rejected,
+        endless_budget,
+        ignores_lease,
+        ignores_seq,
+        acknowledges_early,
+        forgets_wishes,
+    )
+}

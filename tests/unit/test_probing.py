@@ -1,0 +1,53 @@
+"""Which sightings of a host group a decision may rest on."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from orchestrator.probing import Sightings
+from orchestrator.providers.base import GroupProbe
+
+NOW = datetime(2031, 1, 1, tzinfo=UTC)
+LATER = NOW + timedelta(seconds=1)
+GONE = GroupProbe(exists=False, ready=False)
+THERE = GroupProbe(exists=True, ready=True)
+
+
+def test_nothing_there_is_not_believed_while_hosts_are_asked_for():
+    """Invariant 4: an acquire under way may make the hosts a moment later."""
+    sightings = Sightings()
+    sightings.note("g", NOW, GONE)
+    assert sightings.believed(acquiring={"g"}) == {}
+    assert sightings.believed(acquiring={"other"})["g"].probe == GONE
+
+
+def test_nothing_there_is_forgotten_once_hosts_were_asked_for():
+    sightings = Sightings()
+    sightings.note("g", NOW, GONE)
+    sightings.asked("g", LATER)
+    assert sightings.believed(acquiring=()) == {}
+
+
+def test_a_probe_that_began_before_the_end_of_an_acquire_does_not_say_that_nothing_is_there():
+    sightings = Sightings()
+    sightings.asked("g", LATER)
+    assert not sightings.note("g", NOW, GONE)
+    assert sightings.believed(acquiring=()) == {}
+    assert sightings.note("g", LATER + timedelta(seconds=1), GONE)
+    assert sightings.believed(acquiring=())["g"].probe == GONE
+
+
+def test_hosts_that_are_there_are_believed_all_the_while():
+    sightings = Sightings()
+    assert sightings.note("g", NOW, THERE)
+    sightings.asked("g", LATER)
+    assert not sightings.note("g", NOW, THERE)
+    assert sightings.believed(acquiring={"g"})["g"].probe == THERE
+
+
+def test_groups_that_are_gone_are_forgotten():
+    sightings = Sightings()
+    sightings.note("g", NOW, THERE)
+    sightings.asked("g", NOW)
+    sightings.keep(())
+    assert sightings.note("g", NOW, GONE)
