@@ -113,7 +113,9 @@ export class Chart {
     let free = -Infinity;
     attempts.forEach((attempt, index) => {
       const from = Math.max(attempt.resumed_from, first);
-      const to = Math.min(attempts[index + 1]?.resumed_from ?? last, last);
+      const next = attempts[index + 1]?.resumed_from ?? Infinity;
+      if (next <= attempt.resumed_from) return; // none of its steps count: it drew nothing
+      const to = Math.min(next, last);
       if (from > to || attempt.resumed_from > last) return;
       const x = this.x(from), band = Math.max(this.x(to) - x, 0);
       if (index % 2) add(this.svg, "rect", { class: "band", x, y: this.top, width: band, height: floor - this.top });
