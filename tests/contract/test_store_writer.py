@@ -6,12 +6,16 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
 from sqlalchemy import Connection, Engine, event, func, insert, select
 
+from orchestrator.store.engine import open_engine
 from orchestrator.store.tables import EPOCH, installation
 from orchestrator.store.writer import Writer, WriterClosed
+
+SETTINGS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
 
 @pytest.fixture
@@ -110,3 +114,12 @@ def test_closing_finishes_what_was_submitted_and_takes_no_more(engine: Engine) -
         writer.submit(put("late"))
     writer.close()
     assert len(names(engine)) == 20
+
+
+def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
+    """What was answered must also outlive the machine's power, not this process alone."""
+    engine = open_engine(f"sqlite:///{tmp_path / 'longhaul.db'}")
+    with engine.connect() as connection:
+        pragmas = [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in SETTINGS]
+    engine.dispose()
+    assert dict(zip(SETTINGS, pragmas, strict=True)) == SETTINGS
