@@ -584,3 +584,13 @@ def test_the_first_restart_is_immediate_and_later_ones_wait_longer_each_time():
     assert 2 <= waits[1] <= 4
     assert 4 <= waits[2] <= 8
     assert all(5 <= wait <= 10 for wait in waits[3:])
+
+
+def test_running_out_of_memory_spends_the_budget_of_crashes_too():
+    """Invariant 14: one end out of memory is tolerated, but not beyond the crashes that are."""
+    second = make_attempt(2, AttemptState.RUNNING)
+    oom = killed(attempt=2, last_lines=("Out of memory: Killed process",))
+    state = running(oom, attempts=(ended(1, Verdict.CRASHED), second))
+    once = state.job.model_copy(update={"policy": PolicySpec(max_crashes=1)})
+    assert only(reconcile(replace(state, job=once)), MoveRun).cause is RunCause.GAVE_UP
+    assert only(reconcile(state), MoveRun).cause is RunCause.ATTEMPT_LOST
