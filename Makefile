@@ -16,7 +16,7 @@ install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) \
 compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(ARGS)
 
-.PHONY: help setup setup-dev run test soak check format docs lock clean
+.PHONY: help setup setup-dev run test soak simulate check format docs lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ test: setup-dev ## All tests, under 10 minutes on 2 cores
 
 soak: setup-dev ## The long tests that `make test` leaves out
 	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
+simulate: setup-dev ## Simulated fault schedules with every invariant checked; SEEDS=200
+	$(BIN)/python -m tests.scenarios.simulate --seeds $(or $(SEEDS),200) $(ARGS)
 
 check: setup-dev ## Lint, format, types, import directions
 	$(BIN)/ruff check .

@@ -148,9 +148,10 @@ def spent(attempts: Sequence[Attempt], verdict: Verdict, policy: PolicySpec) -> 
         if attempt.desired_generation == generation and attempt.verdict is not None:
             ends += RETRY_CLASS[attempt.verdict] is kind
             memory_ends += attempt.verdict is Verdict.OUT_OF_MEMORY
-    if verdict is Verdict.OUT_OF_MEMORY:
+    whole = Spent(ends, _allowed(kind, policy))
+    if verdict is Verdict.OUT_OF_MEMORY and not whole.exhausted:
         return Spent(memory_ends, OUT_OF_MEMORY_BUDGET)
-    return Spent(ends, _allowed(kind, policy))
+    return whole
 
 
 def _allowed(kind: RetryClass, policy: PolicySpec) -> int:

@@ -132,6 +132,15 @@ class Oracle:
             (new[11], new[10]) == (newest[0], newest[2]),
             f"inv. 6: {run_id}/a{new[1]} resumes from {new[10]}, the newest usable is {newest[2]}",
         )
+        refused = self.database.rows(
+            "SELECT e.body FROM events e JOIN attempts a"
+            " ON a.run_id = e.run_id AND a.number = e.attempt"
+            " WHERE e.run_id = ? AND e.kind = 'checkpoint_rejected'"
+            " AND e.received_at < a.ended_at",
+            run_id,
+        )
+        names = [json.loads(body)["checkpoint_id"] for (body,) in refused]
+        self.expect(new[10] not in names, f"inv. 6: {run_id} resumes from the rejected {new[10]}")
         self._check_budget(run_id, rows[:-1], new[13])
 
     def _check_budget(self, run_id: str, ended: list[tuple[Any, ...]], generation: int) -> None:

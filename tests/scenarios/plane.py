@@ -37,6 +37,7 @@ from worker.protocol import (
     AgentReport,
     CheckpointOffer,
     Command,
+    JobSpec,
     Register,
     ReportAnswer,
 )
@@ -366,7 +367,17 @@ def quiet_and_seeded(rng: Random) -> Iterator[None]:
         token_hex=lambda size: rng.randbytes(size).hex(),
         token_urlsafe=lambda size: rng.randbytes(size).hex(),
     )
+    specs: dict[tuple[str, int], JobSpec] = {}
+    read = reads.job_spec
+
+    def job_spec(connection: Connection, run_id: str, revision: int) -> JobSpec:
+        """A revision never changes: it is parsed once."""
+        if (run_id, revision) not in specs:
+            specs[run_id, revision] = read(connection, run_id, revision)
+        return specs[run_id, revision]
+
     with (
+        mock.patch.object(reads, "job_spec", job_spec),
         mock.patch.object(wishes, "secrets", seeded),
         mock.patch.object(execute, "secrets", seeded),
         mock.patch.object(execute, "log", _Silent()),

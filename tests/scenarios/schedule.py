@@ -35,7 +35,7 @@ from worker.protocol import (
     PolicySpec,
 )
 
-STEPS = 240
+STEPS = 200
 CALM_ROUNDS = 400
 LINES_SHOWN = 40
 CRASHES: tuple[tuple[str, int | None, int | None, str], ...] = (
@@ -362,7 +362,7 @@ class Simulation:
     def _fault(self) -> None:
         faults = (
             (self._crash, 6),
-            (self._agent_dies, 3),
+            (self._agent_dies, 4),
             (self._hosts_vanish, 1),
             (self._corrupt, 3),
             (self._controller_dies, 2),
@@ -397,12 +397,12 @@ class Simulation:
         host = self.rng.choice(hosts)
         host.agent = None
         trainer: Trainer | None = host.live_trainer
-        lingers = trainer is not None and self.rng.random() < 0.4
+        lingers = trainer is not None and self.rng.random() < 0.5
         what = "agent dies, its trainer lingers" if lingers else "agent dies"
         self._cover_group(what, host.group)
         self.note(f"{what}: {host.group} host {host.index}")
         if trainer is not None and lingers:
-            trainer.lingers = self.rng.randrange(2, 8)
+            trainer.lingers = self.rng.randrange(3, 20)
         elif trainer is not None:
             self.world.exit(trainer)
 

@@ -641,3 +641,13 @@ def test_a_persons_resume_does_not_wait_for_the_backoff():
     assert waiting.changes == ()
     resumed = make_run(RunState.PROVISIONING, desired_generation=3)
     assert only(reconcile(snap(resumed, **parts)), MakeAttempt).number == 5
+
+
+def test_running_out_of_memory_spends_the_budget_of_crashes_too():
+    """Invariant 14: one end out of memory is tolerated, but not beyond the crashes that are."""
+    second = make_attempt(2, AttemptState.RUNNING)
+    oom = killed(attempt=2, last_lines=("Out of memory: Killed process",))
+    state = running(oom, attempts=(ended(1, Verdict.CRASHED), second))
+    once = state.job.model_copy(update={"policy": PolicySpec(max_crashes=1)})
+    assert only(reconcile(replace(state, job=once)), MoveRun).cause is RunCause.GAVE_UP
+    assert only(reconcile(state), MoveRun).cause is RunCause.ATTEMPT_LOST
