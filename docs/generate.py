@@ -26,7 +26,7 @@ DOCS = Path(__file__).parent
 SPEC_HEAD = """\
 # The spec of a run
 
-Generated from `JobSpec` in `worker/protocol.py` by `make docs`.
+Generated from `JobSpec` in `worker/protocol` by `make docs`.
 
 A spec is YAML or JSON. Unknown keys are refused, and so is a number that does not fit; the answer
 names the field. A field without a default must be given. A whole example stands in the
@@ -58,6 +58,7 @@ SPEC_WORDS = {
     "checkpoint": "When the state is saved.",
     "hosts": "Where it runs, and on how many hosts.",
     "policy": "What is tolerated before a person is asked.",
+    "priority": "A queued run with a higher one goes first.",
     "seed": "Seeds the weights, the order of the data and the dropout.",
     "deterministic": "Asks for the same bits again under the same numerics key.",
     "model.kind": "The family of the architecture.",
@@ -100,6 +101,12 @@ SPEC_WORDS = {
     "hosts.devices": "Devices of each host. On CPU: how many devices JAX makes of it.",
     "policy.max_crashes": "Crashes in a row without a new highest accepted step.",
     "policy.max_host_losses": "The same for lost hosts.",
+    "policy.max_rollbacks": "The same for rollbacks after a divergence.",
+    "policy.max_ends": "The same for ends of every kind together.",
+    "policy.max_hours": "Hours with hosts over the run's life, then it pauses and pages.",
+    "policy.max_cost": "What the hosts may cost over the run's life, in the service's currency.",
+    "policy.hold_seconds": "How long a pause keeps the hosts; null leaves it to the provider.",
+    "policy.dead_man_seconds": "A host cut off for so long stops its trainer; null: never.",
     "policy.backoff_seconds": "Wait before the second restart without progress; it then doubles.",
     "policy.max_backoff_seconds": "The longest wait.",
     "policy.grace_seconds": "Time to save and leave when asked to stop; then it is killed.",
@@ -178,6 +185,10 @@ def _objects(field: Any, known: Any) -> list[tuple[str, Any]]:
 def _type(field: Any) -> str:
     if "$ref" in field or "oneOf" in field:
         return "see below"
+    if "anyOf" in field:
+        return " or ".join(_type(kind) for kind in field["anyOf"])
+    if field.get("type") == "null":
+        return "null"
     if "const" in field:
         return f"`{field['const']}`"
     if "enum" in field:

@@ -38,6 +38,10 @@ class Run:
     revision: int
     branch: int
     created_at: datetime
+    owner: str = ""
+    priority: int = 0
+    queued_at: datetime | None = None
+    save_request: int = 0
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class HostGroup:
     devices: int
     state: GroupState
     created_at: datetime
+    ready_at: datetime | None = None
+    price_per_hour: float | None = None
     refused: str | None = None
     exists: bool | None = None
     up: bool | None = None
@@ -79,6 +85,10 @@ class Host:
     running_attempt: int | None = None
     launched_at: datetime | None = None
     launches: int = 0
+    protocol: int | None = None
+    notice: str | None = None
+    notice_at: datetime | None = None
+    notice_text: str | None = None
     agent_alive: bool | None = None
     trainer_alive: bool | None = None
 
@@ -104,6 +114,10 @@ class Trainer:
     finished_step: int | None = None
     drained: bool = False
     last_lines: tuple[str, ...] = ()
+    killed_for: str | None = None
+    memory_killer: str | None = None
+    diverged_step: int | None = None
+    diverged_where: str | None = None
 
     @property
     def exited(self) -> bool:
@@ -137,6 +151,7 @@ class Attempt:
     accepted_step: int | None = None
     verdict: Verdict | None = None
     summary: str | None = None
+    revised_at: datetime | None = None
 
 
 @dataclass(frozen=True)

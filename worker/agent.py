@@ -33,6 +33,7 @@ from worker.protocol import (
     LogLines,
     PhaseEntered,
     Retire,
+    SaveNow,
     StartTrainer,
     StepBeat,
     StepCompleted,
@@ -215,6 +216,9 @@ class Agent:
             case DrainTrainer():
                 if self._running and self._running.attempt == command.attempt:
                     self._running.drain(command.grace_seconds)
+            case SaveNow():
+                if self._running and self._running.attempt == command.attempt:
+                    self._running.save(command.request)
             case KillTrainer():
                 await self._kill(command)
             case Retire():

@@ -28,6 +28,7 @@ from worker.protocol import (
     StartTrainer,
     ToTrainerAccepted,
     ToTrainerDrain,
+    ToTrainerSave,
 )
 
 ORPHANED = 1  # the exit code after the agent is gone; nobody is left to read it
@@ -38,6 +39,7 @@ class AgentLink:
 
     def __init__(self, connection: socket.socket) -> None:
         self.drain = threading.Event()
+        self.save_request = 0
         self._connection = connection
         self._lines: BufferedReader = connection.makefile("rb")
         self._outbox: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
@@ -131,6 +133,8 @@ class AgentLink:
                     self._news.notify_all()
             case ToTrainerDrain():
                 self.drain.set()
+            case ToTrainerSave(request=request):
+                self.save_request = max(self.save_request, request)
 
 
 class PhaseClock:

@@ -26,6 +26,7 @@ from worker.protocol import (
     StepCompleted,
     ToTrainerAccepted,
     ToTrainerDrain,
+    ToTrainerSave,
     TrainerExited,
     Unknown,
 )
@@ -158,6 +159,11 @@ class Trainer:
             self._send(ToTrainerDrain())
         elif self._process is not None and self._process.returncode is None:
             self._process.send_signal(signal.SIGTERM)
+
+    def save(self, request: int) -> None:
+        """Asks it to save at its next step and go on; the trainer serves each request once."""
+        if self._writer is not None and not self.ended.is_set():
+            self._send(ToTrainerSave(request=request))
 
     def kill(self, why: str) -> None:
         """SIGKILL to its whole process group. The first reason is the one that is told."""

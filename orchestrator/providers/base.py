@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from worker.protocol import Notice
+
 
 class ProviderError(Exception):
     """The provider could not do what was asked."""
@@ -38,11 +40,16 @@ class HostProbe:
 
 @dataclass(frozen=True)
 class GroupProbe:
-    """A host group as the provider sees it now; `exists` is False when nothing of it is left."""
+    """A host group as the provider sees it now; `exists` is False when nothing of it is left.
+
+    `taken` says that the cloud itself took the hosts away, and why; `words` are its own.
+    """
 
     exists: bool
     ready: bool
     hosts: tuple[HostProbe, ...] = ()
+    taken: Notice | None = None
+    words: str | None = None
 
 
 class Provider(Protocol):

@@ -42,6 +42,7 @@ from worker.protocol import (
     CheckpointWritten,
     Envelope,
     Evaluated,
+    HostNotice,
     LogLines,
     PhaseEntered,
     Register,
@@ -163,6 +164,7 @@ class _Intake:
         self._attempts: dict[int, Attempt | None] = {}
         self._points: list[dict[str, object]] = []
         self._evals: list[dict[str, object]] = []
+        self._notice: tuple[HostNotice, datetime] | None = None
         self._logs: list[dict[str, object]] = []
         self._lines: list[dict[str, object]] = []
         self._trainers: dict[int, dict[str, object]] = {}
@@ -238,7 +240,13 @@ class _Intake:
                 self._trainer(attempt, **_exit(event, at))
             case LogLines():
                 self._logs += _log_rows(self._caller.run_id, envelope, at, event)
-            case Resumed() | SaveFailed() | StateNotFinite() | Unknown():
+            case StateNotFinite():
+                where = fit(event.where, LINE_LENGTH)
+                self._trainer(attempt, diverged_step=event.step, diverged_where=where)
+            case HostNotice():
+                self._notice = (event, at)
+                self.decisive = True
+            case Resumed() | SaveFailed() | Unknown():
                 pass
 
     def _mark(self, attempt: Attempt, column: str, at: datetime) -> None:
@@ -265,6 +273,8 @@ class _Intake:
                 self._connection.execute(table.insert(), found)
         for number, marks in self._marks.items():
             self._mark_attempt(number, marks)
+        if self._notice is not None:
+            self._keep_notice(*self._notice)
         for attempt, at, event in self._ledger:
             ledger_events.note(self._connection, attempt, at, event)
 
@@ -274,6 +284,14 @@ class _Intake:
             upsert(self._connection, trainers)
             .values(**key, **values)
             .on_conflict_do_update(index_elements=list(key), set_=values)
+        )
+
+    def _keep_notice(self, event: HostNotice, at: datetime) -> None:
+        """The host's newest word about its own end."""
+        self._connection.execute(
+            update(hosts)
+            .where(hosts.c.group == self._caller.group, hosts.c.index == self._caller.host)
+            .values(notice=event.notice, notice_at=at, notice_text=fit(event.text, LINE_LENGTH))
         )
 
     def _mark_attempt(self, number: int, marks: dict[str, datetime]) -> None:
@@ -345,6 +363,10 @@ def _exit(event: TrainerExited, at: datetime) -> dict[str, object]:
         "signal": event.signal,
         "killed_by_agent": event.killed_by_agent,
         "why_killed": None if event.why_killed is None else fit(event.why_killed, LINE_LENGTH),
+        "killed_for": event.killed_for,
+        "memory_killer": None
+        if event.memory_killer is None
+        else fit(event.memory_killer, LINE_LENGTH),
         "last_lines": rows.lines_text(tuple(fit(text, LINE_LENGTH) for text in event.last_lines)),
     }
     if event.last_step is not None:

@@ -71,6 +71,10 @@ def run(of: RowMapping) -> Run:
         revision=of["revision"],
         branch=of["branch"],
         created_at=of["created_at"],
+        owner=of["owner"],
+        priority=of["priority"],
+        queued_at=of["queued_at"],
+        save_request=of["save_request"],
     )
 
 
@@ -84,6 +88,8 @@ def group(of: RowMapping) -> HostGroup:
         devices=of["devices"],
         state=GroupState(of["state"]),
         created_at=of["created_at"],
+        ready_at=of["ready_at"],
+        price_per_hour=of["price_per_hour"],
         refused=of["refused"],
     )
 
@@ -100,6 +106,10 @@ def host(of: RowMapping) -> Host:
         running_attempt=of["running_attempt"],
         launched_at=of["launched_at"],
         launches=of["launches"],
+        protocol=of["protocol"],
+        notice=of["notice"],
+        notice_at=of["notice_at"],
+        notice_text=of["notice_text"],
     )
 
 
@@ -122,6 +132,10 @@ def trainer(of: RowMapping) -> Trainer:
         finished_step=of["finished_step"],
         drained=of["drained"],
         last_lines=LINES.validate_json(of["last_lines"]) if of["last_lines"] else (),
+        killed_for=of["killed_for"],
+        memory_killer=of["memory_killer"],
+        diverged_step=of["diverged_step"],
+        diverged_where=of["diverged_where"],
     )
 
 
@@ -146,6 +160,7 @@ def attempt(of: RowMapping) -> Attempt:
         accepted_step=of["accepted_step"],
         verdict=None if of["verdict"] is None else Verdict(of["verdict"]),
         summary=of["summary"],
+        revised_at=of["revised_at"],
     )
 
 

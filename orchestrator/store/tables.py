@@ -71,6 +71,9 @@ installation = Table(
     metadata,
     Column("id", String(32), primary_key=True),
     Column("created_at", Instant, nullable=False),
+    # After a restore or an import, orphans are only listed until a person confirms.
+    Column("restored_at", Instant),
+    Column("sweep_confirmed_at", Instant),
 )
 
 leases = Table(
@@ -99,6 +102,10 @@ runs = Table(
     Column("branch", Integer, nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),
+    Column("queued_at", Instant),
+    Column("save_request", Integer, nullable=False, server_default="0"),
+    Column("forked_run", String(32)),
+    Column("forked_checkpoint", String(40)),
     Index("ix_runs_state", "state"),
 )
 
@@ -153,6 +160,8 @@ host_groups = Table(
     Column("created_at", Instant, nullable=False),
     Column("ready_at", Instant),
     Column("released_at", Instant),
+    Column("zone", String(60)),
+    Column("price_per_hour", Float(53)),  # of the whole group, in the service's currency
     UniqueConstraint("run_id", "generation"),
     Index("ix_host_groups_state", "state"),
 )
@@ -174,6 +183,9 @@ hosts = Table(
     Column("launched_at", Instant),
     Column("launches", Integer, nullable=False, default=0),
     Column("acked_seq", BigInteger, nullable=False, default=0),
+    Column("notice", String(16)),
+    Column("notice_at", Instant),
+    Column("notice_text", Text),
     PrimaryKeyConstraint("group", "index"),
 )
 
@@ -200,6 +212,8 @@ attempts = Table(
     Column("verdict", String(20)),
     Column("summary", Text),
     Column("evidence", Text),
+    Column("revised_from", String(20)),
+    Column("revised_at", Instant),
     PrimaryKeyConstraint("run_id", "number"),
 )
 # At most one current attempt per run, whatever the code above it believes.
@@ -233,6 +247,10 @@ trainers = Table(
     Column("killed_by_agent", Boolean, nullable=False, default=False),
     Column("why_killed", Text),
     Column("last_lines", Text),
+    Column("killed_for", String(16)),
+    Column("memory_killer", Text),
+    Column("diverged_step", Integer),
+    Column("diverged_where", Text),
     PrimaryKeyConstraint("run_id", "attempt", "rank"),
     ForeignKeyConstraint(
         ["run_id", "attempt"], ["attempts.run_id", "attempts.number"], ondelete="CASCADE"
@@ -263,6 +281,34 @@ checkpoints = Table(
     Index("ix_checkpoints_run_id_branch_step", "run_id", "branch", "step"),
 )
 
+# One row for each host that a run may hold within one limit ("provider:local", "owner:ada").
+claims = Table(
+    "claims",
+    metadata,
+    Column("scope", String(120), nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("run_id", String(32), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("claimed_at", Instant, nullable=False),
+    PrimaryKeyConstraint("scope", "slot"),
+    Index("ix_claims_run_id", "run_id"),
+)
+
+# What a provider holds in this installation's name and no run wants. Rows stay, for the bill.
+orphans = Table(
+    "orphans",
+    metadata,
+    Column("provider", String(20), nullable=False),
+    Column("name", String(80), nullable=False),
+    Column("hosts", Integer),
+    Column("price_per_hour", Float(53)),
+    Column("why", Text, nullable=False),
+    Column("first_seen_at", Instant, nullable=False),
+    Column("last_seen_at", Instant, nullable=False),
+    Column("reap_asked_at", Instant),
+    Column("gone_at", Instant),
+    PrimaryKeyConstraint("provider", "name", "first_seen_at"),
+)
+
 incidents = Table(
     "incidents",
     metadata,
@@ -278,6 +324,23 @@ incidents = Table(
     Column("closed_at", Instant),
     Column("closed_by_attempt", Integer),
     PrimaryKeyConstraint("run_id", "number"),
+)
+
+# Messages to the person on call, sent once for each incident that needs one.
+pages = Table(
+    "pages",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("run_id", String(32), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
+    Column("incident", Integer, nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("tries", Integer, nullable=False, server_default="0"),
+    Column("next_try_at", Instant, nullable=False),
+    Column("sent_at", Instant),
+    Column("given_up_at", Instant),
+    Column("error", Text),
+    UniqueConstraint("run_id", "incident"),
+    Index("ix_pages_next_try_at", "next_try_at"),
 )
 
 events = Table(
@@ -312,6 +375,35 @@ metric_points = Table(
     sqlite_with_rowid=False,
 )
 
+# Spans of `span` steps, for charts over long runs and for points whose retention is over.
+metric_rollups = Table(
+    "metric_rollups",
+    metadata,
+    Column("run_id", String(32), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("span", Integer, nullable=False),
+    Column("first_step", Integer, nullable=False),
+    Column("last_step", Integer, nullable=False),
+    Column("count", Integer, nullable=False),
+    Column("last_at", Instant, nullable=False),
+    Column("not_finite", Integer, nullable=False),
+    Column("loss_min", Float(53)),
+    Column("loss_max", Float(53)),
+    Column("loss_sum", Float(53), nullable=False),
+    Column("loss_last", Float(53)),
+    Column("grad_norm_min", Float(53)),
+    Column("grad_norm_max", Float(53)),
+    Column("grad_norm_sum", Float(53), nullable=False),
+    Column("grad_norm_last", Float(53)),
+    Column("learning_rate_last", Float(53), nullable=False),
+    Column("tokens", BigInteger, nullable=False),
+    Column("seconds", Float(53), nullable=False),
+    Column("seconds_max", Float(53), nullable=False),
+    Column("data_wait", Float(53), nullable=False),
+    PrimaryKeyConstraint("run_id", "attempt", "span", "first_step"),
+    sqlite_with_rowid=False,
+)
+
 evals = Table(
     "evals",
     metadata,
@@ -337,12 +429,30 @@ log_lines = Table(
     Index("ix_log_lines_run_id_id", "run_id", "id"),
 )
 
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("name", String(80), nullable=False),
+    Column("owner", String(80), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("created_at", Instant, nullable=False),
+    Column("created_by", String(80), nullable=False),
+    Column("expires_at", Instant),
+    Column("revoked_at", Instant),
+    Column("last_used_at", Instant),
+)
+
 login_codes = Table(
     "login_codes",
     metadata,
     Column("code_sha256", String(64), primary_key=True),
     Column("expires_at", Instant, nullable=False),
     Column("used_at", Instant),
+    Column("owner", String(80)),
+    Column("role", String(16)),
+    Column("token_id", String(16)),
 )
 
 sessions = Table(
@@ -353,4 +463,22 @@ sessions = Table(
     Column("role", String(16), nullable=False),
     Column("created_at", Instant, nullable=False),
     Column("expires_at", Instant, nullable=False),
+    Column("owner", String(80)),
+    Column("token_id", String(16)),  # a revoked token ends its sessions
+)
+
+# Who did what: only ever added to.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", BigId, primary_key=True, autoincrement=True),
+    Column("at", Instant, nullable=False),
+    Column("actor", String(80), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("remote", String(80)),
+    Column("action", String(40), nullable=False),
+    Column("target", String(120)),
+    Column("before", Text),
+    Column("after", Text),
+    Index("ix_audit_target", "target"),
 )

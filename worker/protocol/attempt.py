@@ -1,0 +1,65 @@
+"""The spec of an attempt: one launch of the whole gang, the same for each of its hosts."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from worker.protocol.base import PROTOCOL_VERSION, Count, Spec
+from worker.protocol.spec import JobSpec
+
+
+class Skip(Spec):
+    """Batches `first` to `last` (both included, in plan order) are never trained, and why."""
+
+    first: Annotated[int, Field(ge=0)]
+    last: Annotated[int, Field(ge=0)]
+    reason: str
+
+
+class DataPlan(Spec):
+    """Which batch belongs to which step. Append-only: recorded skips are only ever added."""
+
+    seed: int
+    skips: tuple[Skip, ...] = ()
+
+    def batch_index(self, step: int) -> int:
+        """The index in plan order of the batch that takes the run from `step` to `step + 1`."""
+        index = step
+        for skip in sorted(self.skips, key=lambda skip: skip.first):
+            if skip.first <= index:
+                index += skip.last - skip.first + 1
+        return index
+
+
+class ResumePoint(Spec):
+    """The accepted checkpoint to start from: `uri` is its directory."""
+
+    checkpoint_id: str
+    step: int
+    uri: str
+    manifest_sha256: str
+
+
+class AttemptSpec(Spec):
+    """One launch of the whole gang, the same for each of its hosts."""
+
+    protocol: int = PROTOCOL_VERSION
+    run_id: str
+    attempt: Count
+    branch: int
+    revision: int
+    job: JobSpec
+    data_plan: DataPlan
+    storage: str  # the attempt's own directory: <uri>/runs/<run>/a<attempt>
+    resume: ResumePoint | None = None
+    process_count: Count = 1
+    coordinator: str | None = None  # "address:port" of process 0; set for several processes
+
+    def checkpoint_id(self, step: int) -> str:
+        """Ids are derived, so that a report repeated after a crash names the same checkpoint."""
+        return f"a{self.attempt}-s{step}"
+
+    def checkpoint_uri(self, step: int) -> str:
+        return f"{self.storage}/checkpoints/{step}"

@@ -1,0 +1,159 @@
+"""Commands down to agents and trainers, and the agents' calls that carry them and the events."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, TypeAdapter
+
+from worker.protocol.attempt import AttemptSpec
+from worker.protocol.base import Report, Spec
+from worker.protocol.events import CheckpointWritten, Envelope
+
+# ---- commands: control plane -> agent -> trainer -----------------------------------------------
+
+
+class StartTrainer(Spec):
+    """Run this attempt's process `rank`, unless it already runs here or has run here."""
+
+    kind: Literal["start"] = "start"
+    spec: AttemptSpec
+    rank: int
+
+
+class DrainTrainer(Spec):
+    """Save at the next step that all processes agree on, then leave; SIGKILL after the grace."""
+
+    kind: Literal["drain"] = "drain"
+    attempt: int
+    grace_seconds: float
+
+
+class SaveNow(Spec):
+    """Save at the next step that all processes agree on, and go on (protocol 2).
+
+    `request` rises with each wish of a person; one that was served already is left out.
+    """
+
+    kind: Literal["save"] = "save"
+    attempt: int
+    request: int
+
+
+class KillTrainer(Spec):
+    """End the trainer of `attempt`, or of any attempt up to it, at once."""
+
+    kind: Literal["kill"] = "kill"
+    attempt: int
+    reason: str
+
+
+class Retire(Spec):
+    """The host is given back: kill what runs, deliver what is spooled, exit."""
+
+    kind: Literal["retire"] = "retire"
+
+
+Command = Annotated[
+    StartTrainer | DrainTrainer | SaveNow | KillTrainer | Retire, Field(discriminator="kind")
+]
+
+
+# ---- the agents' calls -------------------------------------------------------------------------
+
+
+class HostFacts(Report):
+    """What an agent knows about its host. `free_port` is unused now, for a coordinator."""
+
+    hostname: str
+    address: str
+    free_port: int
+    cpus: int
+    memory_bytes: int
+    disk_free_bytes: int
+    python: str
+
+
+class Register(Report):
+    """An agent process presents itself: POST /api/v1/agents/register.
+
+    It has made sure before that no trainer of an earlier agent process lives on its host.
+    """
+
+    protocol: int
+    group: str
+    host: int
+    instance: str  # random, new for each agent process
+    facts: HostFacts
+
+
+class Registered(Report):
+    protocol: int
+    acked_seq: int  # everything up to here is stored; the spool may drop it
+    commands: tuple[Command, ...] = ()
+
+
+class AgentReport(Report):
+    """Events and heartbeat in one: POST /api/v1/agents/report.
+
+    With `wait_seconds` > 0 and nothing to command, the answer is held back that long at most.
+    `known_commands` is the digest of the last answer's commands: the same ones don't end the wait.
+    """
+
+    group: str
+    host: int
+    instance: str
+    events: tuple[Envelope, ...] = ()
+    running_attempt: int | None = None
+    free_port: int | None = None
+    wait_seconds: Annotated[float, Field(ge=0, le=60)] = 0.0
+    known_commands: str = ""
+
+
+class ReportAnswer(Report):
+    acked_seq: int
+    commands: tuple[Command, ...] = ()
+    commands_digest: str = ""
+    next_report_seconds: float = 1.0
+
+
+class CheckpointOffer(Report):
+    """A written checkpoint asks to count: POST /api/v1/agents/checkpoints (409 when stale)."""
+
+    group: str
+    host: int
+    instance: str
+    run_id: str
+    attempt: int
+    checkpoint: CheckpointWritten
+
+
+class CheckpointAccepted(Report):
+    run_id: str
+    checkpoint_id: str
+    step: int
+    accepted_at: AwareDatetime
+    manifest_sha256: str
+
+
+# ---- trainer <-> agent, over a local socket: one JSON object a line ------------------------------
+
+
+class ToTrainerAccepted(Spec):
+    kind: Literal["accepted"] = "accepted"
+    acceptance: CheckpointAccepted
+
+
+class ToTrainerDrain(Spec):
+    kind: Literal["drain"] = "drain"
+
+
+class ToTrainerSave(Spec):
+    kind: Literal["save"] = "save"
+    request: int
+
+
+ToTrainer = Annotated[
+    ToTrainerAccepted | ToTrainerDrain | ToTrainerSave, Field(discriminator="kind")
+]
+TO_TRAINER: TypeAdapter[ToTrainerAccepted | ToTrainerDrain | ToTrainerSave] = TypeAdapter(ToTrainer)

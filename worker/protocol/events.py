@@ -1,0 +1,245 @@
+"""Events, from trainer and agent to the control plane, and how a trainer ends."""
+
+from __future__ import annotations
+
+from enum import IntEnum, StrEnum
+from typing import Annotated, Literal
+
+from pydantic import AwareDatetime, Field, TypeAdapter
+
+from worker.protocol.base import Report
+
+
+class Phase(StrEnum):
+    """Where a trainer is; each has a time limit of its own."""
+
+    SPAWN = "spawn"
+    IMPORT = "import"
+    INIT = "init"
+    RESTORE = "restore"
+    COMPILE = "compile"
+    TRAIN = "train"
+    EVAL = "eval"
+    FINISH = "finish"
+
+
+class ExitCode(IntEnum):
+    """How a trainer ends when it can still choose."""
+
+    DONE = 0
+    INVALID = 65  # this can never work: bad data, a spec that the host refutes
+    CHECKPOINT_REJECTED = 66  # the checkpoint to resume from does not verify
+    PEER_LOST = 67  # a collective failed: a consequence of another trainer's end
+    STORAGE_FAILED = 68  # a save or restore failed after retries
+    DIVERGED = 69  # the state is not finite
+    DRAINED = 75  # asked to stop: saved, then left
+
+
+class PhaseEntered(Report):
+    kind: Literal["phase"] = "phase"
+    phase: Phase
+    previous: Phase | None = None
+    previous_seconds: float | None = None  # monotonic, how long the previous phase took
+
+
+class TrainerStarted(Report):
+    kind: Literal["trainer_started"] = "trainer_started"
+    pid: int
+    numerics_key: str | None = None
+
+
+class Resumed(Report):
+    """The state was restored and every digest equals the saved one."""
+
+    kind: Literal["resumed"] = "resumed"
+    checkpoint_id: str
+    step: int
+    state_digest: str
+
+
+class StepCompleted(Report):
+    """One update, from process 0. `loss` and `grad_norm` are exact float32 values.
+
+    `seconds` is the monotonic time since the previous step of this attempt was complete (the first
+    step's: since its dispatch), `data_wait` the part of it that waited for a batch.
+    """
+
+    kind: Literal["step"] = "step"
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    seconds: float
+    data_wait: float
+    batch_hash: str
+
+
+class StepBeat(Report):
+    """A process other than 0 finished a step: evidence of life, no metrics."""
+
+    kind: Literal["beat"] = "beat"
+    step: int
+    seconds: float
+    data_wait: float
+
+
+class Evaluated(Report):
+    kind: Literal["eval"] = "eval"
+    step: int
+    loss: float
+    batches: int
+    seconds: float
+
+
+class CheckpointWritten(Report):
+    """Every file is in place, the manifest and the marker too; it does not count yet.
+
+    `stall_seconds` is what the loop waited for, `write_seconds` the time until the marker stood.
+    """
+
+    kind: Literal["checkpoint_written"] = "checkpoint_written"
+    checkpoint_id: str
+    step: int
+    uri: str
+    bytes: int
+    files: int
+    manifest_sha256: str
+    state_digest: str
+    stall_seconds: float
+    write_seconds: float
+    final: bool = False
+
+
+class CheckpointRejected(Report):
+    """A checkpoint does not verify and must not be used again."""
+
+    kind: Literal["checkpoint_rejected"] = "checkpoint_rejected"
+    checkpoint_id: str
+    reason: str
+
+
+class SaveFailed(Report):
+    kind: Literal["save_failed"] = "save_failed"
+    step: int
+    reason: str
+
+
+class StateNotFinite(Report):
+    """A non-finite number was found, before anything was saved."""
+
+    kind: Literal["not_finite"] = "not_finite"
+    step: int
+    where: str
+
+
+class TrainerFailed(Report):
+    """The trainer's own words about its end, sent just before it exits with `exit_code`."""
+
+    kind: Literal["trainer_failed"] = "trainer_failed"
+    exit_code: int
+    error: str
+    hint: str | None = None
+    field: str | None = None  # the spec's field at fault, as a JSON pointer, if one is
+
+
+class TrainerFinished(Report):
+    """The last step is trained, and its checkpoint accepted (or, after a drain, the drain's)."""
+
+    kind: Literal["trainer_finished"] = "trainer_finished"
+    step: int
+    drained: bool = False
+
+
+class KilledFor(StrEnum):
+    """Why an agent ended its own trainer."""
+
+    SUPERSEDED = "superseded"  # another attempt, or another agent, has the run now
+    STOPPED = "stopped"  # asked to leave, and the grace ran out
+    HUNG = "hung"  # a phase or a step took longer than its limit
+    NOTICE = "notice"  # the host is about to go, and the grace ran out
+    DEAD_MAN = "dead_man"  # cut off from the control plane for longer than the spec allows
+    LEAVING = "leaving"  # the agent itself had to go
+
+
+class TrainerExited(Report):
+    """From the agent, which saw the process end.
+
+    `killed_for` and `memory_killer` came with protocol 2; `memory_killer` is the kernel's own line
+    about the process that it ended for want of memory.
+    """
+
+    kind: Literal["trainer_exited"] = "trainer_exited"
+    exit_code: int | None  # None when a signal ended it
+    signal: int | None = None
+    last_step: int | None = None
+    last_lines: tuple[str, ...] = ()
+    killed_by_agent: bool = False
+    why_killed: str | None = None
+    killed_for: KilledFor | None = None
+    memory_killer: str | None = None
+
+
+class Notice(StrEnum):
+    """What a host was told about its own end."""
+
+    PREEMPTED = "preempted"
+    MAINTENANCE = "maintenance"
+    SHUTDOWN = "shutdown"
+
+
+class HostNotice(Report):
+    """The host is about to go away (protocol 2): a metadata flag, or a signal to the agent."""
+
+    kind: Literal["host_notice"] = "host_notice"
+    notice: Notice
+    source: str
+    text: str
+
+
+class LogLines(Report):
+    kind: Literal["log"] = "log"
+    lines: tuple[str, ...]
+
+
+class Unknown(Report):
+    """An event of a newer sender: stored untouched."""
+
+    kind: str
+
+
+KnownEvent = Annotated[
+    PhaseEntered
+    | TrainerStarted
+    | Resumed
+    | StepCompleted
+    | StepBeat
+    | Evaluated
+    | CheckpointWritten
+    | CheckpointRejected
+    | SaveFailed
+    | StateNotFinite
+    | TrainerFailed
+    | TrainerFinished
+    | TrainerExited
+    | HostNotice
+    | LogLines,
+    Field(discriminator="kind"),
+]
+Event = Annotated[KnownEvent | Unknown, Field(union_mode="left_to_right")]
+EVENT: TypeAdapter[KnownEvent | Unknown] = TypeAdapter(Event)
+
+
+class Envelope(Report):
+    """One event with its origin.
+
+    `seq` rises by one within a host's spool and makes delivery exactly-once; `at` is the host's
+    wall clock, `mono` its monotonic clock in seconds.
+    """
+
+    seq: int
+    attempt: int
+    rank: int
+    at: AwareDatetime
+    mono: float
+    event: Event

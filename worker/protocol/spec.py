@@ -1,0 +1,195 @@
+"""The spec of a run: what a person submits, checked whole before anything is made.
+
+Words about steps: a step is one optimizer update. Step n is complete when n updates were applied;
+a checkpoint at step n holds the state after n updates; a run of `steps: N` ends at step N.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from model.config import ModelConfig
+from worker.protocol.base import Count, Positive, Spec
+
+SPEC_VERSION = 1
+NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
+BYTE_VOCABULARY = 257  # 256 byte values and one end-of-document id
+STATE_BYTES_PER_PARAMETER = 12  # float32 weights and two float32 AdamW moments
+
+
+class PythonSource(Spec):
+    """The running interpreter's own standard library as text, byte by byte (tests left out)."""
+
+    kind: Literal["python-source"] = "python-source"
+
+
+class TextFiles(Spec):
+    """UTF-8 or any other text, read as bytes: one file, or every matching file below a folder."""
+
+    kind: Literal["text"] = "text"
+    path: str
+    suffixes: tuple[str, ...] = (".txt", ".md", ".py")
+
+    @field_validator("path")
+    @classmethod
+    def _absolute(cls, path: str) -> str:
+        pure = PurePosixPath(path)
+        if not pure.is_absolute() or ".." in pure.parts or "\0" in path:
+            raise ValueError("give an absolute path without '..', as the training host sees it")
+        return path
+
+
+DataSource = Annotated[PythonSource | TextFiles, Field(discriminator="kind")]
+
+
+class DataSpec(Spec):
+    """What is trained on, and which share of its files is held out for evaluation."""
+
+    source: DataSource = PythonSource()
+    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.02
+
+
+class BatchSpec(Spec):
+    """The global batch: `sequences` of the model's context each, in `microbatches` equal parts."""
+
+    sequences: Count
+    microbatches: Count = 1
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        if self.sequences % self.microbatches:
+            raise ValueError(
+                f"{self.sequences} sequences do not divide into {self.microbatches} microbatches"
+            )
+        return self
+
+
+class OptimizerSpec(Spec):
+    """AdamW with linear warm-up, cosine decay to `min_learning_rate`, and global-norm clipping."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: Positive = 3e-4
+    min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-5
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    b2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
+    clip_norm: Positive = 1.0
+
+    @model_validator(mode="after")
+    def _decays(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate:g} is above"
+                f" learning_rate {self.learning_rate:g}"
+            )
+        return self
+
+
+class EvalSpec(Spec):
+    """Held-out loss every `every_steps` steps and at the end, over `batches` fixed batches."""
+
+    every_steps: Count = 100
+    batches: Count = 4
+
+
+class CheckpointSpec(Spec):
+    """A save every `every_steps` steps and at the end."""
+
+    every_steps: Count = 100
+
+
+class HostsSpec(Spec):
+    """Where the gang runs: `count` hosts from `provider`, each with `devices` devices."""
+
+    provider: Literal["local"] = "local"
+    count: Annotated[int, Field(gt=0, le=64)] = 1
+    devices: Annotated[int, Field(gt=0, le=64)] = 1
+
+
+class PolicySpec(Spec):
+    """What is tolerated before a person is asked.
+
+    `max_crashes`, `max_host_losses` and `max_rollbacks` count ends of one class in a row without
+    progress, `max_ends` those of all classes together; progress is a new highest accepted step.
+    `max_hours` bounds the hours that the run holds hosts, `max_cost` what they cost in the
+    service's currency, both over the whole life of the run. A pause gives its hosts back after
+    `hold_seconds`; None leaves that to the provider. `dead_man_seconds` lets an agent that is cut
+    off from the control plane for so long stop its trainer; None, the default, never does. Waits
+    and graces are in seconds.
+    """
+
+    max_crashes: Annotated[int, Field(ge=0, le=1000)] = 5
+    max_host_losses: Annotated[int, Field(ge=0, le=1000)] = 20
+    max_rollbacks: Annotated[int, Field(ge=0, le=1000)] = 3
+    max_ends: Annotated[int, Field(ge=1, le=1000)] = 30
+    max_hours: Positive | None = None
+    max_cost: Positive | None = None
+    backoff_seconds: Annotated[float, Field(ge=0, le=3600)] = 1.0
+    max_backoff_seconds: Annotated[float, Field(ge=0, le=86400)] = 60.0
+    grace_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    start_seconds: Annotated[float, Field(gt=0, le=86400)] = 600.0
+    hold_seconds: Annotated[float, Field(ge=0, le=604800)] | None = None
+    dead_man_seconds: Annotated[float, Field(ge=10, le=604800)] | None = None
+
+
+class JobSpec(Spec):
+    """What a person submits. Each change makes a new, numbered revision of it."""
+
+    name: Annotated[str, Field(pattern=NAME_PATTERN)]
+    model: ModelConfig
+    data: DataSpec = DataSpec()
+    steps: Annotated[int, Field(gt=0, le=1_000_000_000)]
+    batch: BatchSpec
+    optimizer: OptimizerSpec = OptimizerSpec()
+    eval: EvalSpec = EvalSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    hosts: HostsSpec = HostsSpec()
+    policy: PolicySpec = PolicySpec()
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
+    deterministic: bool = True
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, given: object) -> object:
+        return {"preset": given} if isinstance(given, str) else given
+
+    @field_validator("hosts", mode="before")
+    @classmethod
+    def _hosts_by_count(cls, given: object) -> object:
+        return {"count": given} if isinstance(given, int) and not isinstance(given, bool) else given
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.model.vocab_size < BYTE_VOCABULARY:
+            raise ValueError(
+                f"model.vocab_size is {self.model.vocab_size}, but byte-level text needs"
+                f" {BYTE_VOCABULARY} ids; set model.vocab_size to {BYTE_VOCABULARY} or more"
+            )
+        devices = self.hosts.count * self.hosts.devices
+        part = self.batch.sequences // self.batch.microbatches
+        if part % devices:
+            raise ValueError(
+                f"batch.sequences / batch.microbatches is {part}, which does not divide over"
+                f" {devices} devices; make it a multiple of {devices}"
+            )
+        if self.optimizer.warmup_steps > self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} is more than"
+                f" steps {self.steps}"
+            )
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch.sequences * self.model.context
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Expected size of one checkpoint's arrays, in bytes."""
+        return self.model.parameters * STATE_BYTES_PER_PARAMETER
