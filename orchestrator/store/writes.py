@@ -106,9 +106,13 @@ def launch_secret(
 
 
 def provider_failed(
-    connection: Connection, group: str, words: str, refused: bool, now: datetime
+    connection: Connection, group: str, words: str, refused: bool, lease_token: int, now: datetime
 ) -> None:
-    """Keeps the provider's words on the group, and tells the timeline when they are new."""
+    """Keeps the provider's words on the group, and tells the timeline when they are new.
+
+    Raises `lease.Fenced`: what a former leader was told may be long out of date.
+    """
+    lease.check(connection, lease_token)
     row = connection.execute(
         select(host_groups.c.run_id, host_groups.c.detail, host_groups.c.refused).where(
             host_groups.c.name == group
