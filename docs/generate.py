@@ -129,6 +129,7 @@ SETTINGS_WORDS = {
     "port": "The port; 0 takes any free one.",
     "database_url": "Another database than the SQLite file in the data folder.",
     "storage": "The folder for checkpoints.",
+    "hosts": "The folder of the hosts on this machine; replicas on one machine must share it.",
     "allowed_paths": "Folders below which a spec may name data; not set: any absolute path.",
     "max_local_hosts": "The most hosts that one run may have on this machine.",
     "min_free_bytes": "Disk space that stays free beside what a run plans to save.",
@@ -140,6 +141,7 @@ SETTINGS_DEFAULTS = {
     "data_dir": "`$XDG_DATA_HOME/longhaul`, else `~/.local/share/longhaul`",
     "database_url": "`longhaul.db` in the data folder",
     "storage": "`storage` in the data folder",
+    "hosts": "`hosts` in the data folder",
     "allowed_paths": "not set",
 }
 

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     """Every setting is `LONGHAUL_<NAME>` in the environment, or a key of `longhaul.toml`.
 
     `data_dir` holds the settings file, the database, the local hosts and, by default, the
-    checkpoints (`storage`). `allowed_paths` are the roots below which a spec may name data; None
+    checkpoints (`storage`); replicas on one machine share `hosts` and `storage`. `allowed_paths` are the roots below which a spec may name data; None
     allows any absolute path. `min_free_bytes` stays free beside what a run plans to save. Times
     are in seconds, port 0 is any free one.
     """
@@ -49,6 +49,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8700, ge=0, le=65535)
     database_url: str | None = None
     storage: Path | None = None
+    hosts: Path | None = None
     allowed_paths: tuple[Path, ...] | None = None
     max_local_hosts: int = Field(default=16, ge=1, le=64)
     min_free_bytes: int = Field(default=256 * MIB, ge=0)
@@ -56,7 +57,7 @@ class Settings(BaseSettings):
     host_lost_seconds: float = Field(default=30.0, gt=0)
     probe_seconds: float = Field(default=0.25, gt=0)
 
-    @field_validator("data_dir", "storage")
+    @field_validator("data_dir", "storage", "hosts")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()
@@ -78,6 +79,10 @@ class Settings(BaseSettings):
     @property
     def storage_root(self) -> Path:
         return self.storage or self.data_dir / "storage"
+
+    @property
+    def hosts_root(self) -> Path:
+        return self.hosts or self.data_dir / "hosts"
 
     @property
     def url(self) -> str:
