@@ -136,6 +136,10 @@ SETTINGS_WORDS = {
     "lease_ttl_seconds": "How long the right to decide lasts without being renewed.",
     "host_lost_seconds": "How long a host may be silent before it can count as lost.",
     "probe_seconds": "How often the processes on the hosts are looked at.",
+    "prices": "Price of one device for an hour, by provider or `provider/kind`; JSON in the"
+    " environment, a table in the file.",
+    "currency": "What the prices are in: three capital letters.",
+    "device_flops": "Peak FLOPs a second of one device, by provider or `provider/kind`.",
 }
 SETTINGS_DEFAULTS = {
     "data_dir": "`$XDG_DATA_HOME/longhaul`, else `~/.local/share/longhaul`",
@@ -143,6 +147,8 @@ SETTINGS_DEFAULTS = {
     "storage": "`storage` in the data folder",
     "hosts": "`hosts` in the data folder",
     "allowed_paths": "not set",
+    "prices": "none",
+    "device_flops": "the published peaks of known devices",
 }
 
 

@@ -10,7 +10,7 @@ import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -22,6 +22,8 @@ from pydantic_settings import (
 
 SETTINGS_FILE = "longhaul.toml"
 MIB = 1 << 20
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Flops = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class SettingsError(Exception):
@@ -39,7 +41,8 @@ class Settings(BaseSettings):
     `data_dir` holds the settings file, the database, the local hosts and, by default, the
     checkpoints (`storage`); replicas on one machine share `hosts` and `storage`. `allowed_paths` are the roots below which a spec may name data; None
     allows any absolute path. `min_free_bytes` stays free beside what a run plans to save. Times
-    are in seconds, port 0 is any free one.
+    are in seconds, port 0 is any free one. `prices` (of one device for an hour, in `currency`) and
+    `device_flops` (the peak of one device, FLOPs a second) go by provider or "provider/kind".
     """
 
     model_config = SettingsConfigDict(env_prefix="LONGHAUL_", frozen=True, extra="forbid")
@@ -56,6 +59,9 @@ class Settings(BaseSettings):
     lease_ttl_seconds: float = Field(default=10.0, gt=0)
     host_lost_seconds: float = Field(default=30.0, gt=0)
     probe_seconds: float = Field(default=0.25, gt=0)
+    prices: dict[str, Price] = Field(default_factory=dict)
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
+    device_flops: dict[str, Flops] = Field(default_factory=dict)
 
     @field_validator("data_dir", "storage", "hosts")
     @classmethod

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -100,6 +101,7 @@ class Uplink:
         self._port = port
         self._obey = obey
         self._known_commands = ""
+        self._answered_at = time.monotonic()
         self._batch_events = BATCH_EVENTS
         self._some = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -110,6 +112,11 @@ class Uplink:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the control plane has not answered."""
+        return time.monotonic() - self._answered_at
 
     def ring(self, urgent: bool) -> None:
         """There is something new in the spool."""
@@ -271,6 +278,7 @@ class Uplink:
         except (httpx.RequestError, httpx.InvalidURL, OSError) as error:
             raise Away(f"no answer ({type(error).__name__}: {error})") from error
         if response.status_code == 200:
+            self._answered_at = time.monotonic()
             try:
                 return kind.model_validate_json(response.content)
             except ValidationError as error:
