@@ -16,6 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 
+from orchestrator.roles import Role
 from orchestrator.state import TERMINAL_RUNS, Desired, GroupState, RunState
 from orchestrator.store import audit
 from orchestrator.store.audit import Actor
@@ -44,6 +45,10 @@ class NotAccepted(Exception):
         self.slug = slug
         self.detail = detail
         self.hint = hint
+
+
+class NotAllowed(Exception):
+    """The caller's role does not reach so far; the message says what it would need."""
 
 
 class NoSuchRun(Exception):
@@ -250,8 +255,13 @@ def _been(state: RunState) -> str:
 
 
 def remove(connection: Connection, now: datetime, id_or_name: str, who: Actor) -> str:
-    """Deletes a terminal run whose hosts are gone, and returns its id. Its files stay."""
+    """Deletes a terminal run whose hosts are gone, and returns its id. Its files stay.
+
+    Raises `NotAllowed` where it is another person's and the caller is no admin.
+    """
     run = find(connection, id_or_name)
+    if run.owner != who.name and not who.role.includes(Role.ADMIN):
+        raise NotAllowed(f"The run belongs to {run.owner}; only they or an admin may delete it.")
     if RunState(run.state) not in TERMINAL_RUNS:
         raise NotAccepted(
             "run-is-not-over",
