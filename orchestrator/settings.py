@@ -41,9 +41,9 @@ class Settings(BaseSettings):
     `data_dir` holds the settings file, the database, the local hosts and, by default, the
     checkpoints (`storage`); replicas on one machine share `hosts` and `storage`. `allowed_paths`
     are the roots below which a spec may name data; None allows any absolute path. `min_free_bytes`
-    stays free beside what a run plans to save. Times are in seconds, port 0 is any free one.
-    `prices` (of one device for an hour, in `currency`) and `device_flops` (the peak of one device,
-    FLOPs a second) go by provider or "provider/kind".
+    stays free beside what a run plans to save. `prices` (of one device for an hour, in `currency`)
+    and `device_flops` (the peak of one device, FLOPs a second) go by provider or "provider/kind".
+    Times are in seconds, port 0 is any free one.
     """
 
     model_config = SettingsConfigDict(env_prefix="LONGHAUL_", frozen=True, extra="forbid")
