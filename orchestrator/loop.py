@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -18,6 +18,7 @@ from orchestrator.execute import Executor
 from orchestrator.leading import Leadership
 from orchestrator.probing import Prober
 from orchestrator.providers.calls import ProviderCalls
+from orchestrator.queueing import Usher, wants_hosts
 from orchestrator.reconcile.plan import MakeGroup, Plan
 from orchestrator.reconcile.rules import reconcile as rules
 from orchestrator.reconcile.snapshot import Snapshot
@@ -56,6 +57,7 @@ class Loop:
         self._calls = ProviderCalls()
         self._prober = Prober(service, self._calls, self._group_changed)
         self._executor = Executor(service, self._calls, self._prober.soon)
+        self._usher = Usher(service.queue, service.read, service.wakes, lambda: self.leading)
         self._looks: dict[str, _Look] = {}
         self._groups: dict[str, str] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
@@ -68,6 +70,7 @@ class Loop:
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set: the decision under way is finished, then the lease is released."""
         keeper = asyncio.create_task(self._leadership.keep())
+        usher = asyncio.create_task(self._usher.keep())
         stopper = asyncio.create_task(self._wake_at(stop))
         try:
             while not stop.is_set():
@@ -76,7 +79,7 @@ class Loop:
                 if not stop.is_set():
                     await self._service.wakes.wait(LOOP, seen, wait)
         finally:
-            for task in (keeper, stopper):
+            for task in (keeper, usher, stopper):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
@@ -175,7 +178,7 @@ class Loop:
     def _snapshot(self, run_id: str, seen: Mapping[str, reads.Sighting]) -> Snapshot | None:
         service = self._service
         with service.read.connect() as connection:
-            return reads.snapshot(
+            snap = reads.snapshot(
                 connection,
                 run_id,
                 service.clock.now(),
@@ -183,6 +186,9 @@ class Loop:
                 service.listening_since,
                 seen,
             )
+            if snap is None or not wants_hosts(snap):
+                return snap
+            return replace(snap, admission=service.queue.admission(connection, snap))
 
     async def _commit(self, snap: Snapshot, plan: Plan, token: int) -> str:
         if not plan.changes:
@@ -193,7 +199,9 @@ class Loop:
                 lambda connection: writes.commit_plan(connection, snap, plan, token, now)
             )
         except writes.Stale:
+            self._service.queue.changed()
             return "stale"
+        self._usher.nudge()
         self._tell_waiters(snap, plan)
         return "changed"
 
