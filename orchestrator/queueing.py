@@ -182,7 +182,7 @@ class Usher:
             return
         admitted = await asyncio.to_thread(self._admitted)
         for run_id in sorted(admitted - self._called):
-            self._wakes.notify(decision_topic(run_id), LOOP)
+            self._wakes.hear((decision_topic(run_id), LOOP))
         self._called = admitted
 
     def _admitted(self) -> frozenset[str]:

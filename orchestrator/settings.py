@@ -39,10 +39,11 @@ class Settings(BaseSettings):
     """Every setting is `LONGHAUL_<NAME>` in the environment, or a key of `longhaul.toml`.
 
     `data_dir` holds the settings file, the database, the local hosts and, by default, the
-    checkpoints (`storage`). `allowed_paths` are the roots below which a spec may name data; None
-    allows any absolute path. `min_free_bytes` stays free beside what a run plans to save. Times
-    are in seconds, port 0 is any free one. `prices` (of one device for an hour, in `currency`) and
-    `device_flops` (the peak of one device, FLOPs a second) go by provider or "provider/kind".
+    checkpoints (`storage`); replicas on one machine share `hosts` and `storage`. `allowed_paths`
+    are the roots below which a spec may name data; None allows any absolute path. `min_free_bytes`
+    stays free beside what a run plans to save. `prices` (of one device for an hour, in `currency`)
+    and `device_flops` (the peak of one device, FLOPs a second) go by provider or "provider/kind".
+    Times are in seconds, port 0 is any free one.
     """
 
     model_config = SettingsConfigDict(env_prefix="LONGHAUL_", frozen=True, extra="forbid")
@@ -52,6 +53,7 @@ class Settings(BaseSettings):
     port: int = Field(default=8700, ge=0, le=65535)
     database_url: str | None = None
     storage: Path | None = None
+    hosts: Path | None = None
     allowed_paths: tuple[Path, ...] | None = None
     max_local_hosts: int = Field(default=16, ge=1, le=64)
     max_hosts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
@@ -64,7 +66,7 @@ class Settings(BaseSettings):
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
     device_flops: dict[str, Flops] = Field(default_factory=dict)
 
-    @field_validator("data_dir", "storage")
+    @field_validator("data_dir", "storage", "hosts")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()
@@ -91,6 +93,10 @@ class Settings(BaseSettings):
     @property
     def storage_root(self) -> Path:
         return self.storage or self.data_dir / "storage"
+
+    @property
+    def hosts_root(self) -> Path:
+        return self.hosts or self.data_dir / "hosts"
 
     @property
     def url(self) -> str:
