@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     hosts: Path | None = None
     allowed_paths: tuple[Path, ...] | None = None
     max_local_hosts: int = Field(default=16, ge=1, le=64)
+    max_hosts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    max_hosts_per_owner: int | None = Field(default=None, ge=1)
     min_free_bytes: int = Field(default=256 * MIB, ge=0)
     lease_ttl_seconds: float = Field(default=10.0, gt=0)
     host_lost_seconds: float = Field(default=30.0, gt=0)
@@ -130,6 +132,11 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'longhaul.db'}"
+
+    def hosts_of(self, provider: str) -> int | None:
+        """The most hosts of the provider that all runs may hold together; None: any number."""
+        default = self.max_local_hosts if provider == "local" else None
+        return self.max_hosts.get(provider, default)
 
     @property
     def storage_root(self) -> Path:
