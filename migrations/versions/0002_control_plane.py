@@ -11,6 +11,20 @@ branch_labels = None
 depends_on = None
 
 
+def _guard_audit() -> None:
+    if op.get_bind().dialect.name == 'postgresql':
+        op.execute("CREATE FUNCTION audit_is_only_added_to() RETURNS trigger LANGUAGE plpgsql AS"
+                   " $$ BEGIN RAISE EXCEPTION 'the audit log is only added to'; END $$")
+        op.execute("CREATE TRIGGER audit_no_change BEFORE UPDATE OR DELETE ON audit"
+                   " FOR EACH ROW EXECUTE FUNCTION audit_is_only_added_to()")
+        op.execute("CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON audit"
+                   " FOR EACH STATEMENT EXECUTE FUNCTION audit_is_only_added_to()")
+        return
+    for verb in ('update', 'delete'):
+        op.execute(f"CREATE TRIGGER audit_no_{verb} BEFORE {verb.upper()} ON audit"
+                   " BEGIN SELECT RAISE(ABORT, 'the audit log is only added to'); END")
+
+
 def upgrade() -> None:
     op.create_table('audit',
     sa.Column('id', sa.BigInteger().with_variant(sa.Integer(), 'sqlite'), autoincrement=True, nullable=False),
@@ -18,6 +32,7 @@ def upgrade() -> None:
     sa.Column('actor', sa.String(length=80), nullable=False),
     sa.Column('role', sa.String(length=16), nullable=False),
     sa.Column('remote', sa.String(length=80), nullable=True),
+    sa.Column('token_id', sa.String(length=16), nullable=True),
     sa.Column('action', sa.String(length=40), nullable=False),
     sa.Column('target', sa.String(length=120), nullable=True),
     sa.Column('before', sa.Text(), nullable=True),
@@ -27,6 +42,7 @@ def upgrade() -> None:
     with op.batch_alter_table('audit', schema=None) as batch_op:
         batch_op.create_index('ix_audit_target', ['target'], unique=False)
 
+    _guard_audit()
     op.create_table('metric_rollups',
     sa.Column('run_id', sa.String(length=32), nullable=False),
     sa.Column('attempt', sa.Integer(), nullable=False),
@@ -199,3 +215,5 @@ def downgrade() -> None:
         batch_op.drop_index('ix_audit_target')
 
     op.drop_table('audit')
+    if op.get_bind().dialect.name == 'postgresql':
+        op.execute('DROP FUNCTION audit_is_only_added_to()')

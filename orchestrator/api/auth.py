@@ -23,7 +23,9 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from orchestrator.api.errors import Refused, problem_responses
 from orchestrator.api.schemas import LoginLink
+from orchestrator.roles import Role
 from orchestrator.service import Service
+from orchestrator.store.audit import Actor
 from orchestrator.store.tables import login_codes, sessions
 
 CODE_LIFE = timedelta(minutes=10)
@@ -39,12 +41,12 @@ ADMIN = "admin"
 class Session:
     """A caller who was let in. `csrf` is None for a token, which no browser sends by itself."""
 
-    role: str
+    actor: Actor
     csrf: str | None = field(repr=False)
 
     @property
-    def author(self) -> str:
-        return self.role
+    def role(self) -> Role:
+        return self.actor.role
 
 
 @dataclass(frozen=True)
@@ -100,11 +102,11 @@ async def signed_in(request: Request) -> Session:
         scheme, _, token = header.partition(" ")
         same = hmac.compare_digest(digest(token.strip()), gate.token_sha256)
         if scheme.lower() == "bearer" and same:
-            return Session(ADMIN, None)
+            return Session(Actor(ADMIN, Role.ADMIN, remote_of(request)), None)
         raise _stranger("The token is not the one of this service.")
     cookie = request.cookies.get(gate.cookie)
     if cookie is not None:
-        found = await to_thread.run_sync(_session, service_of(request), cookie)
+        found = await to_thread.run_sync(_session, service_of(request), cookie, remote_of(request))
         if found is not None:
             return found
         raise _stranger("The session is over.")
@@ -122,14 +124,21 @@ def _stranger(detail: str) -> Refused:
     )
 
 
-def _session(service: Service, cookie: str) -> Session | None:
+def remote_of(request: Request) -> str | None:
+    """The address that the call came from; None where the server knows none."""
+    return None if request.client is None else request.client.host
+
+
+def _session(service: Service, cookie: str, remote: str | None) -> Session | None:
     now = service.clock.now()
     query = select(sessions).where(
         sessions.c.session_sha256 == digest(cookie), sessions.c.expires_at > now
     )
     with service.read.connect() as connection:
         row = connection.execute(query).first()
-    return None if row is None else Session(row.role, row.csrf)
+    if row is None:
+        return None
+    return Session(Actor(row.owner or row.role, Role(row.role), remote), row.csrf)
 
 
 async def csrf_checked(

@@ -36,6 +36,7 @@ from orchestrator.api.schemas import (
 from orchestrator.service import Service
 from orchestrator.state import Desired, RunState
 from orchestrator.store import wishes
+from orchestrator.store.audit import Actor
 from orchestrator.wakes import LOOP, run_topic
 from worker.protocol import JobSpec
 
@@ -120,9 +121,9 @@ async def submit(
     made = run_id is None
     if run_id is None:
         await _check(request, service, job)
-        now, author = service.clock.now(), session.author
+        now, who = service.clock.now(), session.actor
         submitted = await _wish(
-            service, lambda connection: wishes.submit(connection, now, job, key, author)
+            service, lambda connection: wishes.submit(connection, now, job, key, who)
         )
         run_id, made = submitted.run_id, submitted.made
         service.wakes.notify(LOOP, run_topic(run_id))
@@ -281,7 +282,7 @@ async def logs(
 )
 async def pause(request: Request, response: Response, run: str, session: Checked) -> RunDetail:
     """The trainers save and leave; a later resume goes on from there."""
-    return await _wished(request, response, run, Desired.PAUSE, session.author)
+    return await _wished(request, response, run, Desired.PAUSE, session.actor)
 
 
 @router.post(
@@ -292,7 +293,7 @@ async def pause(request: Request, response: Response, run: str, session: Checked
 )
 async def cancel(request: Request, response: Response, run: str, session: Checked) -> RunDetail:
     """Ends the run for good; its checkpoints stay."""
-    return await _wished(request, response, run, Desired.CANCEL, session.author)
+    return await _wished(request, response, run, Desired.CANCEL, session.actor)
 
 
 @router.post(
@@ -308,14 +309,15 @@ async def cancel(request: Request, response: Response, run: str, session: Checke
 async def resume(request: Request, response: Response, run: str, session: Checked) -> RunDetail:
     """A paused or failed run goes on from its newest good checkpoint, with fresh budgets."""
     asked = await read_model(request, ResumeRequest, optional=True)
-    return await _wished(request, response, run, Desired.RUN, session.author, asked.reason)
+    return await _wished(request, response, run, Desired.RUN, session.actor, asked.reason)
 
 
 @router.delete("/runs/{run}", status_code=204, response_model=None, responses=WISHES)
-async def remove(request: Request, run: str) -> None:
+async def remove(request: Request, run: str, session: Checked) -> None:
     """Forgets a run that is over and holds no hosts; its files in the storage stay."""
     service = service_of(request)
-    run_id = await _wish(service, lambda connection: wishes.remove(connection, run))
+    now, who = service.clock.now(), session.actor
+    run_id = await _wish(service, lambda connection: wishes.remove(connection, now, run, who))
     service.wakes.notify(LOOP, run_topic(run_id))
 
 
@@ -324,13 +326,13 @@ async def _wished(
     response: Response,
     run: str,
     desired: Desired,
-    author: str,
+    who: Actor,
     reason: str | None = None,
 ) -> RunDetail:
     service = service_of(request)
     now = service.clock.now()
     wished = await _wish(
-        service, lambda connection: wishes.wish(connection, now, run, desired, author, reason)
+        service, lambda connection: wishes.wish(connection, now, run, desired, who, reason)
     )
     if wished.changed:
         service.wakes.notify(LOOP, run_topic(wished.run_id))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     Column,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -476,9 +478,34 @@ audit = Table(
     Column("actor", String(80), nullable=False),
     Column("role", String(16), nullable=False),
     Column("remote", String(80)),
+    Column("token_id", String(16)),
     Column("action", String(40), nullable=False),
     Column("target", String(120)),
     Column("before", Text),
     Column("after", Text),
     Index("ix_audit_target", "target"),
+)
+_ONLY_ADDED = "the audit log is only added to"
+_AUDIT_GUARDS = {
+    "sqlite": [
+        f"CREATE TRIGGER audit_no_{verb} BEFORE {verb.upper()} ON audit"
+        f" BEGIN SELECT RAISE(ABORT, '{_ONLY_ADDED}'); END"
+        for verb in ("update", "delete")
+    ],
+    "postgresql": [
+        "CREATE FUNCTION audit_is_only_added_to() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN RAISE EXCEPTION '{_ONLY_ADDED}'; END $$",
+        "CREATE TRIGGER audit_no_change BEFORE UPDATE OR DELETE ON audit"
+        " FOR EACH ROW EXECUTE FUNCTION audit_is_only_added_to()",
+        "CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON audit"
+        " FOR EACH STATEMENT EXECUTE FUNCTION audit_is_only_added_to()",
+    ],
+}
+for _dialect, _statements in _AUDIT_GUARDS.items():
+    for _statement in _statements:
+        event.listen(audit, "after_create", DDL(_statement).execute_if(dialect=_dialect))
+event.listen(
+    audit,
+    "after_drop",
+    DDL("DROP FUNCTION IF EXISTS audit_is_only_added_to()").execute_if(dialect="postgresql"),
 )

@@ -17,6 +17,8 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, insert, or_, select, update
 
 from orchestrator.state import TERMINAL_RUNS, Desired, GroupState, RunState
+from orchestrator.store import audit
+from orchestrator.store.audit import Actor
 from orchestrator.store.tables import (
     attempts,
     branches,
@@ -31,6 +33,7 @@ from orchestrator.store.tables import (
 from worker.protocol import SPEC_VERSION, DataPlan, JobSpec
 
 NAME_LENGTH = 40
+_VERBS = {Desired.RUN: "resume", Desired.PAUSE: "pause", Desired.CANCEL: "cancel"}
 
 
 class NotAccepted(Exception):
@@ -116,7 +119,7 @@ def free_name(connection: Connection, name: str) -> str:
 
 
 def submit(
-    connection: Connection, now: datetime, job: JobSpec, key: str | None, author: str
+    connection: Connection, now: datetime, job: JobSpec, key: str | None, who: Actor
 ) -> Submitted:
     """Makes the run, its first revision and its first branch; raises `NotAccepted`."""
     known = known_submission(connection, job, key)
@@ -127,7 +130,7 @@ def submit(
         insert(runs).values(
             id=run_id,
             name=job.name,
-            owner=author,
+            owner=who.name,
             priority=0,
             desired=Desired.RUN,
             desired_generation=1,
@@ -145,7 +148,7 @@ def submit(
             number=1,
             spec_version=SPEC_VERSION,
             spec=job.model_dump_json(),
-            author=author,
+            author=who.name,
             note="submitted",
             created_at=now,
         )
@@ -166,7 +169,8 @@ def submit(
                 key=key, body_sha256=fingerprint(job), run_id=run_id, created_at=now
             )
         )
-    _note(connection, now, run_id, "submitted", {"by": author, "name": job.name})
+    _note(connection, now, run_id, "submitted", {"by": who.name, "name": job.name})
+    audit.note(connection, now, who, "run.submit", run_id, None, {"name": job.name})
     return Submitted(run_id, made=True)
 
 
@@ -175,7 +179,7 @@ def wish(
     now: datetime,
     id_or_name: str,
     desired: Desired,
-    author: str,
+    who: Actor,
     reason: str | None = None,
 ) -> Wished:
     """Records what people want of the run; raises `NoSuchRun` and `NotAccepted`."""
@@ -191,10 +195,13 @@ def wish(
     said: dict[str, object] = {
         "desired": desired,
         "generation": generation,
-        "by": author,
+        "by": who.name,
         "reason": reason,
     }
     _note(connection, now, run.id, "wish", said)
+    before = {"desired": run.desired, "state": run.state}
+    after = {"desired": desired, "reason": reason}
+    audit.note(connection, now, who, f"run.{_VERBS[desired]}", run.id, before, after)
     return Wished(run.id, changed=True)
 
 
@@ -242,7 +249,7 @@ def _been(state: RunState) -> str:
     return "been cancelled" if state is RunState.CANCELLED else str(state)
 
 
-def remove(connection: Connection, id_or_name: str) -> str:
+def remove(connection: Connection, now: datetime, id_or_name: str, who: Actor) -> str:
     """Deletes a terminal run whose hosts are gone, and returns its id. Its files stay."""
     run = find(connection, id_or_name)
     if RunState(run.state) not in TERMINAL_RUNS:
@@ -265,6 +272,8 @@ def remove(connection: Connection, id_or_name: str) -> str:
         connection.execute(delete(table).where(table.c.run_id == run.id))
     connection.execute(delete(attempts).where(attempts.c.run_id == run.id))
     connection.execute(delete(runs).where(runs.c.id == run.id))
+    before = {"name": run.name, "owner": run.owner, "state": run.state}
+    audit.note(connection, now, who, "run.delete", run.id, before)
     return run.id
 
 

@@ -120,6 +120,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     url: str = request.getfixturevalue("_shared_postgres")
     engine = open_engine(url)
     with engine.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))  # no triggers
         for table in reversed(tables.metadata.sorted_tables):
             connection.execute(table.delete())
     engine.dispose()

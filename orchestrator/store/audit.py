@@ -1,0 +1,61 @@
+"""The audit log: who did what, from where, and what was so before and after.
+
+Rows are only ever added; triggers of the database refuse everything else. A note is written in the
+transaction of the deed, so neither exists without the other. No secret may be handed in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, insert
+
+from orchestrator.roles import Role
+from orchestrator.store.tables import audit
+
+TARGET_LENGTH = 120
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A person at work: their name, the role that they act in, and the address they come from.
+
+    `remote` is None on the machine itself; `token` is the id of the token that let them in.
+    """
+
+    name: str
+    role: Role
+    remote: str | None
+    token: str | None = None
+
+
+def note(
+    connection: Connection,
+    now: datetime,
+    who: Actor,
+    action: str,
+    target: str | None,
+    before: Mapping[str, object] | None = None,
+    after: Mapping[str, object] | None = None,
+) -> None:
+    """Adds one row; `action` is like 'run.pause', `target` the id of what it was done to."""
+    connection.execute(
+        insert(audit).values(
+            at=now,
+            actor=who.name,
+            role=who.role,
+            remote=who.remote,
+            token_id=who.token,
+            action=action,
+            target=None if target is None else target[:TARGET_LENGTH],
+            before=_text(before),
+            after=_text(after),
+        )
+    )
+
+
+def _text(facts: Mapping[str, object] | None) -> str | None:
+    return None if facts is None else json.dumps(facts, default=str)
