@@ -104,9 +104,7 @@ def reorders_data(changed: Changes) -> bool:
 def note(before: JobSpec, after: JobSpec) -> str:
     """What a revision changed, for people: `batch.microbatches: 1 -> 2`."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    parts = [
-        f"{path}: {_at(old, path)} -> {_at(new, path)}" for path in changes(before, after).all
-    ]
+    parts = [f"{path}: {_at(old, path)} -> {_at(new, path)}" for path in changes(before, after).all]
     return ", ".join(parts)
 
 

@@ -252,9 +252,7 @@ _CHECKPOINTS: Mapping[RunState, Row] = {
         Unchanged("It is about to be paused, and its newest checkpoint is all that there is."),
         _ENDING,
     ),
-    _R.STOPPING: _each(
-        Unchanged("The trainers save before they leave."), _PAUSE_SAVES, _ENDING
-    ),
+    _R.STOPPING: _each(Unchanged("The trainers save before they leave."), _PAUSE_SAVES, _ENDING),
     _R.PAUSED: _idle("The run is paused", _RESUME),
     _R.SUCCEEDED: _idle("The run has succeeded", "longhaul checkpoints {run}"),
     _R.FAILED: _idle("The run has failed", _RESUME),
@@ -283,7 +281,9 @@ def _not_over(state: RunState) -> Row:
     return _each(wants, wants, Refused("run-is-not-over", ending, _WATCH))
 
 
-_FORGOTTEN = Accepted("Its rows are deleted once its hosts are given back; its files stay.", renews=False)
+_FORGOTTEN = Accepted(
+    "Its rows are deleted once its hosts are given back; its files stay.", renews=False
+)
 _DELETES: Mapping[RunState, Row] = {
     _R.QUEUED: _not_over(_R.QUEUED),
     _R.PROVISIONING: _not_over(_R.PROVISIONING),

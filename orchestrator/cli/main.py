@@ -9,7 +9,17 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrator.cli import demo, logs, reading, service, submit, watch, why, wishes
+from orchestrator.cli import (
+    checkpoint_wishes,
+    demo,
+    logs,
+    reading,
+    service,
+    submit,
+    watch,
+    why,
+    wishes,
+)
 from orchestrator.cli.failures import guarded
 from orchestrator.cli.options import Exit
 
@@ -49,7 +59,11 @@ for _command in (
     wishes.pause,
     wishes.resume,
     wishes.cancel,
+    wishes.rollback,
+    wishes.fork,
+    checkpoint_wishes.checkpoint,
     reading.checkpoints,
+    checkpoint_wishes.quarantine,
     reading.goodput,
     service.link,
     service.doctor,
