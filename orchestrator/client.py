@@ -35,12 +35,12 @@ from orchestrator.api.schemas import (
     LogPage,
     Metrics,
     Problem,
-    ResumeRequest,
     RunDetail,
     RunPage,
     RunSummary,
 )
 from orchestrator.settings import default_data_dir
+from orchestrator.wish_calls import WishCalls
 
 PREFIX = "/api/v1"
 TIMEOUT = httpx.Timeout(30.0, connect=3.0)
@@ -207,6 +207,7 @@ class Client:
         self._patience = patience
         self._sleep = sleep
         self._http: tuple[Endpoint, httpx.Client] | None = None
+        self.wishes = WishCalls(self._read)
 
     @classmethod
     def of(cls, data_dir: Path | None, token_file: Path | None = None, **options: Any) -> Self:
@@ -268,16 +269,6 @@ class Client:
 
     def run(self, run: str) -> RunDetail:
         return self._read("GET", _of(run), RunDetail)
-
-    def pause(self, run: str) -> RunDetail:
-        return self._read("POST", _of(run, "pause"), RunDetail)
-
-    def resume(self, run: str, reason: str | None = None) -> RunDetail:
-        body = ResumeRequest(reason=reason).model_dump(mode="json")
-        return self._read("POST", _of(run, "resume"), RunDetail, json=body)
-
-    def cancel(self, run: str) -> RunDetail:
-        return self._read("POST", _of(run, "cancel"), RunDetail)
 
     def attempts(self, run: str) -> tuple[AttemptView, ...]:
         """Oldest first."""

@@ -313,12 +313,6 @@ class RevisionView(View):
     created_at: AwareDatetime
 
 
-class ResumeRequest(View):
-    """`reason` is kept in the history."""
-
-    reason: str | None = None
-
-
 class LoginLink(View):
     """A link that signs in one browser, once."""
 
