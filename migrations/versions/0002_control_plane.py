@@ -176,6 +176,27 @@ def upgrade() -> None:
     op.execute("INSERT INTO request_keys SELECT runs.owner, k.key, k.body_sha256, k.run_id, k.created_at"
                " FROM idempotency_keys k JOIN runs ON runs.id = k.run_id")
     op.drop_table('idempotency_keys')
+    _claim_what_is_held()
+
+
+def _claim_what_is_held() -> None:
+    """Runs that have hosts hold them within the limits from now on, and the queue has its order."""
+    connection = op.get_bind()
+    connection.execute(sa.text("UPDATE runs SET queued_at = state_since WHERE state = 'queued'"))
+    held = connection.execute(
+        sa.text(
+            "SELECT g.run_id, g.provider, g.hosts, g.created_at, r.owner FROM host_groups g"
+            " JOIN runs r ON r.id = g.run_id WHERE g.state <> 'gone' ORDER BY g.name"
+        )
+    ).all()
+    claims = sa.table("claims", *map(sa.column, ("scope", "slot", "run_id", "claimed_at")))
+    last: dict[str, int] = {}
+    for run_id, provider, hosts, at, owner in held:
+        for scope in (f"provider:{provider}", f"owner:{owner}"):
+            for _ in range(hosts):
+                last[scope] = last.get(scope, 0) + 1
+                row = {"scope": scope, "slot": last[scope], "run_id": run_id, "claimed_at": at}
+                connection.execute(sa.insert(claims).values(row))
 
 
 def downgrade() -> None:

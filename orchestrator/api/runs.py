@@ -134,7 +134,7 @@ async def check(request: Request, session: Checked) -> Facts:
     job = await read_model(request, JobSpec)
     await _known(service, job, None, session.actor)
     await refuse_unfit(request, service, job)
-    return preflight.facts(job)
+    return await read(service, views.facts, job)
 
 
 async def _known(service: Service, job: JobSpec, key: str | None, who: Actor) -> str | None:
@@ -268,6 +268,8 @@ async def write(service: Service, work: Callable[[Connection], T]) -> T:
         return await service.writer.run(work)
     except wishes.NoSuchRun:
         raise no_such_run() from None
+    except wishes.NotAllowed as refusal:
+        raise Refused(403, "not-your-run", str(refusal), "Ask its owner or an admin.") from None
     except wishes.NotAccepted as refusal:
         raise conflict(refusal) from None
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, exists, insert, or_, select, update
 
+from orchestrator.roles import Role
 from orchestrator.state import CheckpointState, Desired, GroupState, RunState
 from orchestrator.store import audit
 from orchestrator.store.audit import Actor
@@ -47,6 +48,10 @@ class NotAccepted(Exception):
         self.slug = slug
         self.detail = detail
         self.hint = hint
+
+
+class NotAllowed(Exception):
+    """The caller's role does not reach so far; the message says what it would need."""
 
 
 class NoSuchRun(Exception):
@@ -234,6 +239,7 @@ def new_run(
             revision=1,
             branch=1,
             created_at=now,
+            queued_at=now,
             forked_run=from_run,
             forked_checkpoint=from_checkpoint,
         )
@@ -333,8 +339,13 @@ def keep_wish(
 
 
 def remove(connection: Connection, now: datetime, id_or_name: str, who: Actor) -> str:
-    """Deletes a run that is over and whose hosts are gone, and returns its id. Its files stay."""
+    """Deletes a run that is over and whose hosts are gone, and returns its id. Its files stay.
+
+    Raises `NotAllowed` where it is another person's and the caller is no admin.
+    """
     run = locked(connection, id_or_name)
+    if run.owner != who.name and not who.role.includes(Role.ADMIN):
+        raise NotAllowed(f"The run belongs to {run.owner}; only they or an admin may delete it.")
     decided(run, Wish.DELETE)
     _refuse_held_hosts(connection, run.id)
     _refuse_dependent_forks(connection, run.id)
