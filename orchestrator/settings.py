@@ -10,7 +10,7 @@ import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -23,6 +23,8 @@ from pydantic_settings import (
 
 SETTINGS_FILE = "longhaul.toml"
 MIB = 1 << 20
+Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Flops = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - told apart, not bound
 
 
@@ -39,9 +41,11 @@ class Settings(BaseSettings):
     """Every setting is `LONGHAUL_<NAME>` in the environment, or a key of `longhaul.toml`.
 
     `data_dir` holds the settings file, the database, the local hosts and, by default, the
-    checkpoints (`storage`). `allowed_paths` are the roots below which a spec may name data; None
-    allows any absolute path. `min_free_bytes` stays free beside what a run plans to save. Times
-    are in seconds, port 0 is any free one. What makes the service reachable from other machines is
+    checkpoints (`storage`); replicas on one machine share `hosts` and `storage`. `allowed_paths`
+    are the roots below which a spec may name data; None allows any absolute path. `min_free_bytes`
+    stays free beside what a run plans to save. `prices` (of one device for an hour, in `currency`)
+    and `device_flops` (the peak of one device, FLOPs a second) go by provider or "provider/kind".
+    Times are in seconds, port 0 is any free one. What makes the service reachable from other machines is
     told in docs/security.md.
     """
 
@@ -59,18 +63,24 @@ class Settings(BaseSettings):
     local_user: str | None = None
     database_url: str | None = None
     storage: Path | None = None
+    hosts: Path | None = None
     allowed_paths: tuple[Path, ...] | None = None
     max_local_hosts: int = Field(default=16, ge=1, le=64)
+    max_hosts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    max_hosts_per_owner: int | None = Field(default=None, ge=1)
     min_free_bytes: int = Field(default=256 * MIB, ge=0)
     lease_ttl_seconds: float = Field(default=10.0, gt=0)
     host_lost_seconds: float = Field(default=30.0, gt=0)
     probe_seconds: float = Field(default=0.25, gt=0)
+    prices: dict[str, Price] = Field(default_factory=dict)
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
+    device_flops: dict[str, Flops] = Field(default_factory=dict)
     webhook_url: SecretStr | None = None
     webhook_secret: SecretStr | None = None
     webhook_secret_file: Path | None = None
     webhook_format: Literal["longhaul", "slack"] = "longhaul"
 
-    @field_validator("data_dir", "storage")
+    @field_validator("data_dir", "storage", "hosts")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()
@@ -123,9 +133,18 @@ class Settings(BaseSettings):
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'longhaul.db'}"
 
+    def hosts_of(self, provider: str) -> int | None:
+        """The most hosts of the provider that all runs may hold together; None: any number."""
+        default = self.max_local_hosts if provider == "local" else None
+        return self.max_hosts.get(provider, default)
+
     @property
     def storage_root(self) -> Path:
         return self.storage or self.data_dir / "storage"
+
+    @property
+    def hosts_root(self) -> Path:
+        return self.hosts or self.data_dir / "hosts"
 
     @property
     def url(self) -> str:

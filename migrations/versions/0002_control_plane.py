@@ -160,6 +160,28 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column('diverged_step', sa.Integer(), nullable=True))
         batch_op.add_column(sa.Column('diverged_where', sa.Text(), nullable=True))
 
+    _claim_what_is_held()
+
+
+def _claim_what_is_held() -> None:
+    """Runs that have hosts hold them within the limits from now on, and the queue has its order."""
+    connection = op.get_bind()
+    connection.execute(sa.text("UPDATE runs SET queued_at = state_since WHERE state = 'queued'"))
+    held = connection.execute(
+        sa.text(
+            "SELECT g.run_id, g.provider, g.hosts, g.created_at, r.owner FROM host_groups g"
+            " JOIN runs r ON r.id = g.run_id WHERE g.state <> 'gone' ORDER BY g.name"
+        )
+    ).all()
+    claims = sa.table("claims", *map(sa.column, ("scope", "slot", "run_id", "claimed_at")))
+    last: dict[str, int] = {}
+    for run_id, provider, hosts, at, owner in held:
+        for scope in (f"provider:{provider}", f"owner:{owner}"):
+            for _ in range(hosts):
+                last[scope] = last.get(scope, 0) + 1
+                row = {"scope": scope, "slot": last[scope], "run_id": run_id, "claimed_at": at}
+                connection.execute(sa.insert(claims).values(row))
+
 
 def downgrade() -> None:
     with op.batch_alter_table('trainers', schema=None) as batch_op:

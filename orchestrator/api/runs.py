@@ -142,7 +142,7 @@ async def check(request: Request, session: Checked) -> Facts:
     job = await read_model(request, JobSpec)
     await _known(service, job, None)
     await _check(request, service, job)
-    return preflight.facts(job)
+    return await read(service, views.facts, job)
 
 
 async def _known(service: Service, job: JobSpec, key: str | None) -> str | None:

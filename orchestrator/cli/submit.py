@@ -148,7 +148,20 @@ def fact_rows(facts: Facts) -> list[tuple[str, str]]:
         ),
         ("Memory", f"{text.size(facts.memory_per_device_bytes)} a device"),
         ("", facts.memory_arithmetic),
+        ("Time", _time(facts)),
+        ("", facts.hours_arithmetic),
+        ("Cost", "not known" if facts.cost is None else text.money(facts.cost, facts.currency)),
+        ("", facts.cost_arithmetic),
+        *(("Note", note) for note in facts.notes),
     ]
+
+
+def _time(facts: Facts) -> str:
+    from orchestrator.cli import text
+
+    if facts.hours is None:
+        return "not known"
+    return f"about {text.hours(facts.hours)} of training"
 
 
 def _document(given: str, settings: list[str] | None) -> Document:

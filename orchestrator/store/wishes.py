@@ -136,7 +136,7 @@ def submit(
             id=run_id,
             name=job.name,
             owner=who.name,
-            priority=0,
+            priority=job.priority,
             desired=Desired.RUN,
             desired_generation=1,
             settled_generation=0,
@@ -145,6 +145,7 @@ def submit(
             revision=1,
             branch=1,
             created_at=now,
+            queued_at=now,
         )
     )
     connection.execute(
