@@ -130,7 +130,7 @@ async def submit(
     """
     service = service_of(request)
     job = await read_model(request, JobSpec)
-    run_id = await _known(service, job, key)
+    run_id = await _known(service, job, key, session.actor.name)
     made = run_id is None
     if run_id is None:
         await _check(request, service, job)
@@ -153,14 +153,14 @@ async def check(request: Request, session: Checked) -> Facts:
     """
     service = service_of(request)
     job = await read_model(request, JobSpec)
-    await _known(service, job, None)
+    await _known(service, job, None, session.actor.name)
     await _check(request, service, job)
     return await read(service, views.facts, job)
 
 
-async def _known(service: Service, job: JobSpec, key: str | None) -> str | None:
+async def _known(service: Service, job: JobSpec, key: str | None, owner: str) -> str | None:
     def look(connection: Connection, service: Service) -> str | None:
-        return wishes.known_submission(connection, job, key)
+        return wishes.known_submission(connection, job, key, owner)
 
     try:
         return await read(service, look)
@@ -401,6 +401,8 @@ async def _wish(service: Service, work: Callable[[Connection], T]) -> T:
         return await service.writer.run(work)
     except wishes.NoSuchRun:
         raise no_such_run() from None
+    except wishes.NotAllowed as refusal:
+        raise Refused(403, "not-your-run", str(refusal), "Ask its owner or an admin.") from None
     except wishes.NotAccepted as refusal:
         raise _conflict(refusal) from None
 
