@@ -76,6 +76,7 @@ def test_no_secret_reaches_a_log_a_row_or_a_process_list(
             "admin": (data / "token").read_text().strip(),
             "token": made,
             "webhook": WEBHOOK_SECRET,
+            "wrong": "lh_nobody-has-this-token",
             **sign_in(service),
         }
         mine = {"Authorization": f"Bearer {made}"}
@@ -86,7 +87,7 @@ def test_no_secret_reaches_a_log_a_row_or_a_process_list(
         until(lambda: "trainer_started" in str(service.get(f"runs/{run}/events")), "a trainer")
         seen = shown(data)
         secrets["agent"] = agents_secret(data)
-        service.call("GET", "runs", headers={"Authorization": "Bearer lh_wrong-token"})
+        service.call("GET", "runs", headers={"Authorization": f"Bearer {secrets['wrong']}"})
         service.kill_one("worker.trainer")
         until(lambda: phone.got, "the page")
         seen += shown(data)
