@@ -20,7 +20,13 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from orchestrator.local_runs import LocalUser, give
-from orchestrator.providers.base import GroupProbe, HostProbe, ProviderError, ProvisionRefused
+from orchestrator.providers.base import (
+    GroupProbe,
+    HostProbe,
+    Owned,
+    ProviderError,
+    ProvisionRefused,
+)
 from orchestrator.providers.processes import LocalHost, RecordedProcess
 
 ADDRESS = "127.0.0.1"
@@ -134,17 +140,27 @@ class LocalProvider:
                 shutil.rmtree(place.folder)
             shutil.rmtree(folder)
 
-    def owned(self) -> Sequence[str]:
+    def owned(self) -> Sequence[Owned]:
+        return tuple(Owned(name, self._count(name)) for name in self._names())
+
+    def _names(self) -> list[str]:
         if not self._root.is_dir():
-            return ()
+            return []
         folders = (path for path in self._root.iterdir() if path.is_dir())
         return sorted(path.name for path in folders if GROUP_NAME.fullmatch(path.name))
+
+    def _count(self, group: str) -> int | None:
+        try:
+            made = self._made(group)
+        except (OSError, ValueError):  # a folder that nobody made this way
+            return None
+        return None if made is None else _hosts(made)
 
     def announce(self, control_url: str) -> None:
         if isinstance(self._control_url, str):
             self._control_url = control_url
         with _as_provider_error("tell the agents where the control plane is"):
-            for group in self.owned():
+            for group in self._names():
                 for path in self._folder(group).iterdir():
                     if path.is_dir():
                         _write(path / "control-url", control_url + "\n")
