@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,6 +195,12 @@ def _read(path: Path) -> str | None:
         return path.read_text().strip()
     except OSError:
         return None
+
+
+def _trusted() -> ssl.SSLContext | bool:
+    """The authorities of `SSL_CERT_FILE`, for loopback names too."""
+    file = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=file) if file else True
 
 
 def _is_loopback(url: str) -> bool:
@@ -416,6 +423,7 @@ class Client:
                     timeout=TIMEOUT,
                     transport=self._transport,
                     trust_env=not _is_loopback(endpoint.url),
+                    verify=_trusted(),
                 )
             except httpx.InvalidURL as error:
                 raise Unreachable(endpoint.url, self._data_dir, _words(error)) from error
