@@ -34,6 +34,7 @@ from orchestrator.api.schemas import (
     IncidentView,
     LogPage,
     Metrics,
+    OrphansView,
     Problem,
     ResumeRequest,
     RunDetail,
@@ -337,6 +338,14 @@ class Client:
     def audit(self, **query: str | int | None) -> AuditPage:
         """Newest first; `actor`, `target`, `action`, `cursor` and `limit` narrow it."""
         return self._read("GET", "/audit", AuditPage, params=query)
+
+    # ---- orphans -------------------------------------------------------------------------------
+
+    def orphans(self) -> OrphansView:
+        return self._read("GET", "/orphans", OrphansView)
+
+    def reap_orphans(self) -> OrphansView:
+        return self._read("POST", "/orphans:reap", OrphansView)
 
     # ---- the service ---------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from orchestrator.api import health, runs, sessions, stream, tokens
+from orchestrator.api import health, orphans, runs, sessions, stream, tokens
 from orchestrator.api.access_schemas import TokenRequest
 from orchestrator.api.auth import Gate
 from orchestrator.api.errors import install_handlers
@@ -42,7 +42,14 @@ def bare_app(lifespan: Lifespan | None = None) -> FastAPI:
     install_handlers(app)
     for guard in (KnownHost, SecurityHeaders, Proxied):  # the last is passed first
         app.add_middleware(guard)
-    for router in (health.router, sessions.router, tokens.router, runs.router, stream.router):
+    for router in (
+        health.router,
+        sessions.router,
+        tokens.router,
+        runs.router,
+        stream.router,
+        orphans.router,
+    ):
         app.include_router(router)
     app.openapi = lambda: _openapi(app)
     return app
