@@ -38,6 +38,7 @@ from orchestrator.api.schemas import (
     IncidentView,
     LogPage,
     Metrics,
+    OrphansView,
     Problem,
     RunDetail,
     RunPage,
@@ -345,6 +346,14 @@ class Client:
     def audit(self, **query: str | int | None) -> AuditPage:
         """Newest first; `actor`, `target`, `action`, `cursor` and `limit` narrow it."""
         return self._read("GET", "/audit", AuditPage, params=query)
+
+    # ---- orphans -------------------------------------------------------------------------------
+
+    def orphans(self) -> OrphansView:
+        return self._read("GET", "/orphans", OrphansView)
+
+    def reap_orphans(self) -> OrphansView:
+        return self._read("POST", "/orphans:reap", OrphansView)
 
     # ---- the service ---------------------------------------------------------------------------
 
