@@ -23,7 +23,7 @@ from orchestrator.api.guards import LoopbackHost, SecurityHeaders
 from orchestrator.api.schemas import Problem, ResumeRequest
 from orchestrator.preflight import DiskFree, disk_free
 from orchestrator.service import Service
-from worker.protocol import JobSpec
+from worker.protocol import AgentReport, JobSpec
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -73,7 +73,12 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, routes=app.routes)
         _, extra = models_json_schema(
-            [(JobSpec, "validation"), (ResumeRequest, "validation"), (Problem, "serialization")],
+            [
+                (JobSpec, "validation"),
+                (ResumeRequest, "validation"),
+                (AgentReport, "validation"),
+                (Problem, "serialization"),
+            ],
             ref_template="#/components/schemas/{model}",
         )
         schemas = made.setdefault("components", {}).setdefault("schemas", {})
