@@ -16,7 +16,7 @@ from sqlalchemy import Connection, bindparam, select, update
 
 from orchestrator.records import Attempt
 from orchestrator.state import AttemptState
-from orchestrator.store import bulk, ledger_events, rows
+from orchestrator.store import bulk, ledger_events, rollups, rows
 from orchestrator.store.callers import Caller
 from orchestrator.store.tables import (
     attempts,
@@ -24,7 +24,6 @@ from orchestrator.store.tables import (
     events,
     hosts,
     log_lines,
-    metric_points,
     trainers,
     upsert,
 )
@@ -61,19 +60,6 @@ DECISIVE = (
     TrainerFinished,
     TrainerExited,
     HostNotice,
-)
-POINT_COLUMNS = (
-    "run_id",
-    "attempt",
-    "step",
-    "at",
-    "loss",
-    "grad_norm",
-    "learning_rate",
-    "tokens",
-    "seconds",
-    "data_wait",
-    "batch_hash",
 )
 LOG_COLUMNS = ("run_id", "attempt", "rank", "at", "line")
 
@@ -114,7 +100,7 @@ class Gathered:
 
     def write(self, connection: Connection) -> None:
         self._write_trainers(connection)
-        bulk.insert_rows(connection, metric_points, POINT_COLUMNS, self.points)
+        rollups.store_points(connection, self.points)
         bulk.insert_rows(connection, log_lines, LOG_COLUMNS, self.logs)
         if self.evals:
             statement = upsert(connection, evals).on_conflict_do_nothing()
@@ -286,7 +272,7 @@ def _storable(envelope: Envelope) -> bool:
     """Numbers that no column holds would make the same report fail for ever."""
     event = envelope.event
     if isinstance(event, StepCompleted):
-        return abs(event.step) < INT_LIMIT and abs(event.tokens) < INT_LIMIT
+        return 0 < event.step < INT_LIMIT and abs(event.tokens) < INT_LIMIT
     if isinstance(event, Unknown):
         return True
     numbers = {
@@ -303,7 +289,7 @@ def _finite(value: float) -> float | None:
 
 
 def _point(attempt: Attempt, at: datetime, event: StepCompleted) -> tuple[bulk.Cell, ...]:
-    """In the order of `POINT_COLUMNS`."""
+    """In the order of `rollups.POINT_COLUMNS`."""
     return (
         attempt.run_id,
         attempt.number,

@@ -25,6 +25,7 @@ from orchestrator.store.tables import (
     host_groups,
     idempotency_keys,
     metric_points,
+    metric_rollups,
     revisions,
     runs,
 )
@@ -261,7 +262,7 @@ def remove(connection: Connection, id_or_name: str) -> str:
             f"The host group {held.name} of the run is not given back yet.",
             "Longhaul gives it back by itself; try again in a moment.",
         )
-    for table in (metric_points, evals):
+    for table in (metric_points, metric_rollups, evals):
         connection.execute(delete(table).where(table.c.run_id == run.id))
     connection.execute(delete(attempts).where(attempts.c.run_id == run.id))
     connection.execute(delete(runs).where(runs.c.id == run.id))
