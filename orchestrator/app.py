@@ -18,7 +18,7 @@ from types import FrameType
 import structlog
 import uvicorn
 from fastapi import FastAPI
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, Engine, update
 
 from orchestrator.api import agents
 from orchestrator.api.assemble import Lifespan, attach, bare_app
@@ -29,6 +29,7 @@ from orchestrator.clock import SystemClock
 from orchestrator.dashboard import router as dashboard
 from orchestrator.instance import CannotStart, bound, claimed, noted
 from orchestrator.loop import Loop
+from orchestrator.news import PostgresNews
 from orchestrator.providers.local import LocalProvider
 from orchestrator.service import Service
 from orchestrator.settings import Settings
@@ -72,7 +73,7 @@ def _assembled(life: Lifespan | None = None) -> FastAPI:
 @asynccontextmanager
 async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
     """Every part but the HTTP server, on a data folder that is claimed."""
-    engine = open_engine(settings.database)
+    engine = open_engine(settings.database, stalled_after=settings.lease_ttl_seconds / 2)
     try:
         await asyncio.to_thread(upgrade, engine)
         writer = Writer(engine)
@@ -81,7 +82,7 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
             installation = await writer.run(lambda c: ensure_installation(c, clock.now()))
             if engine.dialect.name == "sqlite":
                 await writer.run(_end_leases)
-            provider = LocalProvider(settings.data_dir / "hosts", settings.url)
+            provider = LocalProvider(settings.hosts_root, settings.url)
             service = Service(
                 settings=settings,
                 installation=installation,
@@ -92,14 +93,27 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
                 providers={provider.name: provider},
                 listening_since=clock.now(),
             )
-            await asyncio.to_thread(provider.announce, settings.url)
-            async with _deciding(app, service):
+            async with _hearing_replicas(engine, service), _deciding(app, service):
                 with noted(settings, version(), clock.now()):
                     yield
         finally:
             await asyncio.to_thread(writer.close)
     finally:
         engine.dispose()
+
+
+@asynccontextmanager
+async def _hearing_replicas(engine: Engine, service: Service) -> AsyncGenerator[None]:
+    """What happens on another replica wakes those who wait here, and the other way round."""
+    if engine.dialect.name != "postgresql":
+        yield
+        return
+    news = PostgresNews(service.settings.database, service.wakes.hear)
+    service.wakes.relay_to(news)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(news.close)
 
 
 def _end_leases(connection: Connection) -> None:

@@ -4,23 +4,30 @@ Actions of one group run one after another, never twice at once; groups do not w
 An action that is asked for while the same one is still under way is left out: the next decision
 asks again if it is still needed. What came of an action is seen by the next probe, but a
 provider's own words about a failure are kept on the group.
+
+Just before each call the database is asked whether this control plane still leads and the group is
+still wanted so; the thread that calls looks once more at the time, because it may have waited. What
+is left is a process that is stopped between that look and the call itself: hosts made that late are
+nobody's, and the sweep of orphans finds them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Container, Iterable, Set
+from datetime import timedelta
 from typing import assert_never
 
 import structlog
+from sqlalchemy import Connection
 
 from orchestrator.providers.base import Provider, ProviderError
 from orchestrator.providers.calls import ProviderCalls
 from orchestrator.reconcile.plan import AcquireHosts, Action, LaunchAgent, ReleaseHosts
 from orchestrator.service import Service
-from orchestrator.store import lease, writes
+from orchestrator.state import GroupState
+from orchestrator.store import effects, lease, writes
 from orchestrator.store.callers import secret_digest
 from orchestrator.wakes import LOOP, decision_topic, run_topic
 
@@ -72,24 +79,30 @@ class Executor:
     async def carry_out(self, action: Action, token: int) -> None:
         try:
             await self._perform(action, token)
-        except lease.Fenced:
-            log.info("action left to the new leader", group=action.group)
+        except lease.Fenced as error:
+            self._fenced(action, error)
+        except effects.NotWanted as error:
+            log.info("action left out", group=action.group, reason=str(error))
         except ProviderError as error:
-            await self._failed(action, str(error), refused=not error.retryable)
+            await self._failed(action, str(error), token, refused=not error.retryable)
         except Exception as error:
             log.exception("provider call failed", group=action.group)
-            await self._failed(action, f"{type(error).__name__}: {error}", refused=False)
+            await self._failed(action, f"{type(error).__name__}: {error}", token, refused=False)
 
     async def _perform(self, action: Action, token: int) -> None:
         provider = self._provider(action.provider)
-        await self._service.writer.run(lambda connection: lease.check(connection, token))
         match action:
-            case AcquireHosts():
-                await self._calls.run(provider.acquire, action.group, action.hosts, action.devices)
+            case AcquireHosts(group=group, hosts=hosts, devices=devices):
+                await self._call(
+                    action,
+                    effects.ASKED_FOR,
+                    token,
+                    lambda: provider.acquire(group, hosts, devices),
+                )
             case LaunchAgent():
                 await self._launch(provider, action, token)
-            case ReleaseHosts():
-                await self._calls.run(provider.release, action.group)
+            case ReleaseHosts(group=group):
+                await self._call(action, effects.GIVEN_BACK, token, lambda: provider.release(group))
             case _:
                 assert_never(action)
 
@@ -99,37 +112,75 @@ class Executor:
         except KeyError:
             raise UnknownProvider(f"this control plane has no provider named {name}") from None
 
+    async def _call(
+        self,
+        action: Action,
+        states: Container[GroupState],
+        token: int,
+        call: Callable[[], None],
+        before: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
+        """Calls the provider if the lease and the group's state allow it at that very moment.
+
+        `before` is committed together with the look.
+        """
+        asked = self._service.clock.monotonic()
+
+        def look(connection: Connection) -> timedelta:
+            left = effects.allow(connection, action.group, states, token)
+            before(connection)
+            return left
+
+        left = await self._service.writer.run(look)
+        until = asked + left.total_seconds()
+
+        def in_time() -> None:
+            if self._service.clock.monotonic() >= until:
+                raise lease.Fenced("the lease may have run out before the provider was called")
+            call()
+
+        await self._calls.run(in_time)
+
     async def _launch(self, provider: Provider, action: LaunchAgent, token: int) -> None:
         """The secret's digest is committed first, so that the agent is let in whatever happens."""
         secret = secrets.token_urlsafe(SECRET_BYTES)
         digest = secret_digest(secret)
-        wanted = await self._service.writer.run(
-            lambda connection: writes.launch_secret(
-                connection, action.group, action.host, digest, token
-            )
-        )
-        if not wanted:
-            log.info("launch left out: the group is not wanted now", group=action.group)
-            return
-        try:
-            await self._calls.run(provider.launch, action.group, action.host, secret)
-        except ProviderError:
-            raise
-        except Exception as error:  # noqa: BLE001 - its words might hold the secret
-            words = str(error).replace(secret, "…")
-            raise LaunchFailed(f"{type(error).__name__}: {words}") from None
 
-    async def _failed(self, action: Action, words: str, *, refused: bool) -> None:
+        def let_in(connection: Connection) -> None:
+            if not writes.launch_secret(connection, action.group, action.host, digest, token):
+                raise effects.NotWanted(f"host group {action.group} has no host {action.host}")
+
+        def launch() -> None:
+            try:
+                provider.launch(action.group, action.host, secret)
+            except ProviderError:
+                raise
+            except Exception as error:  # noqa: BLE001 - its words might hold the secret
+                words = str(error).replace(secret, "…")
+                raise LaunchFailed(f"{type(error).__name__}: {words}") from None
+
+        await self._call(action, effects.SERVING, token, launch, let_in)
+
+    def _fenced(self, action: Action, error: lease.Fenced) -> None:
+        call = type(action).__name__
+        self._service.telemetry.fenced_calls.labels(action.provider, call).inc()
+        log.warning("fenced: action left out", group=action.group, call=call, reason=str(error))
+
+    async def _failed(self, action: Action, words: str, token: int, *, refused: bool) -> None:
         call = type(action).__name__
         self._service.telemetry.provider_failures.labels(action.provider, call).inc()
         log.warning("provider failed", group=action.group, call=call, words=words)
         now = self._service.clock.now()
-        with contextlib.suppress(Exception):  # only words: the next try brings them again
+        try:
             await self._service.writer.run(
                 lambda connection: writes.provider_failed(
-                    connection, action.group, words[:WORDS_LENGTH], refused, now
+                    connection, action.group, words[:WORDS_LENGTH], refused, token, now
                 )
             )
+        except lease.Fenced as error:
+            self._fenced(action, error)
+        except Exception:  # only words: the next try brings them again
+            log.exception("a provider's words could not be kept", group=action.group)
 
 
 class UnknownProvider(ProviderError):

@@ -1,44 +1,49 @@
 """The leader's loop: look, decide, commit, carry out, wait.
 
-Owns when a run is looked at again. Wake-ups make that sooner; without any, each active run is
-looked at every `IDLE_SECONDS`. One run's failing decision never stops the others'.
+Owns when a run is looked at again. What happens to a run wakes it. Without that each active run is
+looked at when its last decision asked for it, and in any case every `LEAST_IDLE_SECONDS` or, in a
+large fleet, `LOOKS_PER_SECOND` runs a second in turn: a lost wake-up costs that much time. One
+run's failing decision never stops the others'.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
+from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import datetime
 
 import structlog
 
+from orchestrator.agenda import Agenda
+from orchestrator.awake import Awake
 from orchestrator.execute import Executor
 from orchestrator.leading import Leadership
 from orchestrator.probing import Prober
+from orchestrator.providers.base import Provider
 from orchestrator.providers.calls import ProviderCalls
+from orchestrator.queueing import Usher, wants_hosts
 from orchestrator.reconcile.plan import MakeGroup, Plan
 from orchestrator.reconcile.rules import reconcile as rules
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.service import Service
+from orchestrator.state import AttemptState, GroupState
 from orchestrator.store import lease, reads, writes
 from orchestrator.wakes import LOOP, decision_topic, group_topic, run_topic
 
 log = structlog.get_logger(__name__)
-IDLE_SECONDS = 2.0
+LEAST_IDLE_SECONDS, MOST_IDLE_SECONDS = 2.0, 120.0
+LOOKS_PER_SECOND = 20.0
+FAILED_SECONDS = 2.0
+LIST_SECONDS = 2.0
+LIST_SHARE = 0.02  # of the time, at most, goes into listing the active runs unasked
 SHORTEST_WAIT_SECONDS = 0.01
 MAX_ROUNDS = 16
 AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class _Look:
-    """When a run was last decided about, and what makes the next decision due."""
-
-    generation: int
-    woken: int
-    again_at: datetime
+BATCH = 32  # woken runs go before the rest of a long list
 
 
 class Loop:
@@ -56,9 +61,12 @@ class Loop:
         self._calls = ProviderCalls()
         self._prober = Prober(service, self._calls, self._group_changed)
         self._executor = Executor(service, self._calls, self._prober.soon)
-        self._looks: dict[str, _Look] = {}
-        self._groups: dict[str, str] = {}
+        self._usher = Usher(service.queue, service.read, service.wakes, lambda: self.leading)
+        self._awake = Awake(service.clock)
         self._slots = asyncio.Semaphore(AT_ONCE)
+        self._led_under: int | None = None
+        self._announcing: set[asyncio.Task[None]] = set()
+        self._forget()
         service.telemetry.count_runs(service.read)
 
     @property
@@ -67,8 +75,13 @@ class Loop:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set: the decision under way is finished, then the lease is released."""
-        keeper = asyncio.create_task(self._leadership.keep())
-        stopper = asyncio.create_task(self._wake_at(stop))
+        beside = (
+            self._leadership.keep(),
+            self._awake.keep(),
+            self._prober.run(),
+            self._usher.keep(),
+        )
+        tasks = [asyncio.create_task(work) for work in (*beside, self._wake_at(stop))]
         try:
             while not stop.is_set():
                 seen = self._service.wakes.count(LOOP)
@@ -76,7 +89,7 @@ class Loop:
                 if not stop.is_set():
                     await self._service.wakes.wait(LOOP, seen, wait)
         finally:
-            for task in (keeper, stopper):
+            for task in tasks:
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
@@ -94,70 +107,109 @@ class Loop:
             return await self._round()
         except Exception:
             log.exception("the loop could not look at its runs")
-            return IDLE_SECONDS
+            return FAILED_SECONDS
+
+    def _announce(self) -> None:
+        """Agents that talked to a former leader, which may be dead, learn where this one is."""
+        for provider in self._service.providers.values():
+            task = asyncio.create_task(self._announce_to(provider))
+            self._announcing.add(task)
+            task.add_done_callback(self._announcing.discard)
+
+    async def _announce_to(self, provider: Provider) -> None:
+        try:
+            await self._calls.run(provider.announce, self._service.settings.url)
+        except Exception:
+            log.exception("agents could not be told of this leader", provider=provider.name)
+
+    # ---- which runs ------------------------------------------------------------------------------
+
+    def _forget(self) -> None:
+        """Everything is due for somebody who has just begun to lead."""
+        self._agenda = Agenda()
+        self._groups: dict[str, str] = {}
+        self._groups_of: dict[str, set[str]] = defaultdict(set)
+        self._list_at = self._list_not_before = -float("inf")
 
     async def _round(self) -> float:
-        """Looks at every run that is due; answers how long to wait, in seconds."""
+        """Looks at the runs whose turn it is; answers how long to wait, in seconds."""
         token = self._leadership.token
+        woken = self._service.wakes.to_decide()
+        if token != self._led_under:
+            self._forget()
+            self._led_under = token
+            if token is not None:
+                self._announce()
         if token is None:
-            self._looks.clear()
-            return IDLE_SECONDS
-        active, groups = await asyncio.to_thread(self._read_active)
-        self._prober.look((name, provider) for name, provider, _ in groups)
-        self._groups = {name: run_id for name, _, run_id in groups}
-        ids = {run.id for run in active}
-        self._looks = {run_id: look for run_id, look in self._looks.items() if run_id in ids}
-        due = [run for run in active if self._is_due(run)]
-        await asyncio.gather(*(self._look_at(run, token) for run in due))
+            return LEAST_IDLE_SECONDS
+        self._agenda.wake(woken.runs)
+        if woken.any_run:
+            self._list_at = min(self._list_at, self._list_not_before)
+        if self._list_at <= self._monotonic():
+            await self._list()
+        due = self._agenda.pop(self._monotonic(), BATCH)
+        await asyncio.gather(*(self._look_at(run_id, token) for run_id in due))
         self._service.telemetry.last_decision.set(self._service.clock.now().timestamp())
-        return self._wait(bool(groups))
+        return self._wait()
+
+    async def _list(self) -> None:
+        """Reads which runs are active, whose wish is new, and which groups live."""
+        began = self._monotonic()
+        active, groups = await asyncio.to_thread(self._read_active)
+        now = self._monotonic()
+        self._agenda.keep({run.id: run.desired_generation for run in active}, now)
+        self._prober.keep((name, provider) for name, provider, _ in groups)
+        self._groups = {name: run_id for name, _, run_id in groups}
+        self._groups_of = defaultdict(set)
+        for name, _, run_id in groups:
+            self._groups_of[run_id].add(name)
+        self._list_at = now + max(LIST_SECONDS, (now - began) / LIST_SHARE)
+        self._list_not_before = now + 4 * (now - began)
 
     def _read_active(self) -> tuple[list[reads.Active], list[tuple[str, str, str]]]:
         with self._service.read.connect() as connection:
             return reads.active(connection), reads.live_groups(connection)
 
-    def _is_due(self, run: reads.Active) -> bool:
-        look = self._looks.get(run.id)
-        return (
-            look is None
-            or look.generation != run.desired_generation
-            or look.woken != self._service.wakes.count(decision_topic(run.id))
-            or look.again_at <= self._service.clock.now()
-        )
+    def _wait(self) -> float:
+        now = self._monotonic()
+        due = self._agenda.next_at(now)
+        until = self._list_at if due is None else min(due, self._list_at)
+        return max(SHORTEST_WAIT_SECONDS, until - now)
 
-    def _wait(self, any_groups: bool) -> float:
-        now = self._service.clock.now()
-        waits = [(look.again_at - now).total_seconds() for look in self._looks.values()]
-        longest = self._service.settings.probe_seconds if any_groups else IDLE_SECONDS
-        return max(SHORTEST_WAIT_SECONDS, min([*waits, longest]))
+    def _monotonic(self) -> float:
+        return self._service.clock.monotonic()
 
     def _group_changed(self, group: str) -> None:
         run_id = self._groups.get(group)
         if run_id is not None:
-            self._service.wakes.notify(decision_topic(run_id), LOOP)
+            self._service.wakes.hear((decision_topic(run_id), LOOP))
 
-    async def _look_at(self, run: reads.Active, token: int) -> None:
+    # ---- one run ---------------------------------------------------------------------------------
+
+    async def _look_at(self, run_id: str, token: int) -> None:
         """Decides until nothing changes; a crash of it is this run's alone."""
         async with self._slots:
-            woken = self._service.wakes.count(decision_topic(run.id))
-            again = self._service.clock.now() + timedelta(seconds=IDLE_SECONDS)
+            idle = max(LEAST_IDLE_SECONDS, len(self._agenda) / LOOKS_PER_SECOND)
+            jitter = random.uniform(0.7, 1.0)  # noqa: S311
+            wait = min(idle, MOST_IDLE_SECONDS) * jitter
             try:
-                asked = await self._settle(run.id, token)
-            except lease.Fenced:
+                asked = await self._settle(run_id, token)
+            except lease.Fenced as error:
                 self._service.telemetry.decisions.labels("fenced").inc()
-                self._leadership.lost()
+                log.warning("fenced: decision refused", run=run_id, reason=str(error))
+                self._leadership.lost(token)
                 return
             except Exception:
                 self._service.telemetry.decisions.labels("failed").inc()
-                log.exception("decision failed", run=run.id)
-                asked = None
-            self._looks[run.id] = _Look(
-                run.desired_generation, woken, min(again, asked) if asked else again
-            )
+                log.exception("decision failed", run=run_id)
+                asked, wait = None, FAILED_SECONDS
+            if asked is not None:
+                wait = min(wait, (asked - self._service.clock.now()).total_seconds())
+            self._agenda.looked(run_id, self._monotonic() + wait)
 
     async def _settle(self, run_id: str, token: int) -> datetime | None:
         for _ in range(MAX_ROUNDS):
-            seen = self._prober.seen(self._executor.acquiring)
+            seen = self._prober.seen(self._groups_of.get(run_id, ()), self._executor.acquiring)
             snap = await asyncio.to_thread(self._snapshot, run_id, seen)
             if snap is None:
                 return None
@@ -166,16 +218,43 @@ class Loop:
                 outcome = await self._commit(snap, plan, token)
             self._service.telemetry.decisions.labels(outcome).inc()
             if outcome != "stale":
-                self._executor.start(run_id, plan.actions, token)
+                self._start(run_id, plan, token)
             if outcome == "unchanged":
+                self._attend(snap)
                 return plan.look_again_at
         log.warning("a run does not come to rest", run=run_id, rounds=MAX_ROUNDS)
-        return None
+        return self._service.clock.now()
+
+    def _start(self, run_id: str, plan: Plan, token: int) -> None:
+        for action in plan.actions:
+            self._groups[action.group] = run_id
+            self._groups_of[run_id].add(action.group)
+        self._executor.start(run_id, plan.actions, token)
+
+    def _attend(self, snap: Snapshot) -> None:
+        """Hosts that come, go or start something are probed more often than in their turn."""
+        group, attempt = snap.group, snap.attempt
+        if group is None or group.state is GroupState.GONE:
+            return
+        runs_well = (
+            group.state is GroupState.READY
+            and attempt is not None
+            and attempt.state is AttemptState.RUNNING
+            and not self._silent(snap)
+        )
+        if not runs_well:
+            self._prober.attend(group.name)
+
+    def _silent(self, snap: Snapshot) -> bool:
+        """Some host has not been heard of for half the time after which it counts as lost."""
+        limit = snap.host_lost_after / 2
+        seen = (host.last_seen_at for host in snap.hosts)
+        return any(at is None or snap.now - at > limit for at in seen)
 
     def _snapshot(self, run_id: str, seen: Mapping[str, reads.Sighting]) -> Snapshot | None:
         service = self._service
         with service.read.connect() as connection:
-            return reads.snapshot(
+            snap = reads.snapshot(
                 connection,
                 run_id,
                 service.clock.now(),
@@ -183,6 +262,9 @@ class Loop:
                 service.listening_since,
                 seen,
             )
+            if snap is None or not wants_hosts(snap):
+                return snap
+            return replace(snap, admission=service.queue.admission(connection, snap))
 
     async def _commit(self, snap: Snapshot, plan: Plan, token: int) -> str:
         if not plan.changes:
@@ -193,7 +275,9 @@ class Loop:
                 lambda connection: writes.commit_plan(connection, snap, plan, token, now)
             )
         except writes.Stale:
+            self._service.queue.changed()
             return "stale"
+        self._usher.nudge()
         self._tell_waiters(snap, plan)
         return "changed"
 

@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator.api.schemas import Facts, FieldError
+from orchestrator.forecast import Known, forecast
 from orchestrator.ledger.checkpoints import planned_saves
+from orchestrator.prices import devices_of, price_per_hour
 from orchestrator.settings import Settings
 from worker.protocol import JobSpec, PythonSource, TextFiles
 
@@ -29,9 +31,10 @@ def disk_free(path: Path) -> int:
     return shutil.disk_usage(here).free
 
 
-def facts(job: JobSpec) -> Facts:
+def facts(job: JobSpec, settings: Settings, known: Known) -> Facts:
     saves = planned_saves(job)
     memory, words = _memory(job)
+    ahead = forecast(job, settings, known)
     return Facts(
         parameters=job.model.parameters,
         flops_per_token=job.model.flops_per_token,
@@ -42,7 +45,27 @@ def facts(job: JobSpec) -> Facts:
         storage_bytes=saves.bytes_total,
         memory_per_device_bytes=memory,
         memory_arithmetic=words,
+        devices=devices_of(job),
+        tokens_per_second=ahead.tokens_per_second,
+        speed_source=ahead.source,
+        hours=ahead.hours,
+        hours_arithmetic=ahead.hours_words,
+        price_per_hour=ahead.price_per_hour,
+        currency=settings.currency,
+        cost=ahead.cost,
+        cost_arithmetic=ahead.cost_words,
+        notes=tuple(_notes(job, settings)),
     )
+
+
+def _notes(job: JobSpec, settings: Settings) -> Iterator[str]:
+    """What is allowed, and perhaps not meant."""
+    if job.data.held_out == 0:
+        yield "data.held_out is 0: nothing is held out, so eval has no effect"
+    if job.policy.max_cost is not None and price_per_hour(job, settings) is None:
+        yield (
+            f"policy.max_cost has no effect: the setting prices has none for '{job.hosts.provider}'"
+        )
 
 
 def problems(job: JobSpec, settings: Settings, free: DiskFree) -> tuple[FieldError, ...]:
@@ -190,10 +213,22 @@ def _disk_hint(job: JobSpec, room: int) -> str:
 
 
 def _hosts(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
-    if job.hosts.count > settings.max_local_hosts:
+    """More hosts than a limit allows would wait in the queue for ever."""
+    asked, provider = job.hosts.count, job.hosts.provider
+    limit, name = settings.hosts_of(provider), f"max_hosts.{provider}"
+    if provider == "local" and provider not in settings.max_hosts:
+        name = "max_local_hosts"
+    if limit is not None and asked > limit:
+        place = "on this machine" if provider == "local" else f"of provider {provider}"
         yield FieldError(
             pointer="/hosts/count",
-            detail=f"{job.hosts.count} hosts on this machine are more than the"
-            f" {settings.max_local_hosts} that the service allows.",
-            hint=f"Use {settings.max_local_hosts} or fewer, or raise max_local_hosts.",
+            detail=f"{asked} hosts {place} are more than the {limit} that the service allows.",
+            hint=f"Use {limit} or fewer, or raise {name}.",
+        )
+    limit = settings.max_hosts_per_owner
+    if limit is not None and asked > limit:
+        yield FieldError(
+            pointer="/hosts/count",
+            detail=f"{asked} hosts are more than the {limit} that one owner may hold at once.",
+            hint=f"Use {limit} or fewer, or raise max_hosts_per_owner.",
         )

@@ -1,5 +1,7 @@
 """What the providers see of each live group, kept fresh off the event loop.
 
+Owns when a group is probed again.
+
 A slow provider delays only its own groups: each probe is a thread of its own, at most one a group,
 and a decision uses the newest that has come back.
 """
@@ -7,6 +9,9 @@ and a decision uses the newest that has come back.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import heapq
+import math
 from collections.abc import Callable, Container, Iterable, Mapping
 from datetime import datetime
 
@@ -19,6 +24,10 @@ from orchestrator.service import Service
 from orchestrator.store.reads import Sighting
 
 log = structlog.get_logger(__name__)
+PROBES_PER_SECOND = 50.0
+HOT_SECONDS = 10.0
+IDLE_SECONDS = 5.0
+LEAST_SECONDS = 0.005
 
 
 class Sightings:
@@ -52,18 +61,28 @@ class Sightings:
         self._seen = {group: seen for group, seen in self._seen.items() if group in live}
         self._asked = {group: at for group, at in self._asked.items() if group in live}
 
-    def believed(self, acquiring: Container[str]) -> Mapping[str, Sighting]:
-        """What a decision may rest on; the hosts of the groups in `acquiring` are asked for now."""
+    def believed(
+        self, acquiring: Container[str], groups: Iterable[str] | None = None
+    ) -> Mapping[str, Sighting]:
+        """What a decision may rest on; the hosts of the groups in `acquiring` are asked for now.
+
+        Of all groups unless some are named.
+        """
         return {
             group: seen
-            for group, seen in self._seen.items()
-            if seen.probe.exists or group not in acquiring
+            for group in (self._seen if groups is None else groups)
+            if (seen := self._seen.get(group)) is not None
+            and (seen.probe.exists or group not in acquiring)
         }
 
 
 class Prober:
     """`changed` is called, on the event loop, with a group's name when its probe says other than
-    before."""
+    before.
+
+    A group that something is happening to is probed every `probe_seconds`; the others take turns,
+    so that a large fleet costs no more than `PROBES_PER_SECOND`.
+    """
 
     def __init__(
         self, service: Service, calls: ProviderCalls, changed: Callable[[str], None]
@@ -72,38 +91,85 @@ class Prober:
         self._calls = calls
         self._changed = changed
         self._sightings = Sightings()
+        self._providers: dict[str, str] = {}
+        self._pace = service.settings.probe_seconds
+        self._hot: dict[str, float] = {}
         self._due: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+        self._sooner = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    def seen(self, acquiring: Container[str]) -> Mapping[str, Sighting]:
+    def seen(self, groups: Iterable[str], acquiring: Container[str]) -> Mapping[str, Sighting]:
         """What a decision may rest on; the hosts of the groups in `acquiring` are asked for now."""
-        return self._sightings.believed(acquiring)
+        return self._sightings.believed(acquiring, groups)
 
     def soon(self, action: Action) -> None:
         """Something was just done to the group: what was seen of it before is no longer true."""
         if isinstance(action, AcquireHosts):
             self._sightings.asked(action.group, self._service.clock.now())
-        self._due[action.group] = 0.0
+        self._providers[action.group] = action.provider
+        self.attend(action.group)
 
-    def look(self, live: Iterable[tuple[str, str]]) -> None:
-        """Starts the probes that are due of these (group, provider), and forgets all others."""
-        wanted = dict(live)
-        self._sightings.keep(wanted)
-        self._due = {group: due for group, due in self._due.items() if group in wanted}
+    def attend(self, group: str) -> None:
+        """Something is happening to the group: probe it now, and often for a while."""
+        if group in self._providers:
+            now = self._service.clock.monotonic()
+            self._hot[group] = now + HOT_SECONDS
+            self._plan(group, now)
+
+    def keep(self, live: Iterable[tuple[str, str]]) -> None:
+        """Probes these (group, provider) from now on, and forgets all others."""
+        self._providers = dict(live)
+        self._sightings.keep(self._providers)
+        self._hot = {group: at for group, at in self._hot.items() if group in self._providers}
+        self._due = {group: at for group, at in self._due.items() if group in self._providers}
+        self._pace = max(
+            self._service.settings.probe_seconds, len(self._providers) / PROBES_PER_SECOND
+        )
         now = self._service.clock.monotonic()
-        for group, name in wanted.items():
-            provider = self._service.providers.get(name)
-            idle = group not in self._tasks and self._due.get(group, 0.0) <= now
-            if provider is not None and idle:
-                self._due[group] = now + self._service.settings.probe_seconds
-                self._tasks[group] = asyncio.create_task(self._probe(group, provider))
+        for turn, group in enumerate(self._providers.keys() - self._due.keys()):
+            if group not in self._tasks:
+                self._plan(group, now + turn / PROBES_PER_SECOND)
+
+    async def run(self) -> None:
+        """Probes what is due, until cancelled."""
+        while True:
+            self._sooner.clear()
+            wait = self._start_due() - self._service.clock.monotonic()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._sooner.wait(), max(wait, LEAST_SECONDS))
 
     async def close(self) -> None:
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()), timeout=1.0)
 
+    def _plan(self, group: str, at: float) -> None:
+        """A probe under way plans the next one itself, unless somebody wants it sooner."""
+        if self._due.get(group, math.inf) > at:
+            self._due[group] = at
+            heapq.heappush(self._heap, (at, group))
+            self._sooner.set()
+
+    def _start_due(self) -> float:
+        """Starts the probes that are due; answers when the next one is."""
+        now = self._service.clock.monotonic()
+        while self._heap:
+            at, group = self._heap[0]
+            if at > now:
+                return at
+            heapq.heappop(self._heap)
+            if self._due.get(group) == at and group not in self._tasks:
+                del self._due[group]
+                self._start(group)
+        return now + IDLE_SECONDS
+
+    def _start(self, group: str) -> None:
+        provider = self._service.providers.get(self._providers[group])
+        if provider is not None:
+            self._tasks[group] = asyncio.create_task(self._probe(group, provider))
+
     async def _probe(self, group: str, provider: Provider) -> None:
-        began = self._service.clock.now()
+        began, start = self._service.clock.now(), self._service.clock.monotonic()
         try:
             self._note(group, began, await self._calls.run(provider.probe, group))
         except ProviderError as error:
@@ -112,6 +178,15 @@ class Prober:
             log.exception("probe failed", group=group)
         finally:
             del self._tasks[group]
+            self._plan_next(group, start)
+
+    def _plan_next(self, group: str, start: float) -> None:
+        if group not in self._providers:
+            return
+        hot = self._hot.get(group, 0.0) > start
+        pace = self._service.settings.probe_seconds if hot else self._pace
+        wanted = self._due.pop(group, math.inf)  # asked for while the probe was under way
+        self._plan(group, min(wanted, start + pace))
 
     def _note(self, group: str, began: datetime, probe: GroupProbe) -> None:
         if self._sightings.note(group, began, probe):

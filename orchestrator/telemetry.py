@@ -60,6 +60,12 @@ class Telemetry:
             ["provider", "call"],
             registry=self.registry,
         )
+        self.fenced_calls = Counter(
+            "longhaul_provider_calls_fenced",
+            "Calls to a provider left out because this control plane does not lead for certain.",
+            ["provider", "call"],
+            registry=self.registry,
+        )
         self._counts_runs = False
 
     def count_runs(self, read: Engine) -> None:

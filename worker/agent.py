@@ -28,9 +28,12 @@ from worker.protocol import (
     Command,
     DrainTrainer,
     Evaluated,
+    HostNotice,
+    KilledFor,
     KillTrainer,
     KnownEvent,
     LogLines,
+    Notice,
     PhaseEntered,
     Retire,
     SaveNow,
@@ -52,6 +55,8 @@ FLUSH_SECONDS = 5.0
 LOCK_SECONDS = 5.0
 EXIT_REFUSED, EXIT_SUPERSEDED, EXIT_PROTOCOL = 2, 3, 4
 LOG_BYTES = 4 << 20
+NOTICE_GRACE_SECONDS = 20.0  # a machine that shuts down waits for its processes about so long
+WATCH_SECONDS = 1.0
 ORPHANED = "its agent ended without seeing its exit, and a trainer dies with its agent"
 STALE = "its attempt is no longer the current one"
 log = logging.getLogger("longhaul.agent")
@@ -105,6 +110,7 @@ class Agent:
         self._commands: tuple[Command, ...] = ()
         self._commanded = asyncio.Event()
         self._retired = asyncio.Event()
+        self._leaving = False
         self._stepped: set[int] = set()
         self._broken = asyncio.Event()
         self._uplink = Uplink(
@@ -131,22 +137,55 @@ class Agent:
     async def run(self) -> None:
         """Until retired. Raises `Superseded` or `ProtocolRefused`; no trainer lives afterwards."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._retired.set)
+        loop.add_signal_handler(signal.SIGINT, self._retired.set)
+        loop.add_signal_handler(signal.SIGTERM, self._noticed)
         try:
             await self._first_of(self._retired.wait(), self._serve())
         finally:
-            await self._end_trainer("its agent is leaving")
+            await self._end_trainer("its agent is leaving", KilledFor.LEAVING)
             if self._retired.is_set():
                 await self._flush()
             await self._close()
+
+    def _noticed(self) -> None:
+        """SIGTERM is how a host says that it goes down: save what can be saved, then leave.
+
+        A second one, or one with nothing to save, ends the agent at once.
+        """
+        running = self._running
+        if running is None or self._leaving:
+            self._retired.set()
+            return
+        self._leaving = True
+        log.warning("the host is going down: attempt %d saves and leaves", running.attempt)
+        told = HostNotice(notice=Notice.SHUTDOWN, source="SIGTERM", text="the agent got SIGTERM")
+        self._tell(told, running.start)
+        grace = min(running.start.spec.job.policy.grace_seconds, NOTICE_GRACE_SECONDS)
+        running.drain(grace, KilledFor.NOTICE)
+        self._background(self._leave_after(running))
+
+    async def _leave_after(self, running: Trainer) -> None:
+        await running.ended.wait()
+        self._retired.set()
+
+    async def _watch_for_silence(self) -> None:
+        """Ends a trainer whose spec wants it to stop when nobody has answered for so long."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            running, silent = self._running, self._uplink.silent_seconds
+            policy = running.start.spec.job.policy if running else None
+            if running is None or policy is None or policy.dead_man_seconds is None:
+                continue
+            if silent > policy.dead_man_seconds:
+                running.drain(policy.grace_seconds, KilledFor.DEAD_MAN)
 
     async def _serve(self) -> None:
         await self._bury_predecessor()
         await self._uplink.register(self._folder.facts(ADDRESS))
         log.info("registered as host %d of %s", self._identity.host, self._identity.group)
         talks = (self._uplink.send_events(), self._uplink.poll())
-        await self._first_of(*talks, self._obey(), self._broken.wait())
+        watches = (self._broken.wait(), self._watch_for_silence())
+        await self._first_of(*talks, self._obey(), *watches)
         await asyncio.gather(*self._tasks)  # raises what broke
 
     async def _first_of(self, *works: Coroutine[object, object, object]) -> None:
@@ -227,7 +266,7 @@ class Agent:
 
     async def _start(self, command: StartTrainer) -> None:
         attempt = command.spec.attempt
-        if attempt <= self._folder.attempt_fence:
+        if attempt <= self._folder.attempt_fence or self._leaving:
             return
         try:
             self._folder.raise_fence(attempt)
@@ -237,7 +276,7 @@ class Agent:
             return
         self._starting = attempt
         try:
-            await self._end_trainer(f"attempt {attempt} takes its place")
+            await self._end_trainer(f"attempt {attempt} takes its place", KilledFor.SUPERSEDED)
             while not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
                 log.error("attempt %d: something still holds trainer.lock; waiting", attempt)
             trainer = Trainer(
@@ -250,13 +289,13 @@ class Agent:
 
     async def _kill(self, command: KillTrainer) -> None:
         if self._running and self._running.attempt <= command.attempt:
-            await self._end_trainer(command.reason)
+            await self._end_trainer(command.reason, KilledFor.SUPERSEDED)
 
-    async def _end_trainer(self, why: str) -> None:
+    async def _end_trainer(self, why: str, reason: KilledFor) -> None:
         """Returns once the trainer, if one runs, is known dead and its exit is in the spool."""
         if self._running:
             trainer = self._running
-            trainer.kill(why)
+            trainer.kill(why, reason)
             await trainer.ended.wait()
 
     # ---- events ----------------------------------------------------------------------------------

@@ -11,14 +11,18 @@ import contextlib
 import logging
 import os
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
 from worker.host import HostFolder, ProcessId, TrainerRecord, kill_group, until_unlocked
+from worker.memory_killer import MemoryWatch
 from worker.protocol import (
     EVENT,
+    ExitCode,
+    KilledFor,
     KnownEvent,
     LogLines,
     StartTrainer,
@@ -37,7 +41,7 @@ TAIL_SECONDS = 0.1
 DRAIN_SOCKET_SECONDS = 1.0  # a child of a dead trainer may hold its socket open
 LOCK_SECONDS = 5.0
 # What only an agent may say.
-AGENTS_OWN = frozenset({"trainer_exited", "log"})
+AGENTS_OWN = frozenset({"trainer_exited", "log", "host_notice"})
 log = logging.getLogger("longhaul.agent")
 
 OnEvent = Callable[[KnownEvent | Unknown], None]
@@ -64,6 +68,8 @@ class Trainer:
         self._reading: asyncio.Task[None] | None = None
         self._last_step: int | None = None
         self._why_killed: str | None = None
+        self._ended_for: KilledFor | None = None
+        self._memory = MemoryWatch.begin(time.clock_gettime(time.CLOCK_BOOTTIME))
         self._draining = False
         self._grace: asyncio.TimerHandle | None = None
 
@@ -128,7 +134,11 @@ class Trainer:
         if not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
             log.error("attempt %d: a child of the dead trainer holds trainer.lock", self.attempt)
         killed = code == -signal.SIGKILL and self._why_killed is not None
-        self._on_event(self._exit_of(code, self._why_killed if killed else None, killed))
+        exited = self._exit_of(code, self._why_killed if killed else None, killed)
+        if code == -signal.SIGKILL and not killed:
+            words = await asyncio.to_thread(self._memory.line, process.pid)
+            exited = exited.model_copy(update={"memory_killer": words})
+        self._on_event(exited)
         self._folder.forget_trainer()
         log.info("attempt %d: trainer ended with %d", self.attempt, code)
 
@@ -140,6 +150,7 @@ class Trainer:
             last_lines=last_lines(self._log_file),
             killed_by_agent=killed,
             why_killed=why,
+            killed_for=self._ended_for if killed or code == ExitCode.DRAINED else None,
         )
 
     # ---- what may be asked of it -----------------------------------------------------------------
@@ -147,14 +158,15 @@ class Trainer:
     def accepted(self, message: ToTrainerAccepted) -> None:
         self._send(message)
 
-    def drain(self, grace_seconds: float) -> None:
+    def drain(self, grace_seconds: float, reason: KilledFor = KilledFor.STOPPED) -> None:
         """Asks it to save and leave; it is killed when the grace is over. Asking again is idle."""
         if self._draining or self.ended.is_set():
             return
         self._draining = True
+        self._ended_for = self._ended_for or reason
         log.info("attempt %d: drain, %.0f s of grace", self.attempt, grace_seconds)
         why = f"it had not left {grace_seconds:g} s after it was asked to"
-        self._grace = asyncio.get_running_loop().call_later(grace_seconds, self.kill, why)
+        self._grace = asyncio.get_running_loop().call_later(grace_seconds, self.kill, why, reason)
         if self._writer is not None:
             self._send(ToTrainerDrain())
         elif self._process is not None and self._process.returncode is None:
@@ -165,11 +177,12 @@ class Trainer:
         if self._writer is not None and not self.ended.is_set():
             self._send(ToTrainerSave(request=request))
 
-    def kill(self, why: str) -> None:
+    def kill(self, why: str, reason: KilledFor) -> None:
         """SIGKILL to its whole process group. The first reason is the one that is told."""
         if self.ended.is_set():
             return
         self._why_killed = self._why_killed or why
+        self._ended_for = self._ended_for or reason
         if self._process is not None and self._process.returncode is None:
             log.info("attempt %d: killing the trainer: %s", self.attempt, why)
             kill_group(self._process.pid)

@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -37,6 +38,7 @@ COALESCE_SECONDS = 0.05
 WAIT_SECONDS = 20.0
 MAX_BACKOFF_SECONDS = 2.0
 LOOK_SECONDS = 0.1
+MOVED_SECONDS = 1.0
 REFUSED_BACKOFF_SECONDS = 15.0
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 POLL_TIMEOUT = httpx.Timeout(WAIT_SECONDS + 10.0, connect=3.0)
@@ -100,6 +102,7 @@ class Uplink:
         self._port = port
         self._obey = obey
         self._known_commands = ""
+        self._answered_at = time.monotonic()
         self._batch_events = BATCH_EVENTS
         self._some = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -110,6 +113,11 @@ class Uplink:
 
     async def close(self) -> None:
         await self._client.aclose()
+
+    @property
+    def silent_seconds(self) -> float:
+        """How long the control plane has not answered."""
+        return time.monotonic() - self._answered_at
 
     def ring(self, urgent: bool) -> None:
         """There is something new in the spool."""
@@ -262,20 +270,42 @@ class Uplink:
         """One request. Raises `Away` for what may pass, an `UplinkError` for what will not."""
         try:
             base = self._control_url()
-            response = await self._client.post(
-                f"{base}/api/v1/agents/{call}",
-                content=body,
-                headers={"Content-Type": "application/json"},
-                timeout=POLL_TIMEOUT if call == "report" else CALL_TIMEOUT,
-            )
+            response = await self._post(base, call, body)
         except (httpx.RequestError, httpx.InvalidURL, OSError) as error:
             raise Away(f"no answer ({type(error).__name__}: {error})") from error
         if response.status_code == 200:
+            self._answered_at = time.monotonic()
             try:
                 return kind.model_validate_json(response.content)
             except ValidationError as error:
                 raise Refused(f"an answer that makes no sense: {error}") from error
         raise self._meaning(call, response, base)
+
+    async def _post(self, base: str, call: str, body: bytes) -> httpx.Response:
+        """Gives up as soon as the control plane is said to be elsewhere: it may hang where it was.
+
+        What is sent twice by that counts once.
+        """
+        post = self._client.post(
+            f"{base}/api/v1/agents/{call}",
+            content=body,
+            headers={"Content-Type": "application/json"},
+            timeout=POLL_TIMEOUT if call == "report" else CALL_TIMEOUT,
+        )
+        request, moved = asyncio.ensure_future(post), asyncio.ensure_future(self._moved(base))
+        try:
+            await asyncio.wait((request, moved), return_when=asyncio.FIRST_COMPLETED)
+            if not request.done():
+                raise Away("the control plane has moved")
+            return request.result()
+        finally:
+            for task in (request, moved):
+                task.cancel()
+            await asyncio.gather(request, moved, return_exceptions=True)
+
+    async def _moved(self, base: str) -> None:
+        while self._base() in (None, base):
+            await asyncio.sleep(MOVED_SECONDS)
 
     def _meaning(self, call: str, response: httpx.Response, base: str) -> Exception:
         """What a status other than 200 says to this agent."""

@@ -7,6 +7,7 @@ before it is acknowledged; a report that waits for commands holds no transaction
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -32,7 +33,8 @@ from worker.protocol import (
     ReportAnswer,
 )
 
-OTHER_REPLICA_SECONDS = 1.0  # another replica's decisions wake nobody here
+OTHER_REPLICA_SECONDS = 1.0  # while another replica's decisions wake nobody here
+LOST_WAKE_SECONDS = 10.0
 NEXT_REPORT_SECONDS = 1.0
 LEAVE = "End the trainer and this agent; a newer one has this host, or nobody needs it."
 
@@ -155,16 +157,21 @@ async def _new_commands(
     """
     topic = group_topic(call.group)
     deadline = service.clock.monotonic() + call.wait_seconds
-    alone = service.read.dialect.name == "sqlite"
     while True:
         left = deadline - service.clock.monotonic()
         news = commands.commands_digest(found) != call.known_commands
         if left <= 0 or news or stopping.is_set():
             return found
-        patience = left if alone else min(left, OTHER_REPLICA_SECONDS)
+        patience = min(left, _longest_sleep(service))
         await _first_of(service.wakes.wait(topic, seen, patience), stopping.wait())
         seen = service.wakes.count(topic)
         found = await asyncio.to_thread(_commands, service, call.group, call.host)
+
+
+def _longest_sleep(service: Service) -> float:
+    if service.read.dialect.name == "sqlite":
+        return math.inf  # one replica alone
+    return LOST_WAKE_SECONDS if service.wakes.complete else OTHER_REPLICA_SECONDS
 
 
 async def _first_of(*waits: Coroutine[object, object, bool]) -> None:

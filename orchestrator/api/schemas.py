@@ -42,7 +42,12 @@ class Problem(View):
 
 
 class Facts(View):
-    """What follows from a spec by arithmetic."""
+    """What follows from a spec by arithmetic.
+
+    `speed_source` says whether `tokens_per_second` was measured on an earlier run of the same
+    model, batch and devices, or is assumed from the devices' peak; hours and cost follow from it
+    and are null where a part is not known. `price_per_hour` is that of all hosts together.
+    """
 
     parameters: int
     flops_per_token: int
@@ -53,6 +58,16 @@ class Facts(View):
     storage_bytes: int
     memory_per_device_bytes: int
     memory_arithmetic: str
+    devices: int
+    tokens_per_second: float | None
+    speed_source: Literal["measured", "assumed"] | None
+    hours: float | None
+    hours_arithmetic: str
+    price_per_hour: float | None
+    currency: str
+    cost: float | None
+    cost_arithmetic: str
+    notes: tuple[str, ...] = ()
 
 
 class Progress(View):
@@ -300,12 +315,6 @@ class RevisionView(View):
     author: str
     note: str | None
     created_at: AwareDatetime
-
-
-class ResumeRequest(View):
-    """`reason` is kept in the history."""
-
-    reason: str | None = None
 
 
 class LoginLink(View):

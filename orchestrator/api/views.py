@@ -17,6 +17,7 @@ from orchestrator.api.happenings import events, evidence, incidents, logs
 from orchestrator.api.schemas import (
     AttemptView,
     CheckpointView,
+    Facts,
     GroupView,
     HostView,
     Progress,
@@ -28,7 +29,7 @@ from orchestrator.api.schemas import (
 from orchestrator.api.series import chart, goodput, goodput_of, metrics
 from orchestrator.service import Service
 from orchestrator.state import AttemptState, Desired, RunState
-from orchestrator.store import history
+from orchestrator.store import history, speeds
 from orchestrator.store import views as rows
 from orchestrator.store.tables import EPOCH
 from orchestrator.store.wishes import find
@@ -39,6 +40,7 @@ __all__ = [
     "chart",
     "checkpoints",
     "events",
+    "facts",
     "goodput",
     "incidents",
     "logs",
@@ -84,11 +86,18 @@ def run_detail(connection: Connection, service: Service, id_or_name: str) -> Run
     return RunDetail(
         **dict(summary),
         spec=job,
-        facts=preflight.facts(job),
-        waits_for=_waits_for(connection, run, summary, groups),
+        facts=facts(connection, service, job, run.id),
+        waits_for=_waits_for(connection, service, run, summary, groups),
         newest_checkpoint=_checkpoint(saved[0]) if saved else None,
         groups=groups,
     )
+
+
+def facts(
+    connection: Connection, service: Service, job: JobSpec, run_id: str | None = None
+) -> Facts:
+    """Of a spec, or of the run `run_id` that has it."""
+    return preflight.facts(job, service.settings, speeds.known(connection, job, run_id))
 
 
 def attempts(connection: Connection, service: Service, id_or_name: str) -> tuple[AttemptView, ...]:
@@ -208,7 +217,8 @@ def _progress(connection: Connection, run: rows.AnyRow, job: JobSpec) -> Progres
     parts = history.segments(connection, run.id, run.branch)
     recent = history.newest(connection, run.id, parts, RECENT_STEPS)
     if not recent:
-        return Progress(step=0, steps=job.steps)
+        # A fork stands at the checkpoint that it inherited until it has trained a step itself.
+        return Progress(step=rows.branch_start(connection, run.id, run.branch), steps=job.steps)
     last = recent[0]
     seconds = sum(point.seconds for point in recent)
     step_seconds = seconds / len(recent)
@@ -273,7 +283,11 @@ def _groups(connection: Connection, run_id: str) -> tuple[GroupView, ...]:
 
 
 def _waits_for(
-    connection: Connection, run: rows.AnyRow, summary: RunSummary, groups: tuple[GroupView, ...]
+    connection: Connection,
+    service: Service,
+    run: rows.AnyRow,
+    summary: RunSummary,
+    groups: tuple[GroupView, ...],
 ) -> str | None:
     """What the run waits for, in words; None while it trains or when it is over."""
     if summary.needs_person:
@@ -284,7 +298,7 @@ def _waits_for(
         case RunState.PAUSED:
             return f"a person's resume: longhaul resume {run.name}"
         case RunState.QUEUED:
-            return "its turn"
+            return service.queue.waits_for(connection, run.id) or "its turn"
         case RunState.STOPPING:
             return "its trainers to save and leave"
         case RunState.PROVISIONING:

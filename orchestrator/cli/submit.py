@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
 
 import typer
 
-from orchestrator.cli.options import AsJson, DataDir, connect
+from orchestrator.cli.options import AsJson, DataDir, Settings, connect
 
 if TYPE_CHECKING:
     from orchestrator.api.schemas import Facts, RunDetail
@@ -24,15 +24,6 @@ Given: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="FILE|PRESET", help="A spec in YAML or JSON, or a preset.", show_default=False
-    ),
-]
-Settings: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="PATH=VALUE",
-        help="Change one field, as in --set batch.sequences=8; may be repeated.",
-        show_default=False,
     ),
 ]
 
@@ -148,7 +139,20 @@ def fact_rows(facts: Facts) -> list[tuple[str, str]]:
         ),
         ("Memory", f"{text.size(facts.memory_per_device_bytes)} a device"),
         ("", facts.memory_arithmetic),
+        ("Time", _time(facts)),
+        ("", facts.hours_arithmetic),
+        ("Cost", "not known" if facts.cost is None else text.money(facts.cost, facts.currency)),
+        ("", facts.cost_arithmetic),
+        *(("Note", note) for note in facts.notes),
     ]
+
+
+def _time(facts: Facts) -> str:
+    from orchestrator.cli import text
+
+    if facts.hours is None:
+        return "not known"
+    return f"about {text.hours(facts.hours)} of training"
 
 
 def _document(given: str, settings: list[str] | None) -> Document:

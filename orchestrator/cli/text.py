@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -16,19 +17,37 @@ def clean(line: str) -> str:
 
 def count(number: int) -> str:
     """1,048 as it is; from a million on with three figures and a unit."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{unit}"
-    return f"{number:,}"
+    if abs(number) < 1_000_000:
+        return f"{number:,}"
+    return "".join(_three_figures(number / 1e6, ("M", "B", "T")))
 
 
 def size(number: float) -> str:
     """Bytes, in decimal units."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if abs(number) < 1000 or unit == "TB":
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.3g} {unit}"
+    if abs(number) < 999.5:
+        return f"{number:.0f} B"
+    return " ".join(_three_figures(number / 1000, ("kB", "MB", "GB", "TB")))
+
+
+def _three_figures(number: float, units: Sequence[str]) -> tuple[str, str]:
+    """In the first unit in which three figures do not round up to a thousand."""
+    for unit in units[:-1]:
+        if abs(number) < 999.5:
+            return f"{number:.3g}", unit
         number /= 1000
-    raise AssertionError
+    return (f"{number:.3g}" if abs(number) < 999.5 else f"{number:,.0f}"), units[-1]
+
+
+def hours(number: float) -> str:
+    """Hours as a duration, long ones in days."""
+    return seconds(number * 3600)
+
+
+def money(amount: float, currency: str) -> str:
+    """Two decimals; what is less than a cent is said so."""
+    if 0 < amount < 0.01:
+        return f"less than 0.01 {currency}"
+    return f"{amount:,.2f} {currency}"
 
 
 def seconds(number: float) -> str:

@@ -199,7 +199,7 @@ class LocalProvider:
 
     def _let_leave(self, places: list[LocalHost]) -> None:
         for place in places:
-            place.signal_agent(signal.SIGTERM)
+            place.signal_agent(signal.SIGINT)
         self._until_idle(places, LEAVE_SECONDS)
 
     def _end(self, places: list[LocalHost]) -> None:

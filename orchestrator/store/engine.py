@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 
 from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.engine import Connection, make_url
@@ -12,18 +13,34 @@ from sqlalchemy.pool import ConnectionPoolEntry
 BUSY_TIMEOUT_MS = 10_000
 
 
-def open_engine(url: str) -> Engine:
+def open_engine(url: str, stalled_after: float | None = None) -> Engine:
     """An engine for `sqlite:///…` or `postgresql+psycopg://…`.
+
+    PostgreSQL ends a writing transaction in which nothing happens for `stalled_after` seconds: a
+    leader that is stopped in the middle of one would hold the lease's row, and nobody could follow.
 
     On SQLite, transactions begin immediately: with the driver's own lazy transactions, two
     processes that read and then write lose updates without any error.
     """
     if make_url(url).get_backend_name() != "sqlite":
-        return create_engine(url, pool_size=8, max_overflow=8, pool_pre_ping=True)
+        engine = create_engine(url, pool_size=8, max_overflow=8, pool_pre_ping=True)
+        if stalled_after is not None:
+            event.listen(engine, "begin", _end_when_stalled(stalled_after))
+        return engine
     engine = create_engine(url, connect_args={"check_same_thread": False})
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
     return engine
+
+
+def _end_when_stalled(seconds: float) -> Callable[[Connection], None]:
+    limit = f"SET LOCAL idle_in_transaction_session_timeout = {max(1, round(seconds * 1000))}"
+
+    def begin(connection: Connection) -> None:
+        if not connection.get_execution_options().get("read_only", False):
+            connection.exec_driver_sql(limit)
+
+    return begin
 
 
 def _on_connect(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

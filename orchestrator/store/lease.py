@@ -67,6 +67,15 @@ def release(connection: Connection, name: str, owner: str) -> None:
     )
 
 
+def remaining(connection: Connection, token: int, name: str = LEADER) -> timedelta:
+    """How long `token` has the lease for certain; negative once it may be taken. As `check`."""
+    check(connection, token, name)
+    until, now = connection.execute(
+        select(leases.c.expires_at, DatabaseNow()).where(leases.c.name == name)
+    ).one()
+    return until - EPOCH - timedelta(microseconds=now)
+
+
 def check(connection: Connection, token: int, name: str = LEADER) -> None:
     """Raises `Fenced` unless `token` is the newest; holds the lease still until the commit.
 

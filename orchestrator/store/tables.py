@@ -10,6 +10,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import (
+    DDL,
     BigInteger,
     Boolean,
     Column,
@@ -27,6 +28,8 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    event,
+    false,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -103,19 +106,24 @@ runs = Table(
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),
     Column("queued_at", Instant),
+    # The newest save that was asked for, and the newest that a checkpoint answered.
     Column("save_request", Integer, nullable=False, server_default="0"),
+    Column("save_served", Integer, nullable=False, server_default="0"),
     Column("forked_run", String(32)),
     Column("forked_checkpoint", String(40)),
     Index("ix_runs_state", "state"),
 )
 
-idempotency_keys = Table(
-    "idempotency_keys",
+# Keys of requests that made a run; each person's keys are their own.
+request_keys = Table(
+    "request_keys",
     metadata,
-    Column("key", String(200), primary_key=True),
+    Column("owner", String(80), nullable=False),
+    Column("key", String(200), nullable=False),
     Column("body_sha256", String(64), nullable=False),
     Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
     Column("created_at", Instant, nullable=False),
+    PrimaryKeyConstraint("owner", "key"),
 )
 
 revisions = Table(
@@ -140,6 +148,8 @@ branches = Table(
     Column("from_checkpoint", String(40)),
     Column("from_step", Integer, nullable=False, default=0),
     Column("data_plan", Text, nullable=False),
+    # A fork that changed the data: its first checkpoint knows another text or order.
+    Column("other_data", Boolean, nullable=False, server_default=false()),
     Column("reason", Text),
     Column("created_at", Instant, nullable=False),
     PrimaryKeyConstraint("run_id", "number"),
@@ -478,9 +488,34 @@ audit = Table(
     Column("actor", String(80), nullable=False),
     Column("role", String(16), nullable=False),
     Column("remote", String(80)),
+    Column("token_id", String(16)),
     Column("action", String(40), nullable=False),
     Column("target", String(120)),
     Column("before", Text),
     Column("after", Text),
     Index("ix_audit_target", "target"),
+)
+_ONLY_ADDED = "the audit log is only added to"
+_AUDIT_GUARDS = {
+    "sqlite": [
+        f"CREATE TRIGGER audit_no_{verb} BEFORE {verb.upper()} ON audit"
+        f" BEGIN SELECT RAISE(ABORT, '{_ONLY_ADDED}'); END"
+        for verb in ("update", "delete")
+    ],
+    "postgresql": [
+        "CREATE FUNCTION audit_is_only_added_to() RETURNS trigger LANGUAGE plpgsql AS"
+        f" $$ BEGIN RAISE EXCEPTION '{_ONLY_ADDED}'; END $$",
+        "CREATE TRIGGER audit_no_change BEFORE UPDATE OR DELETE ON audit"
+        " FOR EACH ROW EXECUTE FUNCTION audit_is_only_added_to()",
+        "CREATE TRIGGER audit_no_truncate BEFORE TRUNCATE ON audit"
+        " FOR EACH STATEMENT EXECUTE FUNCTION audit_is_only_added_to()",
+    ],
+}
+for _dialect, _statements in _AUDIT_GUARDS.items():
+    for _statement in _statements:
+        event.listen(audit, "after_create", DDL(_statement).execute_if(dialect=_dialect))
+event.listen(
+    audit,
+    "after_drop",
+    DDL("DROP FUNCTION IF EXISTS audit_is_only_added_to()").execute_if(dialect="postgresql"),
 )

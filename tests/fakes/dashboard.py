@@ -32,7 +32,9 @@ from orchestrator.api.schemas import (
 from orchestrator.dashboard import router as dashboard
 from orchestrator.dashboard.views_reader import reader
 from orchestrator.presets import PRESETS
+from orchestrator.roles import Role
 from orchestrator.state import AttemptState, CheckpointState, Desired, RunState, Verdict
+from orchestrator.store.audit import Actor
 
 NOW = datetime(2026, 11, 20, 13, 2, 11, tzinfo=UTC)
 CSRF = "csrf-of-the-test"
@@ -85,6 +87,15 @@ def make_run(name: str = "demo-1m", **changes: object) -> RunDetail:
             storage_bytes=100_773_888,
             memory_per_device_bytes=61_000_000,
             memory_arithmetic="weights, moments, gradients and activations",
+            devices=1,
+            tokens_per_second=None,
+            speed_source=None,
+            hours=None,
+            hours_arithmetic="not known",
+            price_per_hour=None,
+            currency="USD",
+            cost=None,
+            cost_arithmetic="no price",
         ),
         "waits_for": None,
         "newest_checkpoint": None,
@@ -269,6 +280,7 @@ def _column(first: int, last: int) -> ChartColumn:
         loss_min=min(values),
         loss_max=max(values),
         loss_mean=sum(values) / len(values),
+        loss_last=values[-1],
         grad_norm_max=1.2,
         grad_norm_mean=0.4 + 2 * math.exp(-last / 20) + 0.05 * math.sin(last),
         learning_rate=3e-3 * min(1, last / 20) * (0.55 + 0.45 * math.cos(math.pi * last / 220)),
@@ -406,7 +418,7 @@ def make_app(served: Served) -> FastAPI:
     """The dashboard over `served.reader`, with the API's stream and wishes at their simplest."""
     app = FastAPI()
     app.add_middleware(SecurityHeaders)
-    app.dependency_overrides[signed_in] = lambda: Session("admin", CSRF)
+    app.dependency_overrides[signed_in] = lambda: Session(Actor("ada", Role.ADMIN, None), CSRF)
     app.dependency_overrides[reader] = lambda: served.reader
 
     @app.middleware("http")

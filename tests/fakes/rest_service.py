@@ -62,6 +62,15 @@ def facts(spec: JobSpec) -> Facts:
         storage_bytes=size * saves,
         memory_per_device_bytes=4 * size,
         memory_arithmetic="weights 4 MB + moments 8 MB + gradients 4 MB + activations 30 MB",
+        devices=1,
+        tokens_per_second=8000.0,
+        speed_source="measured",
+        hours=tokens * spec.steps / 8000 / 3600,
+        hours_arithmetic="409,600 tokens / 8,000 tokens/s (measured: demo-1m on such devices)",
+        price_per_hour=0.5,
+        currency="USD",
+        cost=0.5 * tokens * spec.steps / 8000 / 3600,
+        cost_arithmetic="0.01422 h x 1 device x 0.5 USD a device hour",
     )
 
 
@@ -256,6 +265,42 @@ def problem(status: int = 422, **changes: Any) -> Problem:
     return Problem.model_validate(given | changes)
 
 
+def token(name: str, **changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "id": "1abc",
+        "name": name,
+        "owner": "ada",
+        "role": "operator",
+        "created_at": after(0),
+        "created_by": "admin",
+        "expires_at": after(90 * 86_400),
+        "revoked_at": None,
+        "last_used_at": after(5),
+    }
+    return given | changes
+
+
+def _life(body: dict[str, Any]) -> dict[str, Any]:
+    life = body["expires_seconds"]
+    told = {name: body[name] for name in ("owner", "role")}
+    return told | {"expires_at": None if life is None else after(life)}
+
+
+def deed() -> dict[str, Any]:
+    return {
+        "id": 7,
+        "at": after(3),
+        "actor": "ada",
+        "role": "operator",
+        "remote": "198.51.100.7",
+        "token_id": "1abc",
+        "action": "run.pause",
+        "target": "5r",
+        "before": {"desired": "run", "state": "running"},
+        "after": {"desired": "pause", "reason": "\x1b[31mred"},
+    }
+
+
 @dataclass
 class FakeService:
     """What it answers, and what it was asked. `script` holds the run's looks still to come."""
@@ -294,6 +339,14 @@ class FakeService:
                 return 200, {"url": f"{self.url}/login?code=c", "expires_at": after(300)}
             case "GET", ["runs"]:
                 return 200, self._page(query)
+            case "POST", ["tokens"]:
+                return 201, token(body["name"], token="lh_secret", **_life(body))
+            case "GET", ["tokens"]:
+                return 200, [token("ci"), token("old", revoked_at=after(9), expires_at=None)]
+            case "DELETE", ["tokens", "ci"]:
+                return 204, None
+            case "GET", ["audit"]:
+                return 200, {"items": [deed()], "next_cursor": None}
             case _, ["runs", name, *rest] if (found := self._find(name)) is not None:
                 return self._of_run(method, rest, found, query, body)
             case _:

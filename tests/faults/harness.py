@@ -97,6 +97,10 @@ class Plane:
     process: subprocess.Popen[bytes] | None = None
 
     def up(self) -> None:
+        self.spawn()
+        until(self.ready, "the service to be ready")
+
+    def spawn(self) -> None:
         (self.data / "service.json").unlink(missing_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LONGHAUL_")}
         where = ("--data", str(self.data), "--port", "0")
@@ -110,9 +114,8 @@ class Plane:
             stderr=log,
         )
         log.close()
-        until(self._ready, "the service to be ready")
 
-    def _ready(self) -> bool:
+    def ready(self) -> bool:
         assert self.process is not None
         assert self.process.poll() is None, f"the service ended with {self.process.returncode}"
         with contextlib.suppress(OSError, ValueError, httpx.HTTPError):
@@ -132,6 +135,14 @@ class Plane:
         assert self.process is not None
         self.process.terminate()
         self.process.wait(20)
+
+    def stand_still(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
 
     def call(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         token = (self.data / "token").read_text().strip()

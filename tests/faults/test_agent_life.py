@@ -165,6 +165,7 @@ def test_a_drain_lets_the_trainer_leave_by_itself(stage: Stage):
     stage.book.command(DrainTrainer(attempt=1, grace_seconds=30.0))
     ended = exit_of(stage)
     assert (ended.exit_code, ended.killed_by_agent) == (75, False)
+    assert ended.killed_for == "stopped"
 
 
 def test_a_drain_that_is_ignored_ends_in_a_kill(stage: Stage):
@@ -188,6 +189,7 @@ def test_a_kill_is_told_with_its_reason_once_the_trainer_is_gone(stage: Stage):
     stage.book.command(KillTrainer(attempt=2, reason="a peer crashed"))
     ended = exit_of(stage)
     assert (ended.killed_by_agent, ended.why_killed) == (True, "a peer crashed")
+    assert ended.killed_for == "superseded"
     assert not stage.alive("trainer")
     stage.command(start_trainer(2))
     stage.command(start_trainer(3))
@@ -233,10 +235,30 @@ def test_retire_delivers_everything_before_it_leaves(stage: Stage):
     assert stage.log().rstrip().endswith("left")
 
 
-def test_sigterm_is_a_retirement(stage: Stage):
+def test_sigterm_says_that_the_host_goes_down_and_the_trainer_saves_first(stage: Stage):
     stage.run("--linger")
     stage.kill("agent", signal.SIGTERM)
+    ended = exit_of(stage)
+    assert (ended.exit_code, ended.killed_by_agent, ended.killed_for) == (75, False, "notice")
+    [notice] = stage.book.of("host_notice")
+    assert (notice.attempt, notice.event.notice) == (1, "shutdown")
+    until(lambda: not stage.alive("agent"))
+
+
+def test_a_second_sigterm_waits_for_nobody(stage: Stage):
+    stage.run("--linger", "--ignore-drain")
+    stage.kill("agent", signal.SIGTERM)
+    stage.book.wait(lambda book: book.of("host_notice"))
+    stage.kill("agent", signal.SIGTERM)
     assert exit_of(stage).killed_by_agent
+    until(lambda: not stage.alive("agent"))
+
+
+def test_sigint_is_a_retirement(stage: Stage):
+    stage.run("--linger")
+    stage.kill("agent", signal.SIGINT)
+    ended = exit_of(stage)
+    assert (ended.killed_by_agent, ended.killed_for) == (True, "leaving")
     until(lambda: not stage.alive("agent"))
 
 

@@ -14,8 +14,10 @@ from random import Random
 from typing import Any
 
 from orchestrator.presets import PRESETS
+from orchestrator.roles import Role
 from orchestrator.state import Desired
 from orchestrator.store import wishes
+from orchestrator.store.audit import Actor
 from orchestrator.store.callers import AgentRefused
 from orchestrator.store.commands import commands_digest
 from tests.scenarios.agents import Agent, Away
@@ -38,6 +40,7 @@ from worker.protocol import (
 STEPS = 200
 CALM_ROUNDS = 400
 LINES_SHOWN = 40
+SOMEBODY = Actor("somebody", Role.OPERATOR, None)
 CRASHES: tuple[tuple[str, int | None, int | None, str], ...] = (
     ("SIGKILL", None, signal.SIGKILL, ""),
     ("SIGSEGV", None, signal.SIGSEGV, ""),
@@ -445,7 +448,7 @@ class Simulation:
         desired = self.rng.choices(list(Desired), (8, 4, 0.7))[0]
         now = self.clock.now()
         try:
-            self.database.write(lambda c: wishes.wish(c, now, run_id, desired, "somebody"))
+            self.database.write(lambda c: wishes.wish(c, now, run_id, desired, SOMEBODY))
         except wishes.NotAccepted as refusal:
             self.note(f"{desired} {run_id}: {refusal}")
             return
@@ -522,7 +525,7 @@ class Simulation:
     def _submit_one(self, spec: JobSpec) -> None:
         now = self.clock.now()
         made = self.database.write(
-            lambda c: wishes.submit(c, now, spec, f"key-{spec.name}", "somebody")
+            lambda c: wishes.submit(c, now, spec, f"key-{spec.name}", SOMEBODY)
         )
         known = made.run_id in self.oracle.jobs
         self.oracle.expect(made.made != known, "inv. 16: a repeated submit made another run")

@@ -504,3 +504,32 @@ def test_no_such_place_is_a_problem(
     answer = client.request(method, path)
     assert answer.status_code == status
     assert answer.json()["type"] == f"urn:longhaul:problem:{slug}"
+
+
+def test_hours_are_measured_on_an_earlier_run_of_the_same_shape(
+    client: Client, here: World
+) -> None:
+    first = client.post(f"{RUNS}:preflight", json=tiny_spec("fresh")).json()
+    assert first["speed_source"] == "assumed"
+    run = submitted(client, "older")
+    seed_crashed(here, run)
+    facts = client.post(f"{RUNS}:preflight", json=tiny_spec("fresh", seed=5)).json()
+    assert (facts["speed_source"], facts["tokens_per_second"]) == ("measured", 128.0)
+    assert facts["hours"] == pytest.approx(100 * 4 * 32 / 128 / 3600)
+    assert "older on such devices, its last 8 steps" in facts["hours_arithmetic"]
+    other = client.post(f"{RUNS}:preflight", json=tiny_spec("fresh", batch={"sequences": 8}))
+    assert other.json()["speed_source"] == "assumed"
+    assert client.get(f"{RUNS}/older").json()["facts"]["speed_source"] == "measured"
+
+
+def test_the_kind_of_devices_is_what_a_trainer_found_last(client: Client, here: World) -> None:
+    run = submitted(client)
+    seed_attempt(here, run, seed_group(here, run), 1)
+    key = "NVIDIA H200 x2, 1 processes, mesh data=2, jax 0.10"
+    here.put(
+        tables.trainers,
+        {"run_id": run, "attempt": 1, "rank": 0, "numerics_key": key, "drained": False}
+        | {"killed_by_agent": False},
+    )
+    facts = client.get(f"{RUNS}/tiny").json()["facts"]
+    assert "the published peak of NVIDIA H200" in facts["hours_arithmetic"]

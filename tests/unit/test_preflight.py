@@ -8,12 +8,20 @@ from typing import Any
 
 import pytest
 
-from orchestrator.preflight import disk_free, facts, in_bytes, problems
+from orchestrator.api.schemas import Facts
+from orchestrator.forecast import Known
+from orchestrator.preflight import disk_free, in_bytes, problems
+from orchestrator.preflight import facts as facts_of
 from orchestrator.settings import Settings
 from tests.unit.api_world import tiny_spec
 from worker.protocol import JobSpec
 
 PLENTY = 10**12
+ANYWHERE = Settings(data_dir=Path("/nowhere"))
+
+
+def facts(made: JobSpec) -> Facts:
+    return facts_of(made, ANYWHERE, Known())
 
 
 def job(**changes: Any) -> JobSpec:
@@ -133,3 +141,14 @@ def test_free_space_of_a_folder_that_is_not_there_yet(tmp_path: Path) -> None:
 )
 def test_bytes_in_words(count: int, words: str) -> None:
     assert in_bytes(count) == words
+
+
+def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
+    silent = job(data={"held_out": 0}, policy={"max_cost": 5})
+    assert [note.split(":")[0] for note in facts(silent).notes] == [
+        "data.held_out is 0",
+        "policy.max_cost has no effect",
+    ]
+    assert facts(job()).notes == ()
+    priced = Settings(data_dir=tmp_path, prices={"local": 1.0})
+    assert facts_of(job(policy={"max_cost": 5}), priced, Known()).notes == ()

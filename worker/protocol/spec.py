@@ -134,7 +134,7 @@ class PolicySpec(Spec):
     grace_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
     start_seconds: Annotated[float, Field(gt=0, le=86400)] = 600.0
     hold_seconds: Annotated[float, Field(ge=0, le=604800)] | None = None
-    dead_man_seconds: Annotated[float, Field(ge=10, le=604800)] | None = None
+    dead_man_seconds: Annotated[float, Field(ge=60, le=604800)] | None = None
 
 
 class JobSpec(Spec):
