@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, func, literal, select
+from sqlalchemy import Connection, and_, bindparam, func, literal, or_, select
 
 from orchestrator.ledger.rollups import FINEST, SPANS, Summary, Tile, join, start_of
 from orchestrator.store.bulk import Cell, insert_rows, micros
@@ -35,9 +35,25 @@ POINTS_AT_ONCE = 16_384  # summed up in one transaction: some tens of millisecon
 POINT_COLUMNS = tuple(column.name for column in metric_points.c)
 
 
+def behind(connection: Connection, since: datetime | None) -> list[tuple[str, int]]:
+    """Attempts with something to sum up, without those that ended before `since`."""
+    a, m = attempts.c, metric_points.c
+    newest = (
+        select(func.max(m.step))
+        .where(m.run_id == a.run_id, m.attempt == a.number)
+        .correlate(attempts)
+        .scalar_subquery()
+    )
+    query = select(a.run_id, a.number).order_by(a.run_id, a.number)
+    query = query.where(newest >= func.coalesce(newest_span(FINEST), 0) + FINEST)
+    if since is not None:
+        query = query.where(or_(a.ended_at.is_(None), a.ended_at > since))
+    return [(run_id, number) for run_id, number in connection.execute(query)]
+
+
 def sum_up(connection: Connection, run_id: str, attempt: int) -> bool:
     """Sums up some of what is complete; True when there may be more. Repeating it does no harm."""
-    _hold_reports(connection, run_id, attempt)
+    hold_reports(connection, run_id, attempt)
     summed = summed_through(connection, run_id, [attempt])[attempt]
     more = _sum_points(connection, run_id, attempt, summed[FINEST])
     for shorter, span in pairwise(SPANS):
@@ -45,7 +61,7 @@ def sum_up(connection: Connection, run_id: str, attempt: int) -> bool:
     return more
 
 
-def _hold_reports(connection: Connection, run_id: str, attempt: int) -> None:
+def hold_reports(connection: Connection, run_id: str, attempt: int) -> None:
     """No report of the attempt's hosts is half stored while this transaction lasts."""
     a = attempts.c
     group = select(a.group).where(a.run_id == run_id, a.number == attempt).scalar_subquery()

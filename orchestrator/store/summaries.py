@@ -19,7 +19,7 @@ from orchestrator.store.bulk import micros
 from orchestrator.store.tables import attempts, metric_points, metric_rollups
 
 TILES_A_QUERY = 100
-EVERYTHING = 1 << 31
+EVERYTHING = (1 << 31) - 1  # a column that holds all steps there can be
 VALUES = tuple(
     column.name
     for column in metric_rollups.c
