@@ -35,13 +35,14 @@ from worker.spool import Spool, SpooledEvent
 BATCH_EVENTS = 200
 BATCH_BYTES = 512 << 10
 COALESCE_SECONDS = 0.05
-WAIT_SECONDS = 20.0
+MOST_GATHER_SECONDS = 60.0
+WAIT_SECONDS, MOST_WAIT_SECONDS = 20.0, 25.0
 MAX_BACKOFF_SECONDS = 2.0
 LOOK_SECONDS = 0.1
 MOVED_SECONDS = 1.0
 REFUSED_BACKOFF_SECONDS = 15.0
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=3.0)
-POLL_TIMEOUT = httpx.Timeout(WAIT_SECONDS + 10.0, connect=3.0)
+POLL_TIMEOUT = httpx.Timeout(MOST_WAIT_SECONDS + 10.0, connect=3.0)
 PROBLEM = "application/problem+json"
 PROTOCOL_PROBLEM = "protocol-not-served"
 log = logging.getLogger("longhaul.agent")
@@ -77,6 +78,16 @@ def backoff(failures: int, ceiling: float = MAX_BACKOFF_SECONDS) -> float:
     return min(ceiling, 0.05 * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311
 
 
+def pace_of(next_report_seconds: float) -> float:
+    """Seconds that events which nobody waits for may gather, as the control plane asks for it."""
+    return min(max(next_report_seconds, COALESCE_SECONDS), MOST_GATHER_SECONDS)
+
+
+def patience_of(next_report_seconds: float) -> float:
+    """Seconds that a report without events may be held: a large fleet asks for longer ones."""
+    return min(max(next_report_seconds, WAIT_SECONDS), MOST_WAIT_SECONDS)
+
+
 class Uplink:
     """One agent process's two conversations, and its offers of checkpoints.
 
@@ -102,6 +113,7 @@ class Uplink:
         self._port = port
         self._obey = obey
         self._known_commands = ""
+        self._pace, self._patience = COALESCE_SECONDS, WAIT_SECONDS
         self._answered_at = time.monotonic()
         self._batch_events = BATCH_EVENTS
         self._some = asyncio.Event()
@@ -154,7 +166,7 @@ class Uplink:
         while True:
             before = asyncio.get_running_loop().time()
             answer = await self._insist(
-                "report", lambda: self._report((), WAIT_SECONDS), ReportAnswer
+                "report", lambda: self._report((), self._patience), ReportAnswer
             )
             news = answer.commands_digest != self._known_commands
             self._take(answer)
@@ -183,7 +195,7 @@ class Uplink:
             await self._some.wait()
         if not self._urgent.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), COALESCE_SECONDS)
+                await asyncio.wait_for(self._urgent.wait(), self._pace)
         self._urgent.clear()
 
     async def _deliver(self, batch: list[SpooledEvent]) -> None:
@@ -228,6 +240,8 @@ class Uplink:
     def _take(self, answer: ReportAnswer) -> None:
         self._store_ack(answer.acked_seq)
         self._known_commands = answer.commands_digest
+        self._pace = pace_of(answer.next_report_seconds)
+        self._patience = patience_of(answer.next_report_seconds)
         self._obey(answer.commands)
 
     def _store_ack(self, seq: int) -> None:
