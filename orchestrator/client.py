@@ -22,6 +22,7 @@ import httpx
 from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
 from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential, wait_random
 
+from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
 from orchestrator.api.schemas import (
     AttemptView,
     CheckpointView,
@@ -50,6 +51,7 @@ T = TypeVar("T")
 _ATTEMPTS = TypeAdapter(tuple[AttemptView, ...])
 _CHECKPOINTS = TypeAdapter(tuple[CheckpointView, ...])
 _INCIDENTS = TypeAdapter(tuple[IncidentView, ...])
+_TOKENS = TypeAdapter(tuple[TokenView, ...])
 
 
 class LoginLink(BaseModel):
@@ -84,6 +86,10 @@ class Refused(ClientError):
         self.problem = problem
 
 
+class BadTokenFile(ClientError):
+    """The file that should hold the token can not be read, or holds none."""
+
+
 class NotUnderstood(ClientError):
     """The service answered in a form that this version does not know."""
 
@@ -112,12 +118,16 @@ class Endpoint:
 
 
 def find_endpoint(
-    data_dir: Path | None = None, environ: Mapping[str, str] = os.environ
+    data_dir: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    token_file: Path | None = None,
 ) -> Endpoint:
     """Where the service is: `LONGHAUL_URL`, else what a service wrote into its data folder.
 
-    The data folder's token is offered to its own service and to loopback alone, so that a foreign
-    address in the environment never learns it. Raises `Unreachable` where no address is known.
+    The token is in `token_file`, else in `LONGHAUL_TOKEN`, else in the file that
+    `LONGHAUL_TOKEN_FILE` names, else in the data folder. That last one is offered to its own
+    service and to loopback alone, so that a foreign address in the environment never learns it.
+    Raises `Unreachable` where no address is known, and `BadTokenFile`.
     """
     folder = data_folder(data_dir, environ)
     written = _service_url(folder)
@@ -125,10 +135,23 @@ def find_endpoint(
     url = (given or written or "").rstrip("/")
     if not url:
         raise Unreachable(None, folder, f"no service has left its address in {folder}")
-    token = environ.get("LONGHAUL_TOKEN")
+    token = _given_token(token_file, environ)
     if not token and (url == written or _is_loopback(url)):
         token = _read(folder / "token")
     return Endpoint(url, token or None)
+
+
+def _given_token(token_file: Path | None, environ: Mapping[str, str]) -> str | None:
+    named = environ.get("LONGHAUL_TOKEN_FILE")
+    if token_file is None and environ.get("LONGHAUL_TOKEN"):
+        return environ["LONGHAUL_TOKEN"]
+    path = token_file or (Path(named) if named else None)
+    if path is None:
+        return None
+    token = _read(path)
+    if not token:
+        raise BadTokenFile(f"{path} can not be read, or holds no token")
+    return token
 
 
 def data_folder(data_dir: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -186,9 +209,11 @@ class Client:
         self._http: tuple[Endpoint, httpx.Client] | None = None
 
     @classmethod
-    def of(cls, data_dir: Path | None, **options: Any) -> Self:
+    def of(cls, data_dir: Path | None, token_file: Path | None = None, **options: Any) -> Self:
         """The client of the service that the data folder or the environment names."""
-        return cls(lambda: find_endpoint(data_dir), data_dir=data_dir, **options)
+        return cls(
+            lambda: find_endpoint(data_dir, token_file=token_file), data_dir=data_dir, **options
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -296,6 +321,23 @@ class Client:
         params = {"after": after, "tail": tail, "limit": limit, "attempt": attempt}
         return self._read("GET", _of(run, "logs"), LogPage, params=params)
 
+    # ---- who may do what ------------------------------------------------------------------------
+
+    def create_token(self, asked: TokenRequest) -> TokenMade:
+        """A new token with its secret; not sent again by itself, for it would make another."""
+        answer = self._send_once(_Call("POST", f"{PREFIX}/tokens", json=asked.model_dump()))
+        return _parse(_good(answer), TokenMade)
+
+    def tokens(self) -> tuple[TokenView, ...]:
+        return self._read("GET", "/tokens", _TOKENS)
+
+    def revoke_token(self, token: str) -> None:
+        _good(self._send(_Call("DELETE", f"{PREFIX}/tokens/{quote(token, safe='')}")))
+
+    def audit(self, **query: str | int | None) -> AuditPage:
+        """Newest first; `actor`, `target`, `action`, `cursor` and `limit` narrow it."""
+        return self._read("GET", "/audit", AuditPage, params=query)
+
     # ---- the service ---------------------------------------------------------------------------
 
     def login_link(self) -> LoginLink:
@@ -319,9 +361,7 @@ class Client:
     ) -> T:
         given = {name: value for name, value in (params or {}).items() if value is not None}
         answer = self._send(_Call(method, PREFIX + path, given, json, headers or {}))
-        if answer.is_success:
-            return _parse(answer, kind)
-        raise Refused(_problem(answer))
+        return _parse(_good(answer), kind)
 
     def _send(self, call: _Call) -> httpx.Response:
         retrying = Retrying(
@@ -394,6 +434,12 @@ def _words(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "no answer in time"
     return str(error) or type(error).__name__
+
+
+def _good(answer: httpx.Response) -> httpx.Response:
+    if not answer.is_success:
+        raise Refused(_problem(answer))
+    return answer
 
 
 def _parse(answer: httpx.Response, kind: type[T] | TypeAdapter[T]) -> T:

@@ -13,6 +13,7 @@ import contextlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime
 
 import structlog
@@ -24,6 +25,7 @@ from orchestrator.leading import Leadership
 from orchestrator.probing import Prober
 from orchestrator.providers.base import Provider
 from orchestrator.providers.calls import ProviderCalls
+from orchestrator.queueing import Usher, wants_hosts
 from orchestrator.reconcile.plan import MakeGroup, Plan
 from orchestrator.reconcile.rules import reconcile as rules
 from orchestrator.reconcile.snapshot import Snapshot
@@ -59,6 +61,7 @@ class Loop:
         self._calls = ProviderCalls()
         self._prober = Prober(service, self._calls, self._group_changed)
         self._executor = Executor(service, self._calls, self._prober.soon)
+        self._usher = Usher(service.queue, service.read, service.wakes, lambda: self.leading)
         self._awake = Awake(service.clock)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._led_under: int | None = None
@@ -72,7 +75,12 @@ class Loop:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set: the decision under way is finished, then the lease is released."""
-        beside = (self._leadership.keep(), self._awake.keep(), self._prober.run())
+        beside = (
+            self._leadership.keep(),
+            self._awake.keep(),
+            self._prober.run(),
+            self._usher.keep(),
+        )
         tasks = [asyncio.create_task(work) for work in (*beside, self._wake_at(stop))]
         try:
             while not stop.is_set():
@@ -246,7 +254,7 @@ class Loop:
     def _snapshot(self, run_id: str, seen: Mapping[str, reads.Sighting]) -> Snapshot | None:
         service = self._service
         with service.read.connect() as connection:
-            return reads.snapshot(
+            snap = reads.snapshot(
                 connection,
                 run_id,
                 service.clock.now(),
@@ -254,6 +262,9 @@ class Loop:
                 service.listening_since,
                 seen,
             )
+            if snap is None or not wants_hosts(snap):
+                return snap
+            return replace(snap, admission=service.queue.admission(connection, snap))
 
     async def _commit(self, snap: Snapshot, plan: Plan, token: int) -> str:
         if not plan.changes:
@@ -264,7 +275,9 @@ class Loop:
                 lambda connection: writes.commit_plan(connection, snap, plan, token, now)
             )
         except writes.Stale:
+            self._service.queue.changed()
             return "stale"
+        self._usher.nudge()
         self._tell_waiters(snap, plan)
         return "changed"
 

@@ -213,10 +213,22 @@ def _disk_hint(job: JobSpec, room: int) -> str:
 
 
 def _hosts(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
-    if job.hosts.count > settings.max_local_hosts:
+    """More hosts than a limit allows would wait in the queue for ever."""
+    asked, provider = job.hosts.count, job.hosts.provider
+    limit, name = settings.hosts_of(provider), f"max_hosts.{provider}"
+    if provider == "local" and provider not in settings.max_hosts:
+        name = "max_local_hosts"
+    if limit is not None and asked > limit:
+        place = "on this machine" if provider == "local" else f"of provider {provider}"
         yield FieldError(
             pointer="/hosts/count",
-            detail=f"{job.hosts.count} hosts on this machine are more than the"
-            f" {settings.max_local_hosts} that the service allows.",
-            hint=f"Use {settings.max_local_hosts} or fewer, or raise max_local_hosts.",
+            detail=f"{asked} hosts {place} are more than the {limit} that the service allows.",
+            hint=f"Use {limit} or fewer, or raise {name}.",
+        )
+    limit = settings.max_hosts_per_owner
+    if limit is not None and asked > limit:
+        yield FieldError(
+            pointer="/hosts/count",
+            detail=f"{asked} hosts are more than the {limit} that one owner may hold at once.",
+            hint=f"Use {limit} or fewer, or raise max_hosts_per_owner.",
         )

@@ -147,6 +147,7 @@ _R, _RC = RunState, RunCause
 RUN_TABLE: Mapping[RunState, Mapping[RunCause, RunState]] = {
     _R.QUEUED: {
         _RC.ADMITTED: _R.PROVISIONING,
+        _RC.GAVE_UP: _R.PAUSED,
         _RC.PAUSED: _R.PAUSED,
         _RC.CANCELLED: _R.CANCELLED,
     },

@@ -346,6 +346,8 @@ async def _wish(service: Service, work: Callable[[Connection], T]) -> T:
         return await service.writer.run(work)
     except wishes.NoSuchRun:
         raise no_such_run() from None
+    except wishes.NotAllowed as refusal:
+        raise Refused(403, "not-your-run", str(refusal), "Ask its owner or an admin.") from None
     except wishes.NotAccepted as refusal:
         raise _conflict(refusal) from None
 

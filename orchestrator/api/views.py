@@ -87,7 +87,7 @@ def run_detail(connection: Connection, service: Service, id_or_name: str) -> Run
         **dict(summary),
         spec=job,
         facts=facts(connection, service, job, run.id),
-        waits_for=_waits_for(connection, run, summary, groups),
+        waits_for=_waits_for(connection, service, run, summary, groups),
         newest_checkpoint=_checkpoint(saved[0]) if saved else None,
         groups=groups,
     )
@@ -282,7 +282,11 @@ def _groups(connection: Connection, run_id: str) -> tuple[GroupView, ...]:
 
 
 def _waits_for(
-    connection: Connection, run: rows.AnyRow, summary: RunSummary, groups: tuple[GroupView, ...]
+    connection: Connection,
+    service: Service,
+    run: rows.AnyRow,
+    summary: RunSummary,
+    groups: tuple[GroupView, ...],
 ) -> str | None:
     """What the run waits for, in words; None while it trains or when it is over."""
     if summary.needs_person:
@@ -293,7 +297,7 @@ def _waits_for(
         case RunState.PAUSED:
             return f"a person's resume: longhaul resume {run.name}"
         case RunState.QUEUED:
-            return "its turn"
+            return service.queue.waits_for(connection, run.id) or "its turn"
         case RunState.STOPPING:
             return "its trainers to save and leave"
         case RunState.PROVISIONING:

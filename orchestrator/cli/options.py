@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -38,6 +39,10 @@ DataDir: TypeAlias = Annotated[
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+# What --token-file says, which stands before the command and counts for every one.
+token_file: ContextVar[Path | None] = ContextVar("token_file", default=None)
+
+
 class CommandFailed(Exception):
     """A command cannot go on. `hint` says what to do; `code` is the exit code."""
 
@@ -52,4 +57,4 @@ def connect(data: Path | None) -> Client:
     """The client of the service that `--data` or the environment names."""
     from orchestrator.client import Client
 
-    return Client.of(data)
+    return Client.of(data, token_file.get())

@@ -101,10 +101,23 @@ def _queued(snap: Snapshot) -> Plan:
             pass
     if snap.group is not None and snap.group.state is not GroupState.GONE:
         return _release(snap)
+    if snap.admission.never is not None:
+        return Plan(_no_place(snap, snap.admission.never))
     return _ask_for_hosts(snap, MoveRun(RunCause.ADMITTED))
 
 
+def _no_place(snap: Snapshot, why: str) -> tuple[Change, ...]:
+    """The limits have shrunk since the run was submitted: only a person can help."""
+    seen = (Evidence(snap.now, "the queue", why),)
+    finding = Finding(Verdict.PROVISION_FAILED, f"it can never have its hosts: {why}", seen)
+    number = snap.attempt.number if snap.attempt else 0
+    return _ask_a_person(snap, number, finding, "Asked for no hosts.")
+
+
 def _ask_for_hosts(snap: Snapshot, *changes: Change) -> Plan:
+    """Once it is the run's turn; the loop wakes it then."""
+    if not snap.admission.admitted:
+        return Plan()
     generation = snap.group.generation + 1 if snap.group else 1
     hosts = snap.job.hosts
     name = f"lh-{snap.installation}-{snap.run.id}-g{generation}"
@@ -139,6 +152,8 @@ def _between_attempts(snap: Snapshot) -> Plan:
         return Plan((MoveRun(RunCause.STOP_ASKED, _wish_words(run.desired)),))
     group = snap.group
     if group is None or group.state is GroupState.GONE:
+        if snap.admission.never is not None:
+            return Plan(_no_place(snap, snap.admission.never))
         return _ask_for_hosts(snap)
     match group.state:
         case GroupState.REQUESTED:

@@ -265,6 +265,42 @@ def problem(status: int = 422, **changes: Any) -> Problem:
     return Problem.model_validate(given | changes)
 
 
+def token(name: str, **changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "id": "1abc",
+        "name": name,
+        "owner": "ada",
+        "role": "operator",
+        "created_at": after(0),
+        "created_by": "admin",
+        "expires_at": after(90 * 86_400),
+        "revoked_at": None,
+        "last_used_at": after(5),
+    }
+    return given | changes
+
+
+def _life(body: dict[str, Any]) -> dict[str, Any]:
+    life = body["expires_seconds"]
+    told = {name: body[name] for name in ("owner", "role")}
+    return told | {"expires_at": None if life is None else after(life)}
+
+
+def deed() -> dict[str, Any]:
+    return {
+        "id": 7,
+        "at": after(3),
+        "actor": "ada",
+        "role": "operator",
+        "remote": "198.51.100.7",
+        "token_id": "1abc",
+        "action": "run.pause",
+        "target": "5r",
+        "before": {"desired": "run", "state": "running"},
+        "after": {"desired": "pause", "reason": "\x1b[31mred"},
+    }
+
+
 @dataclass
 class FakeService:
     """What it answers, and what it was asked. `script` holds the run's looks still to come."""
@@ -303,6 +339,14 @@ class FakeService:
                 return 200, {"url": f"{self.url}/login?code=c", "expires_at": after(300)}
             case "GET", ["runs"]:
                 return 200, self._page(query)
+            case "POST", ["tokens"]:
+                return 201, token(body["name"], token="lh_secret", **_life(body))
+            case "GET", ["tokens"]:
+                return 200, [token("ci"), token("old", revoked_at=after(9), expires_at=None)]
+            case "DELETE", ["tokens", "ci"]:
+                return 204, None
+            case "GET", ["audit"]:
+                return 200, {"items": [deed()], "next_cursor": None}
             case _, ["runs", name, *rest] if (found := self._find(name)) is not None:
                 return self._of_run(method, rest, found, query, body)
             case _:
