@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 from benchmarks.load import Target
 from benchmarks.seeds import SECRET, Host
-from worker.uplink import COALESCE_SECONDS, WAIT_SECONDS, pace_of, patience_of
+from worker.uplink import COALESCE_SECONDS, JOINED_SECONDS, WAIT_SECONDS, pace_of, patience_of
 
 STEP_SECONDS = 2.0
 START_SECONDS = 0.5
@@ -52,7 +52,7 @@ class Agent:
         self._stepped_at = time.monotonic()
 
     async def live(self, begin_within: float) -> None:
-        await asyncio.sleep(random.uniform(0, begin_within))
+        await asyncio.sleep(random.uniform(0, begin_within))  # noqa: S311
         await asyncio.gather(self._poll(), self._train())
 
     async def crash(self) -> None:
@@ -61,7 +61,9 @@ class Agent:
             return
         self._running, self._exited_at = None, time.monotonic()
         self._count.exits += 1
-        await self._tell('{"kind":"trainer_exited","exit_code":null,"signal":9,"last_lines":["killed"]}')
+        await self._tell(
+            '{"kind":"trainer_exited","exit_code":null,"signal":9,"last_lines":["killed"]}'
+        )
 
     async def _poll(self) -> None:
         reader = writer = None
@@ -70,17 +72,18 @@ class Agent:
                 if writer is None:
                     reader, writer = await self._connect()
                 assert reader is not None
-                body = await self._call(reader, writer, (), self._patience)
-                await self._take(body)
+                joined = self._running is not None and self._pace >= JOINED_SECONDS
+                sent = [self._envelope(event) for event in self._steps()] if joined else ()
+                await self._take(await self._call(reader, writer, sent, self._patience))
             except (OSError, asyncio.IncompleteReadError):
                 self._count.failed += 1
                 writer = None
-                await asyncio.sleep(random.uniform(0.5, 1.0))
+                await asyncio.sleep(random.uniform(0.5, 1.0))  # noqa: S311
 
     async def _train(self) -> None:
         while True:
             await asyncio.sleep(max(self._pace, STEP_SECONDS))
-            if self._running is not None:
+            if self._running is not None and self._pace < JOINED_SECONDS:
                 await self._tell(*self._steps())
 
     def _steps(self) -> list[str]:
@@ -112,7 +115,7 @@ class Agent:
                 finally:
                     writer.close()
             self._count.failed += 1
-            await asyncio.sleep(random.uniform(0.5, 1.0))
+            await asyncio.sleep(random.uniform(0.5, 1.0))  # noqa: S311
 
     async def _take(self, body: bytes) -> None:
         if found := NEXT.search(body):

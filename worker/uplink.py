@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import random
 import time
@@ -35,8 +36,8 @@ from worker.spool import Spool, SpooledEvent
 BATCH_EVENTS = 200
 BATCH_BYTES = 512 << 10
 COALESCE_SECONDS = 0.05
-MOST_GATHER_SECONDS = 60.0
-WAIT_SECONDS, MOST_WAIT_SECONDS = 20.0, 25.0
+WAIT_SECONDS, MOST_WAIT_SECONDS = 20.0, 55.0
+JOINED_SECONDS = 10.0  # at this pace or a slower one telemetry travels with the heartbeats
 MAX_BACKOFF_SECONDS = 2.0
 LOOK_SECONDS = 0.1
 MOVED_SECONDS = 1.0
@@ -80,7 +81,7 @@ def backoff(failures: int, ceiling: float = MAX_BACKOFF_SECONDS) -> float:
 
 def pace_of(next_report_seconds: float) -> float:
     """Seconds that events which nobody waits for may gather, as the control plane asks for it."""
-    return min(max(next_report_seconds, COALESCE_SECONDS), MOST_GATHER_SECONDS)
+    return min(max(next_report_seconds, COALESCE_SECONDS), MOST_WAIT_SECONDS)
 
 
 def patience_of(next_report_seconds: float) -> float:
@@ -165,9 +166,7 @@ class Uplink:
         quick = 0
         while True:
             before = asyncio.get_running_loop().time()
-            answer = await self._insist(
-                "report", lambda: self._report((), self._patience), ReportAnswer
-            )
+            answer = await self._insist("report", self._heartbeat(), ReportAnswer)
             news = answer.commands_digest != self._known_commands
             self._take(answer)
             held = asyncio.get_running_loop().time() - before >= 1.0
@@ -175,6 +174,21 @@ class Uplink:
             if quick > 1:
                 pause = max(answer.next_report_seconds, 0.05)
                 await asyncio.sleep(min(pause, backoff(quick)))
+
+    def _heartbeat(self) -> Callable[[], bytes]:
+        """The first try brings the gathered telemetry, where that does not travel by itself.
+
+        Later ones do not: an event that is refused must not hold up the heartbeat.
+        """
+        joined = self._pace >= JOINED_SECONDS
+        tries = itertools.count()
+
+        def body() -> bytes:
+            first = joined and next(tries) == 0
+            batch = self._spool.batch(self._batch_events, BATCH_BYTES) if first else ()
+            return self._report(batch, self._patience)
+
+        return body
 
     async def delivered(self, seq: int) -> None:
         """Waits until everything up to `seq` is stored."""
@@ -194,8 +208,10 @@ class Uplink:
             self._some.clear()
             await self._some.wait()
         if not self._urgent.is_set():
+            joined = self._pace >= JOINED_SECONDS
+            patience = 2 * self._patience if joined else self._pace
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), self._pace)
+                await asyncio.wait_for(self._urgent.wait(), patience)
         self._urgent.clear()
 
     async def _deliver(self, batch: list[SpooledEvent]) -> None:
