@@ -16,7 +16,10 @@ install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) \
 compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(ARGS)
 
-.PHONY: help setup setup-dev run test soak simulate check format docs lock clean
+# Programs of their own: benchmarks/NAME.py with a main.
+BENCHMARKS := $(basename $(notdir $(shell grep -l ArgumentParser benchmarks/*.py)))
+
+.PHONY: help setup setup-dev run test soak simulate bench check format docs lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +57,10 @@ soak: setup-dev ## The long tests that `make test` leaves out
 
 simulate: setup-dev ## Simulated fault schedules with every invariant checked; SEEDS=200
 	$(BIN)/python -m tests.scenarios.simulate --seeds $(or $(SEEDS),200) $(ARGS)
+
+bench: setup-dev ## Every benchmark, one line of JSON each; ARGS go to each of them
+	@for name in $(BENCHMARKS); do \
+		echo "benchmarks.$$name" && $(BIN)/python -m benchmarks.$$name --json $(ARGS) || exit 1; done
 
 check: setup-dev ## Lint, format, types, import directions
 	$(BIN)/ruff check .
