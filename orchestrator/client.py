@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from orchestrator.api.schemas import (
     IncidentView,
     LogPage,
     Metrics,
+    OrphansView,
     Problem,
     RunDetail,
     RunPage,
@@ -196,6 +198,12 @@ def _read(path: Path) -> str | None:
         return None
 
 
+def _trusted() -> ssl.SSLContext | bool:
+    """The authorities of `SSL_CERT_FILE`, for loopback names too."""
+    file = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=file) if file else True
+
+
 def _is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in {"127.0.0.1", "::1", "localhost"}
 
@@ -339,6 +347,14 @@ class Client:
         """Newest first; `actor`, `target`, `action`, `cursor` and `limit` narrow it."""
         return self._read("GET", "/audit", AuditPage, params=query)
 
+    # ---- orphans -------------------------------------------------------------------------------
+
+    def orphans(self) -> OrphansView:
+        return self._read("GET", "/orphans", OrphansView)
+
+    def reap_orphans(self) -> OrphansView:
+        return self._read("POST", "/orphans:reap", OrphansView)
+
     # ---- the service ---------------------------------------------------------------------------
 
     def login_link(self) -> LoginLink:
@@ -416,6 +432,7 @@ class Client:
                     timeout=TIMEOUT,
                     transport=self._transport,
                     trust_env=not _is_loopback(endpoint.url),
+                    verify=_trusted(),
                 )
             except httpx.InvalidURL as error:
                 raise Unreachable(endpoint.url, self._data_dir, _words(error)) from error

@@ -12,7 +12,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import random
+import ssl
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -74,6 +76,12 @@ class Away(Exception):
     """The control plane did not answer, or answered that it can not now."""
 
 
+def _trusted() -> ssl.SSLContext | bool:
+    """The authorities of `SSL_CERT_FILE`; httpx would look there only together with proxies."""
+    file = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=file) if file else True
+
+
 def backoff(failures: int, ceiling: float = MAX_BACKOFF_SECONDS) -> float:
     """Seconds to wait after so many failures in a row: doubling, with jitter."""
     return min(ceiling, 0.05 * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311
@@ -121,7 +129,7 @@ class Uplink:
         self._urgent = asyncio.Event()
         self._acked = asyncio.Event()
         self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {secret}"}, trust_env=False
+            headers={"Authorization": f"Bearer {secret}"}, trust_env=False, verify=_trusted()
         )
 
     async def close(self) -> None:

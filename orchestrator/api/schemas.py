@@ -357,3 +357,31 @@ class Health(View):
 
 
 RunDetail.model_rebuild()
+
+
+class OrphanView(View):
+    """Hosts at a provider that no run wants. Only `sure` ones are given back."""
+
+    provider: str
+    name: str
+    hosts: int | None
+    price_per_hour: float | None
+    cost: float | None
+    why: str
+    first_seen_at: AwareDatetime
+    last_seen_at: AwareDatetime
+    reap_asked_at: AwareDatetime | None
+    gone_at: AwareDatetime | None
+    sure: bool
+
+
+class OrphansView(View):
+    """`cost_per_hour` is that of the sure ones whose price is known.
+
+    `only_listed`: after a restore nothing is given back until a person confirms it.
+    """
+
+    items: tuple[OrphanView, ...]
+    cost_per_hour: float
+    currency: str
+    only_listed: bool
