@@ -97,9 +97,9 @@ class Tally:
             "points_p50_ms": Spread.of([one.percentile(0.5) for one in self.points]).rounded(2),
             "points_p99_ms": Spread.of([one.percentile(0.99) for one in self.points]).rounded(2),
             "heartbeats_per_s": Spread.of([one.per_second for one in self.heartbeats]).rounded(),
-            "heartbeat_p50_ms": Spread.of(
-                [one.percentile(0.5) for one in self.heartbeats]
-            ).rounded(2),
+            "heartbeat_p50_ms": Spread.of([one.percentile(0.5) for one in self.heartbeats]).rounded(
+                2
+            ),
             "heartbeat_p99_ms": Spread.of(
                 [one.percentile(0.99) for one in self.heartbeats]
             ).rounded(2),
@@ -170,7 +170,9 @@ def mlflow_python(given: Path | None) -> Path:
 
 
 @contextmanager
-def _mlflow(args: argparse.Namespace, folder: Path, url: str, tally: Tally) -> Iterator[Mlflow | None]:
+def _mlflow(
+    args: argparse.Namespace, folder: Path, url: str, tally: Tally
+) -> Iterator[Mlflow | None]:
     if args.no_mlflow:
         tally.why_no_mlflow = "left out with --no-mlflow"
         yield None
@@ -195,15 +197,15 @@ def measure(kind: str, args: argparse.Namespace, server: str | None, folder: Pat
     before = databases.size_of(ours, "metric_points")
     with _mlflow(args, folder / "mlflow", theirs, tally) as other:
         with serving.longhaul(folder, ours) as port:
-            target = Target(
-                port, "/api/v1/agents/report", f"Authorization: Bearer {SECRET}\r\n"
-            )
+            target = Target(port, "/api/v1/agents/report", f"Authorization: Bearer {SECRET}\r\n")
             agents = [Reports(host) for host in hosts]
             for number in range(args.rounds):
                 tally.points.append(_press(target, [a.points for a in agents], args.seconds))
                 if other is not None:
                     tally.mlflow.append(other.round(args.seconds))
-                tally.heartbeats.append(_press(target, [a.heartbeat for a in agents], args.seconds / 2))
+                tally.heartbeats.append(
+                    _press(target, [a.heartbeat for a in agents], args.seconds / 2)
+                )
                 note(f"{kind}: round {number + 1} of {args.rounds}")
         tally.mlflow_size = None if other is None else other.size
     tally.bytes_a_point = _bytes_a_point(ours, before)

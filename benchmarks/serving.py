@@ -52,7 +52,9 @@ class SteadyProvider:
 
 
 @contextmanager
-def process(command: Sequence[str], log: Path, env: Mapping[str, str], ready: str) -> Iterator[None]:
+def process(
+    command: Sequence[str], log: Path, env: Mapping[str, str], ready: str
+) -> Iterator[None]:
     """Runs `command` until the block ends; it is ready once `ready` answers."""
     with log.open("wb") as out:
         started = subprocess.Popen(

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select
 
-from orchestrator.reconcile.policy import how_it_ended
+from orchestrator.reconcile.evidence import how_it_ended
 from orchestrator.records import Attempt, Host, Trainer
 from orchestrator.state import AttemptState, Desired, GroupState
 from orchestrator.store import reads, rows
@@ -34,13 +34,17 @@ NO_COMMANDS = ""
 
 @dataclass(frozen=True)
 class Sight:
-    """What the commands for one host follow from; `attempt` is the run's last one."""
+    """What the commands for one host follow from; `attempt` is the run's last one.
+
+    `branch` is the run's; an attempt on another one has nothing to save.
+    """
 
     group_state: GroupState
     desired: Desired
     host: Host
     attempt: Attempt | None
     trainers: tuple[Trainer, ...]
+    branch: int | None = None
 
 
 def commands_for(
@@ -110,6 +114,8 @@ def _stop_reason(sight: Sight, attempt: Attempt) -> str | None:
         return f"the trainer on host {first.rank} {how_it_ended(first)}"
     if attempt.state is AttemptState.DRAINING and sight.desired is Desired.CANCEL:
         return "the run is cancelled"
+    if attempt.state is AttemptState.DRAINING and sight.branch not in (None, attempt.branch):
+        return f"the run goes on as branch {sight.branch}"
     return None
 
 
@@ -144,7 +150,7 @@ def _why_not_current(sight: Sight, running: int) -> str:
 
 def see(connection: Connection, group: str, host: int) -> Sight | None:
     row = connection.execute(
-        select(host_groups.c.state, host_groups.c.run_id, runs.c.desired)
+        select(host_groups.c.state, host_groups.c.run_id, runs.c.desired, runs.c.branch)
         .join(runs, runs.c.id == host_groups.c.run_id)
         .where(host_groups.c.name == group)
     ).one_or_none()
@@ -162,6 +168,7 @@ def see(connection: Connection, group: str, host: int) -> Sight | None:
         host=rows.host(here),
         attempt=attempt,
         trainers=_gang(connection, attempt) if attempt else (),
+        branch=row.branch,
     )
 
 

@@ -147,7 +147,11 @@ def left(code: int, rank: int = 0, seconds_ago: float = 0.1, **changes: object) 
 
 
 def snap(run: Run, **parts: object) -> Snapshot:
-    return Snapshot(NOW, "inst", EARLIER, run, JOB, **parts)
+    """The spec asks for as many hosts as the group has."""
+    group = parts.get("group")
+    hosts = JOB.hosts.model_copy(update={"count": group.hosts if group else 1})
+    job = JOB.model_copy(update={"hosts": hosts})
+    return Snapshot(NOW, "inst", EARLIER, run, job, **parts)
 
 
 def running(*trainers: Trainer, **parts: object) -> Snapshot:
