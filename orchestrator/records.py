@@ -145,7 +145,8 @@ class Attempt:
 
     `accepted_step` is the highest step of a checkpoint accepted from it; `desired_generation` the
     wish that it was made under, which is how a person's resume starts the budgets afresh.
-    `bad_step` is the step at which a diverged one was found so.
+    `bad_step` is the step at which a diverged one was found so; `revised_from` the first verdict,
+    where late evidence changed it.
     """
 
     run_id: str
@@ -168,6 +169,7 @@ class Attempt:
     verdict: Verdict | None = None
     summary: str | None = None
     bad_step: int | None = None
+    revised_from: Verdict | None = None
     revised_at: datetime | None = None
 
 

@@ -49,15 +49,18 @@ def spent(
     verdict: Verdict,
     policy: PolicySpec,
     groups: Sequence[HostGroup] = (),
+    wish: int | None = None,
 ) -> Spent:
-    """The budget that is nearest to its end after the last of `attempts` ended with `verdict`.
+    """The budget that is nearest to its end after an end with `verdict`.
 
-    Counted from the rows of the current wish alone: a person's resume starts afresh, and so does
-    progress, which is a new highest accepted step of the run. `groups` that were lost while no
-    attempt ran on them count as lost hosts.
+    Counted from the rows of one wish alone (the last attempt's, where none is given): a person's
+    resume starts afresh, and so does progress, which is a new highest accepted step of the run.
+    `groups` that were lost while no attempt ran on them count as lost hosts.
     """
     kind = RETRY_CLASS[verdict]
-    tally = _tally(attempts, groups)
+    if wish is None and attempts:
+        wish = attempts[-1].desired_generation
+    tally = _tally(attempts, groups, wish)
     found = [Spent(tally.by_class[kind], *_allowed(kind, policy))]
     if verdict is Verdict.OUT_OF_MEMORY:
         found.append(Spent(tally.memory, OUT_OF_MEMORY_BUDGET))
@@ -65,8 +68,7 @@ def spent(
     return next((budget for budget in found if budget.exhausted), found[0])
 
 
-def _tally(attempts: Sequence[Attempt], groups: Sequence[HostGroup]) -> _Tally:
-    wish = attempts[-1].desired_generation if attempts else None
+def _tally(attempts: Sequence[Attempt], groups: Sequence[HostGroup], wish: int | None) -> _Tally:
     best, memory = 0, 0
     by_class: Counter[RetryClass] = Counter()
     bad_steps: list[int] = []
@@ -104,7 +106,7 @@ def lost_idle(
     since = next((group.generation for group in groups if group.name == progress_on), 0)
     return sum(
         group.lost_in_wish is not None
-        and (wish is None or group.lost_in_wish == wish)
+        and group.lost_in_wish == wish
         and group.generation >= since
         and group.name not in counted
         for group in groups

@@ -111,13 +111,11 @@ def _lose_group(snap: Snapshot) -> tuple[Change, ...]:
 def lose_idle_group(snap: Snapshot, group: HostGroup, finding: Finding) -> tuple[Change, ...]:
     """Hosts are lost while no attempt is current: counted as if one had run on them."""
     move = MoveGroup(group.name, GroupCause.HOSTS_LOST, finding.summary)
-    lost = replace(group, lost_in_wish=snap.run.desired_generation)
+    wish = snap.run.desired_generation
+    lost = replace(group, lost_in_wish=wish)
     groups = (*(one for one in snap.groups if one.name != group.name), lost)
-    last = snap.attempt
-    mine = last is not None and last.desired_generation == snap.run.desired_generation
-    attempts = snap.attempts if mine else ()
-    budget = spent(attempts, Verdict.HOST_LOST, snap.job.policy, groups)
-    number = last.number if last else 0
+    budget = spent(snap.attempts, Verdict.HOST_LOST, snap.job.policy, groups, wish)
+    number = snap.attempt.number if snap.attempt else 0
     if budget.exhausted:
         words = exhausted_words(snap, finding, budget)
         return (move, *ask(snap, number, finding, *words))

@@ -65,7 +65,8 @@ def _as_of_its_end(facts: Facts) -> Facts:
     Their agents end them as soon as they are heard of again: that is no cause of anything.
     """
     ended_at = facts.attempt.ended_at
-    if facts.attempt.verdict is not Verdict.HOST_LOST or ended_at is None:
+    first = facts.attempt.revised_from or facts.attempt.verdict
+    if first is not Verdict.HOST_LOST or ended_at is None:
         return facts
     trainers = (_given_up(t) if _outlived(t, ended_at) else t for t in facts.trainers)
     return replace(facts, trainers=tuple(trainers))
@@ -84,6 +85,10 @@ def _given_up(trainer: Trainer) -> Trainer:
         killed_by_agent=False,
         killed_for=HOST_GONE,
         why_killed=why,
+        failure=None,
+        last_lines=(),
+        memory_killer=None,
+        diverged_step=None,
     )
 
 

@@ -167,6 +167,7 @@ def attempt(of: RowMapping) -> Attempt:
         verdict=None if of["verdict"] is None else Verdict(of["verdict"]),
         summary=of["summary"],
         bad_step=of["bad_step"],
+        revised_from=None if of["revised_from"] is None else Verdict(of["revised_from"]),
         revised_at=of["revised_at"],
     )
 
