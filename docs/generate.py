@@ -42,7 +42,9 @@ API_HEAD = """\
 Generated from the routes in `orchestrator/api/` by `make docs`. The whole description, with every
 schema, is served at `/api/v1/openapi.json`.
 
-Programs send `Authorization: Bearer TOKEN`; the token is in the file `token` of the data folder.
+Programs send `Authorization: Bearer TOKEN`. `longhaul token create` makes tokens; the file `token`
+of the data folder holds the first one, an admin's. What each role may do is told in
+[security](security.md).
 Bodies are JSON, specs also YAML (`Content-Type: application/yaml`). A run is named by its id or its
 name. An error is a problem document (RFC 9457): what happened, the fields at fault, and what to do.
 """
@@ -125,21 +127,36 @@ environment, else by a line such as `port = 8701` in `longhaul.toml` in the data
 
 SETTINGS_WORDS = {
     "data_dir": "Holds the database, the local hosts and, by default, the checkpoints.",
-    "host": "The address to listen on. Only loopback addresses are allowed so far.",
+    "host": "The address to listen on. Beyond loopback, read [security](security.md) first.",
     "port": "The port; 0 takes any free one.",
+    "public_url": "Where people reach the service, if a proxy or TLS gives it another address.",
+    "allowed_hosts": "More names that requests may be addressed to.",
+    "trusted_proxies": "Addresses or networks whose `X-Forwarded-For` and `-Proto` are believed.",
+    "tls_certificate": "PEM file with the certificate and its chain; needs `tls_key`.",
+    "tls_key": "PEM file with the certificate's private key.",
+    "allow_local_provider": "Lets runs use this machine though others can reach the service.",
+    "local_user": "The user that runs on this machine belong to; only root can start them so.",
     "database_url": "Another database than the SQLite file in the data folder.",
     "storage": "The folder for checkpoints.",
     "hosts": "The folder of the hosts on this machine; replicas on one machine must share it.",
     "allowed_paths": "Folders below which a spec may name data; not set: any absolute path.",
-    "max_local_hosts": "The most hosts that one run may have on this machine.",
+    "max_local_hosts": "The most hosts on this machine, of all runs together.",
+    "max_hosts": "The most hosts of all runs together, by provider; the others are not limited.",
+    "max_hosts_per_owner": "The most hosts that all runs of one owner may hold together.",
     "min_free_bytes": "Disk space that stays free beside what a run plans to save.",
     "lease_ttl_seconds": "How long the right to decide lasts without being renewed.",
     "host_lost_seconds": "How long a host may be silent before it can count as lost.",
+    "sweep_seconds": "How often providers are asked what they hold, to find orphans.",
+    "orphan_grace_seconds": "How long something must be seen unwanted before it is given back.",
     "probe_seconds": "How often the processes on the hosts are looked at.",
     "prices": "Price of one device for an hour, by provider or `provider/kind`; JSON in the"
     " environment, a table in the file.",
     "currency": "What the prices are in: three capital letters.",
     "device_flops": "Peak FLOPs a second of one device, by provider or `provider/kind`.",
+    "webhook_url": "Where to page when a run needs a person. It is kept secret.",
+    "webhook_secret": "Signs the pages.",
+    "webhook_secret_file": "The same from a file.",
+    "webhook_format": "`longhaul` (signed JSON) or `slack`.",
 }
 SETTINGS_DEFAULTS = {
     "data_dir": "`$XDG_DATA_HOME/longhaul`, else `~/.local/share/longhaul`",
@@ -149,6 +166,15 @@ SETTINGS_DEFAULTS = {
     "allowed_paths": "not set",
     "prices": "none",
     "device_flops": "the published peaks of known devices",
+    "public_url": "not set",
+    "allowed_hosts": "none",
+    "trusted_proxies": "none",
+    "tls_certificate": "not set",
+    "tls_key": "not set",
+    "local_user": "not set",
+    "webhook_url": "not set",
+    "webhook_secret": "not set",
+    "webhook_secret_file": "not set",
 }
 
 

@@ -11,45 +11,63 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
 from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
 from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential, wait_random
 
+from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
 from orchestrator.api.schemas import (
+    AttemptPage,
     AttemptView,
+    CheckpointPage,
     CheckpointView,
     EventPage,
     EventView,
     Facts,
     GoodputView,
     Health,
+    IncidentPage,
     IncidentView,
     LogPage,
     Metrics,
     Problem,
-    ResumeRequest,
     RunDetail,
     RunPage,
     RunSummary,
 )
 from orchestrator.settings import default_data_dir
+from orchestrator.wish_calls import WishCalls
 
 PREFIX = "/api/v1"
 TIMEOUT = httpx.Timeout(30.0, connect=3.0)
 PATIENCE_SECONDS = 15.0
 
 T = TypeVar("T")
+Item_co = TypeVar("Item_co", covariant=True)
+Item = TypeVar("Item")
+Sent = str | int | list[str]
+Param = Sent | None
+PAGE = 200
 
-_ATTEMPTS = TypeAdapter(tuple[AttemptView, ...])
-_CHECKPOINTS = TypeAdapter(tuple[CheckpointView, ...])
-_INCIDENTS = TypeAdapter(tuple[IncidentView, ...])
+
+_TOKENS = TypeAdapter(tuple[TokenView, ...])
+
+
+class Page(Protocol[Item_co]):
+    """What every paged list answers."""
+
+    @property
+    def items(self) -> tuple[Item_co, ...]: ...
+
+    @property
+    def next_cursor(self) -> str | None: ...
 
 
 class LoginLink(BaseModel):
@@ -84,6 +102,10 @@ class Refused(ClientError):
         self.problem = problem
 
 
+class BadTokenFile(ClientError):
+    """The file that should hold the token can not be read, or holds none."""
+
+
 class NotUnderstood(ClientError):
     """The service answered in a form that this version does not know."""
 
@@ -100,7 +122,7 @@ class _Busy(Exception):
 class _Call:
     method: str
     path: str
-    params: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+    params: Mapping[str, Sent] = field(default_factory=dict[str, Sent])
     json: object = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -112,12 +134,16 @@ class Endpoint:
 
 
 def find_endpoint(
-    data_dir: Path | None = None, environ: Mapping[str, str] = os.environ
+    data_dir: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+    token_file: Path | None = None,
 ) -> Endpoint:
     """Where the service is: `LONGHAUL_URL`, else what a service wrote into its data folder.
 
-    The data folder's token is offered to its own service and to loopback alone, so that a foreign
-    address in the environment never learns it. Raises `Unreachable` where no address is known.
+    The token is in `token_file`, else in `LONGHAUL_TOKEN`, else in the file that
+    `LONGHAUL_TOKEN_FILE` names, else in the data folder. That last one is offered to its own
+    service and to loopback alone, so that a foreign address in the environment never learns it.
+    Raises `Unreachable` where no address is known, and `BadTokenFile`.
     """
     folder = data_folder(data_dir, environ)
     written = _service_url(folder)
@@ -125,10 +151,23 @@ def find_endpoint(
     url = (given or written or "").rstrip("/")
     if not url:
         raise Unreachable(None, folder, f"no service has left its address in {folder}")
-    token = environ.get("LONGHAUL_TOKEN")
+    token = _given_token(token_file, environ)
     if not token and (url == written or _is_loopback(url)):
         token = _read(folder / "token")
     return Endpoint(url, token or None)
+
+
+def _given_token(token_file: Path | None, environ: Mapping[str, str]) -> str | None:
+    named = environ.get("LONGHAUL_TOKEN_FILE")
+    if token_file is None and environ.get("LONGHAUL_TOKEN"):
+        return environ["LONGHAUL_TOKEN"]
+    path = token_file or (Path(named) if named else None)
+    if path is None:
+        return None
+    token = _read(path)
+    if not token:
+        raise BadTokenFile(f"{path} can not be read, or holds no token")
+    return token
 
 
 def data_folder(data_dir: Path | None, environ: Mapping[str, str] = os.environ) -> Path:
@@ -184,11 +223,14 @@ class Client:
         self._patience = patience
         self._sleep = sleep
         self._http: tuple[Endpoint, httpx.Client] | None = None
+        self.wishes = WishCalls(self._read)
 
     @classmethod
-    def of(cls, data_dir: Path | None, **options: Any) -> Self:
+    def of(cls, data_dir: Path | None, token_file: Path | None = None, **options: Any) -> Self:
         """The client of the service that the data folder or the environment names."""
-        return cls(lambda: find_endpoint(data_dir), data_dir=data_dir, **options)
+        return cls(
+            lambda: find_endpoint(data_dir, token_file=token_file), data_dir=data_dir, **options
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -219,22 +261,15 @@ class Client:
     def preflight(self, spec: Mapping[str, object]) -> Facts:
         return self._read("POST", "/runs:preflight", Facts, json=spec)
 
-    def runs(
-        self,
-        *,
-        state: str | None = None,
-        name: str | None = None,
-        cursor: str | None = None,
-        limit: int = 100,
-    ) -> RunPage:
-        params = {"state": state, "name": name, "cursor": cursor, "limit": limit}
-        return self._read("GET", "/runs", RunPage, params=params)
+    def runs(self, *, limit: int = 100, **filters: Param) -> RunPage:
+        """`filters` are those of the API: state, owner, name, order, cursor and so on."""
+        return self._read("GET", "/runs", RunPage, params={"limit": limit, **filters})
 
-    def all_runs(self, *, state: str | None = None, limit: int = 1000) -> Iterator[RunSummary]:
+    def all_runs(self, *, limit: int = 1000, **filters: Param) -> Iterator[RunSummary]:
         """Page after page, at most `limit` runs."""
         cursor, left = None, limit
         while left > 0:
-            page = self.runs(state=state, cursor=cursor, limit=min(left, 100))
+            page = self.runs(limit=min(left, 100), **filters, cursor=cursor)
             yield from page.items[:left]
             left -= len(page.items)
             cursor = page.next_cursor
@@ -244,26 +279,18 @@ class Client:
     def run(self, run: str) -> RunDetail:
         return self._read("GET", _of(run), RunDetail)
 
-    def pause(self, run: str) -> RunDetail:
-        return self._read("POST", _of(run, "pause"), RunDetail)
-
-    def resume(self, run: str, reason: str | None = None) -> RunDetail:
-        body = ResumeRequest(reason=reason).model_dump(mode="json")
-        return self._read("POST", _of(run, "resume"), RunDetail, json=body)
-
-    def cancel(self, run: str) -> RunDetail:
-        return self._read("POST", _of(run, "cancel"), RunDetail)
-
     def attempts(self, run: str) -> tuple[AttemptView, ...]:
         """Oldest first."""
-        found = self._read("GET", _of(run, "attempts"), _ATTEMPTS)
+        found = self._pages(_of(run, "attempts"), AttemptPage)
         return tuple(sorted(found, key=lambda attempt: attempt.number))
 
     def checkpoints(self, run: str) -> tuple[CheckpointView, ...]:
-        return self._read("GET", _of(run, "checkpoints"), _CHECKPOINTS)
+        """Newest first."""
+        return tuple(self._pages(_of(run, "checkpoints"), CheckpointPage))
 
     def incidents(self, run: str) -> tuple[IncidentView, ...]:
-        return self._read("GET", _of(run, "incidents"), _INCIDENTS)
+        """Newest first."""
+        return tuple(self._pages(_of(run, "incidents"), IncidentPage))
 
     def goodput(self, run: str) -> GoodputView:
         return self._read("GET", _of(run, "goodput"), GoodputView)
@@ -274,27 +301,43 @@ class Client:
         params = {"from_step": from_step, "to_step": to_step}
         return self._read("GET", _of(run, "metrics"), Metrics, params=params)
 
-    def events(self, run: str, *, after: int = 0) -> Iterator[EventView]:
+    def events(self, run: str, *, after: int = 0, kinds: Sequence[str] = ()) -> Iterator[EventView]:
         """All events after the one with id `after`, oldest first."""
-        cursor: str | None = str(after)
-        while cursor is not None:
-            params = {"cursor": cursor, "limit": 200}
-            page = self._read("GET", _of(run, "events"), EventPage, params=params)
-            yield from page.items
-            cursor = page.next_cursor
+        params = {"cursor": str(after), "kind": list(kinds)}
+        yield from self._pages(_of(run, "events"), EventPage, params)
 
     def logs(
         self,
         run: str,
         *,
-        after: int = 0,
+        after: int | None = None,
         tail: int | None = None,
         limit: int = 1000,
-        attempt: int | None = None,
+        filters: Mapping[str, Param] | None = None,
     ) -> LogPage:
-        """Lines after the one with id `after`, or the last `tail` ones; oldest first."""
-        params = {"after": after, "tail": tail, "limit": limit, "attempt": attempt}
+        """Lines after the one with id `after`, or the last `tail` ones; oldest first.
+
+        `filters` are those of the API: attempt, rank, before, since, until, search, regex.
+        """
+        params = {"after": after, "tail": tail, "limit": limit, **(filters or {})}
         return self._read("GET", _of(run, "logs"), LogPage, params=params)
+
+    # ---- who may do what ------------------------------------------------------------------------
+
+    def create_token(self, asked: TokenRequest) -> TokenMade:
+        """A new token with its secret; not sent again by itself, for it would make another."""
+        answer = self._send_once(_Call("POST", f"{PREFIX}/tokens", json=asked.model_dump()))
+        return _parse(_good(answer), TokenMade)
+
+    def tokens(self) -> tuple[TokenView, ...]:
+        return self._read("GET", "/tokens", _TOKENS)
+
+    def revoke_token(self, token: str) -> None:
+        _good(self._send(_Call("DELETE", f"{PREFIX}/tokens/{quote(token, safe='')}")))
+
+    def audit(self, **query: str | int | None) -> AuditPage:
+        """Newest first; `actor`, `target`, `action`, `cursor` and `limit` narrow it."""
+        return self._read("GET", "/audit", AuditPage, params=query)
 
     # ---- the service ---------------------------------------------------------------------------
 
@@ -307,21 +350,31 @@ class Client:
 
     # ---- the wire ------------------------------------------------------------------------------
 
+    def _pages(
+        self, path: str, kind: type[Page[Item]], params: Mapping[str, Param] | None = None
+    ) -> Iterator[Item]:
+        """The items of page after page."""
+        given = {"limit": PAGE, **(params or {})}
+        while True:
+            page = self._read("GET", path, kind, params=given)
+            yield from page.items
+            if page.next_cursor is None:
+                return
+            given["cursor"] = page.next_cursor
+
     def _read(
         self,
         method: str,
         path: str,
         kind: type[T] | TypeAdapter[T],
         *,
-        params: Mapping[str, str | int | None] | None = None,
+        params: Mapping[str, Param] | None = None,
         json: object = None,
         headers: Mapping[str, str] | None = None,
     ) -> T:
         given = {name: value for name, value in (params or {}).items() if value is not None}
         answer = self._send(_Call(method, PREFIX + path, given, json, headers or {}))
-        if answer.is_success:
-            return _parse(answer, kind)
-        raise Refused(_problem(answer))
+        return _parse(_good(answer), kind)
 
     def _send(self, call: _Call) -> httpx.Response:
         retrying = Retrying(
@@ -394,6 +447,12 @@ def _words(error: Exception) -> str:
     if isinstance(error, httpx.TimeoutException):
         return "no answer in time"
     return str(error) or type(error).__name__
+
+
+def _good(answer: httpx.Response) -> httpx.Response:
+    if not answer.is_success:
+        raise Refused(_problem(answer))
+    return answer
 
 
 def _parse(answer: httpx.Response, kind: type[T] | TypeAdapter[T]) -> T:

@@ -13,6 +13,7 @@ import contextlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
@@ -25,12 +26,14 @@ from orchestrator.prices import price_per_hour
 from orchestrator.probing import Prober
 from orchestrator.providers.base import Provider
 from orchestrator.providers.calls import ProviderCalls
+from orchestrator.queueing import Usher, wants_hosts
 from orchestrator.reconcile.plan import MakeGroup, Plan
 from orchestrator.reconcile.rules import reconcile as rules
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.service import Service
 from orchestrator.state import AttemptState, GroupState
 from orchestrator.store import lease, reads, writes
+from orchestrator.sweep import Sweeper
 from orchestrator.wakes import LOOP, decision_topic, group_topic, run_topic
 
 log = structlog.get_logger(__name__)
@@ -60,6 +63,8 @@ class Loop:
         self._calls = ProviderCalls()
         self._prober = Prober(service, self._calls, self._group_changed)
         self._executor = Executor(service, self._calls, self._prober.soon)
+        self._usher = Usher(service.queue, service.read, service.wakes, lambda: self.leading)
+        self._sweeper = Sweeper(service, self._calls, lambda: self._leadership.token)
         self._awake = Awake(service.clock)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._led_under: int | None = None
@@ -73,7 +78,13 @@ class Loop:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set: the decision under way is finished, then the lease is released."""
-        beside = (self._leadership.keep(), self._awake.keep(), self._prober.run())
+        beside = (
+            self._leadership.keep(),
+            self._awake.keep(),
+            self._prober.run(),
+            self._usher.keep(),
+            self._sweeper.keep(),
+        )
         tasks = [asyncio.create_task(work) for work in (*beside, self._wake_at(stop))]
         try:
             while not stop.is_set():
@@ -88,6 +99,7 @@ class Loop:
                     await task
             await self._executor.close()
             await self._prober.close()
+            await self._sweeper.close()
             self._calls.close()
             await self._leadership.release()
 
@@ -248,7 +260,7 @@ class Loop:
     def _snapshot(self, run_id: str, seen: Mapping[str, reads.Sighting]) -> Snapshot | None:
         service = self._service
         with service.read.connect() as connection:
-            return reads.snapshot(
+            snap = reads.snapshot(
                 connection,
                 run_id,
                 service.clock.now(),
@@ -257,6 +269,9 @@ class Loop:
                 seen,
                 self._beside(),
             )
+            if snap is None or not wants_hosts(snap):
+                return snap
+            return replace(snap, admission=service.queue.admission(connection, snap))
 
     def _beside(self) -> reads.Beside:
         service = self._service
@@ -277,7 +292,9 @@ class Loop:
                 lambda connection: writes.commit_plan(connection, snap, plan, token, now)
             )
         except writes.Stale:
+            self._service.queue.changed()
             return "stale"
+        self._usher.nudge()
         self._tell_waiters(snap, plan)
         return "changed"
 

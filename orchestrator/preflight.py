@@ -16,6 +16,7 @@ from orchestrator.api.schemas import Facts, FieldError
 from orchestrator.arithmetic import in_bytes, memory_per_device
 from orchestrator.forecast import Known, forecast
 from orchestrator.ledger.checkpoints import planned_saves
+from orchestrator.local_runs import LocalRunsRefused, local_user
 from orchestrator.prices import devices_of, price_per_hour
 from orchestrator.settings import Settings
 from worker.protocol import JobSpec, PythonSource, TextFiles
@@ -70,7 +71,8 @@ def _notes(job: JobSpec, settings: Settings) -> Iterator[str]:
 
 def problems(job: JobSpec, settings: Settings, free: DiskFree) -> tuple[FieldError, ...]:
     """Every reason why this machine can not run `job`; empty where there is none."""
-    return (*_data(job, settings), *_disk(job, settings, free), *_hosts(job, settings))
+    refusals = (*_local(job, settings), *_hosts(job, settings))
+    return (*_data(job, settings), *_disk(job, settings, free), *refusals)
 
 
 def _data(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
@@ -179,11 +181,32 @@ def _disk_hint(job: JobSpec, room: int) -> str:
     return f"Free some space, or save less often: every_steps {every} or more fits."
 
 
+def _local(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
+    if job.hosts.provider != "local":
+        return
+    try:
+        local_user(settings)
+    except LocalRunsRefused as refused:
+        yield FieldError(pointer="/hosts/provider", detail=refused.detail, hint=refused.hint)
+
+
 def _hosts(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
-    if job.hosts.count > settings.max_local_hosts:
+    """More hosts than a limit allows would wait in the queue for ever."""
+    asked, provider = job.hosts.count, job.hosts.provider
+    limit, name = settings.hosts_of(provider), f"max_hosts.{provider}"
+    if provider == "local" and provider not in settings.max_hosts:
+        name = "max_local_hosts"
+    if limit is not None and asked > limit:
+        place = "on this machine" if provider == "local" else f"of provider {provider}"
         yield FieldError(
             pointer="/hosts/count",
-            detail=f"{job.hosts.count} hosts on this machine are more than the"
-            f" {settings.max_local_hosts} that the service allows.",
-            hint=f"Use {settings.max_local_hosts} or fewer, or raise max_local_hosts.",
+            detail=f"{asked} hosts {place} are more than the {limit} that the service allows.",
+            hint=f"Use {limit} or fewer, or raise {name}.",
+        )
+    limit = settings.max_hosts_per_owner
+    if limit is not None and asked > limit:
+        yield FieldError(
+            pointer="/hosts/count",
+            detail=f"{asked} hosts are more than the {limit} that one owner may hold at once.",
+            hint=f"Use {limit} or fewer, or raise max_hosts_per_owner.",
         )

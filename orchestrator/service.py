@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 
 from sqlalchemy import Engine
 
 from orchestrator.clock import Clock
 from orchestrator.providers.base import Provider
+from orchestrator.queueing import Queue, limits_of
 from orchestrator.settings import Settings
 from orchestrator.store.writer import Writer
 from orchestrator.telemetry import Telemetry
@@ -29,3 +31,8 @@ class Service:
     providers: Mapping[str, Provider]
     listening_since: datetime
     telemetry: Telemetry = field(default_factory=Telemetry)
+
+    @cached_property
+    def queue(self) -> Queue:
+        """The line of runs that wait for hosts."""
+        return Queue(lambda: limits_of(self.settings), self.clock)

@@ -10,9 +10,10 @@ import ipaddress
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -24,6 +25,7 @@ SETTINGS_FILE = "longhaul.toml"
 MIB = 1 << 20
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Flops = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LOOPBACK_OF = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - told apart, not bound
 
 
 class SettingsError(Exception):
@@ -43,7 +45,8 @@ class Settings(BaseSettings):
     are the roots below which a spec may name data; None allows any absolute path. `min_free_bytes`
     stays free beside what a run plans to save. `prices` (of one device for an hour, in `currency`)
     and `device_flops` (the peak of one device, FLOPs a second) go by provider or "provider/kind".
-    Times are in seconds, port 0 is any free one.
+    Times are in seconds, port 0 is any free one. What makes the service reachable from other
+    machines is told in docs/security.md.
     """
 
     model_config = SettingsConfigDict(env_prefix="LONGHAUL_", frozen=True, extra="forbid")
@@ -51,37 +54,91 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=default_data_dir)
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=0, le=65535)
+    public_url: str | None = None
+    allowed_hosts: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    allow_local_provider: bool = False
+    local_user: str | None = None
     database_url: str | None = None
     storage: Path | None = None
     hosts: Path | None = None
     allowed_paths: tuple[Path, ...] | None = None
     max_local_hosts: int = Field(default=16, ge=1, le=64)
+    max_hosts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
+    max_hosts_per_owner: int | None = Field(default=None, ge=1)
     min_free_bytes: int = Field(default=256 * MIB, ge=0)
     lease_ttl_seconds: float = Field(default=10.0, gt=0)
     host_lost_seconds: float = Field(default=30.0, gt=0)
+    sweep_seconds: float = Field(default=30.0, gt=0)
+    orphan_grace_seconds: float = Field(default=60.0, ge=0)
     probe_seconds: float = Field(default=0.25, gt=0)
     prices: dict[str, Price] = Field(default_factory=dict)
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3}$")
     device_flops: dict[str, Flops] = Field(default_factory=dict)
+    webhook_url: SecretStr | None = None
+    webhook_secret: SecretStr | None = None
+    webhook_secret_file: Path | None = None
+    webhook_format: Literal["longhaul", "slack"] = "longhaul"
 
     @field_validator("data_dir", "storage", "hosts")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()
 
-    @field_validator("host")
+    @field_validator("public_url")
     @classmethod
-    def _loopback(cls, host: str) -> str:
-        if not is_loopback(host):
+    def _origin(cls, url: str | None) -> str | None:
+        if url is None:
+            return None
+        parts = urlsplit(url)
+        whole = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
+        if not whole or parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ValueError("it is the address alone, like https://longhaul.example.org")
+        return url.rstrip("/").lower()
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for one in proxies:
+            try:
+                ipaddress.ip_network(one)
+            except ValueError:
+                raise ValueError(f"{one!r} is no address and no network like 10.0.0.0/8") from None
+        return proxies
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _target(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is None:
+            return None
+        parts = urlsplit(url.get_secret_value())
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it begins with https:// or http:// and names a host")
+        return url
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key are set together or not at all")
+        if self.webhook_secret is not None and self.webhook_secret_file is not None:
+            raise ValueError("webhook_secret and webhook_secret_file say the same; set one of them")
+        signed = self.webhook_secret is not None or self.webhook_secret_file is not None
+        if self.webhook_url is not None and self.webhook_format == "longhaul" and not signed:
             raise ValueError(
-                f"{host!r} is not a loopback address. Longhaul has one administrator's token so"
-                " far and serves this machine alone; use 127.0.0.1, and an SSH tunnel from afar"
+                "webhook_url needs webhook_secret or webhook_secret_file to sign its messages with"
             )
-        return host
+        return self
 
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.data_dir / 'longhaul.db'}"
+
+    def hosts_of(self, provider: str) -> int | None:
+        """The most hosts of the provider that all runs may hold together; None: any number."""
+        default = self.max_local_hosts if provider == "local" else None
+        return self.max_hosts.get(provider, default)
 
     @property
     def storage_root(self) -> Path:
@@ -93,9 +150,28 @@ class Settings(BaseSettings):
 
     @property
     def url(self) -> str:
-        """Where the service answers, once `port` is the one that it is bound to."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        """Where this machine finds the service, once `port` is the one that it is bound to.
+
+        Under TLS that is the name that the certificate is for.
+        """
+        if self.tls_certificate is not None and self.public_url is not None:
+            return self.public_url
+        host = LOOPBACK_OF.get(self.host, self.host)
+        shown = f"[{host}]" if ":" in host else host
+        return f"{'http' if self.tls_certificate is None else 'https'}://{shown}:{self.port}"
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """The names beside the loopback ones that requests may be addressed to."""
+        public = urlsplit(self.public_url).hostname if self.public_url else None
+        bound = None if self.host in LOOPBACK_OF else self.host
+        return frozenset(name.lower() for name in (bound, public, *self.allowed_hosts) if name)
+
+    @property
+    def exposed(self) -> bool:
+        """Whether anybody but this machine is meant to reach the service, by a proxy or not."""
+        names = {self.host, *self.host_names}
+        return bool(self.trusted_proxies) or not all(is_loopback(name) for name in names)
 
     @classmethod
     def settings_customise_sources(
@@ -134,8 +210,10 @@ def read_settings(**given: Any) -> Settings:
 
 def _in_words(detail: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in detail["loc"])
+    message = str(detail["msg"]).removeprefix("Value error, ")
+    if not name:
+        return f"The settings do not fit together: {message}."
     if detail["type"] == "extra_forbidden":
         known = ", ".join(Settings.model_fields)
         return f"There is no setting {name!r} (in {SETTINGS_FILE}). The settings are: {known}."
-    message = str(detail["msg"]).removeprefix("Value error, ")
     return f"The setting {name!r} (LONGHAUL_{name.upper()}) does not fit: {message}."

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import jax_rules, leftovers
+from tests import jax_rules, leftovers, postgres
 
 SKIP_NOTHING = "LONGHAUL_TESTS_SKIP_NOTHING"
 GRACE_SECONDS = 2.0
@@ -114,6 +114,13 @@ def _leaves_no_process_behind(_own_home: None, request: pytest.FixtureRequest) -
     if left:
         told = "\n".join(f"  {pid}: {words}" for pid, words in left.items())
         pytest.fail(f"the test left processes behind (killed now):\n{told}", pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL, without a database, of a cluster in a temporary folder."""
+    with postgres.cluster() as url:
+        yield url
 
 
 @pytest.fixture

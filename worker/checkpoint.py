@@ -62,6 +62,7 @@ class Save:
 
     step: int
     final: bool
+    request: int
     folder: Path
     loop: LoopRecord
     records: dict[str, ArrayRecord]
@@ -92,8 +93,10 @@ class Saver:
         """Compiles the digest of states like `abstract`, so that no save waits for it."""
         self._digester = Digester(named_arrays(abstract))
 
-    def save(self, state: TrainState, step: int, *, final: bool = False) -> None:
+    def save(self, state: TrainState, step: int, *, final: bool = False, request: int = 0) -> None:
         """Starts to save `state`; returns when training may overwrite it.
+
+        `request` is the newest wish for a save that this one answers.
 
         Raises Diverged, and saves nothing, when a number of the state is not finite. Raises
         StorageFailed when this is one failure too many.
@@ -101,7 +104,7 @@ class Saver:
         asked = time.monotonic()
         self.settle()
         arrays = named_arrays(state)
-        save = self._prepare(arrays, step, final)
+        save = self._prepare(arrays, step, final, request)
         try:
             if self._rank == 0:
                 if save.folder.exists():
@@ -137,7 +140,7 @@ class Saver:
     def acceptance_stands(self, step: int) -> bool:
         return (Path(self._spec.checkpoint_uri(step)) / ACCEPTED).exists()
 
-    def _prepare(self, arrays: Named, step: int, final: bool) -> Save:
+    def _prepare(self, arrays: Named, step: int, final: bool, request: int) -> Save:
         digest = self._digester(arrays)
         if digest.not_finite:
             where = ", ".join(digest.not_finite[:3])
@@ -160,7 +163,7 @@ class Saver:
         )
         folder = Path(spec.checkpoint_uri(step))
         whole = combined(digest, arrays)
-        return Save(step, final, folder, loop, records, whole, time.monotonic())
+        return Save(step, final, request, folder, loop, records, whole, time.monotonic())
 
     def _finish(self, save: Save, stall: float) -> None:
         try:
@@ -179,6 +182,7 @@ class Saver:
                         stall_seconds=stall,
                         write_seconds=time.monotonic() - save.began,
                         final=save.final,
+                        save_request=save.request,
                     )
                 )
         except Exception as error:  # noqa: BLE001 - a failed save must not end the training

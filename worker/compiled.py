@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from model.build import Params
 from worker.mesh import Placer, state_shardings
 from worker.protocol import JobSpec
-from worker.step import TrainState, TrainStep, eval_step, initial_state, train_step
+from worker.step import SIGNALS, TrainState, TrainStep, eval_step, initial_state, train_step
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def compile_steps(job: JobSpec, mesh: Mesh, abstract: TrainState, placer: Placer
     shape = (job.batch.microbatches, job.batch.sequences // job.batch.microbatches)
     rows = jax.ShapeDtypeStruct((*shape, job.model.context + 1), jnp.int32, sharding=placer.rows)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    signals = jax.ShapeDtypeStruct((mesh.size,), jnp.int32, sharding=placer.each)
+    signals = jax.ShapeDtypeStruct((mesh.size, SIGNALS), jnp.int32, sharding=placer.each)
     step = jax.jit(
         train_step(job, mesh),
         in_shardings=(state, placer.rows, everywhere, placer.each),

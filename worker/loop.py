@@ -31,8 +31,6 @@ from worker.schedule import due
 from worker.step import StepResult, TrainState
 from worker.watch import not_finite
 
-DRAIN = 1  # the signal of a host that was asked to leave; 0 says nothing
-
 
 @dataclass(frozen=True)
 class Training:
@@ -60,6 +58,21 @@ class Running:
 
 
 @dataclass(frozen=True)
+class Wishes:
+    """What some host of the gang was asked for, as every process has seen it in a step's result."""
+
+    leave: bool = False
+    save: bool = False
+
+    def __or__(self, other: Wishes) -> Wishes:
+        return Wishes(self.leave or other.leave, self.save or other.save)
+
+    @property
+    def any(self) -> bool:
+        return self.leave or self.save
+
+
+@dataclass(frozen=True)
 class Left:
     """Where the loop ended; `saved` is False when there was nothing left to train."""
 
@@ -78,31 +91,51 @@ def train(training: Training, state: TrainState, first: int) -> Left:
     if first == job.steps:
         return Left(state, first, drained=False, saved=False)
     training.clock.enter(Phase.TRAIN)
-    meter = Meter(training)
+    meter, requests = Meter(training), SaveRequests(training.link)
     running: Running | None = None
-    leaving = False
+    wished = Wishes()
     with Prefetcher(training.batches, first, job.steps) as prefetched:
         for step in range(first + 1, job.steps + 1):
             earlier = running
-            state, running = _advance(training, prefetched, state, step)
+            state, running = _advance(training, prefetched, requests, state, step)
             if earlier is not None:
-                leaving |= meter.report(earlier)
+                wished |= meter.report(earlier)
             after = due(job, step)
-            if not (after.anything or leaving):
+            if not (after.anything or wished.any):
                 continue
-            leaving |= meter.report(running)
+            wished |= meter.report(running)
             running = None
             if after.evaluate:
                 _evaluate(training, state, step)
-            if after.save or leaving:
-                training.saver.save(state, step, final=leaving or step == job.steps)
-            if leaving:
+            if after.save or wished.any:
+                final = wished.leave or step == job.steps
+                training.saver.save(state, step, final=final, request=requests.told)
+            if wished.leave:
                 return Left(state, step, drained=step < job.steps, saved=True)
+            wished = Wishes()
     return Left(state, job.steps, drained=False, saved=True)
 
 
+class SaveRequests:
+    """Passes each wish for a save on to the gang once, with the step that is handed out next."""
+
+    def __init__(self, link: AgentLink) -> None:
+        self._link = link
+        self.told = 0
+
+    def new(self) -> bool:
+        """Whether one came since the last call; from here on it counts as told."""
+        asked = self._link.save_request
+        fresh, self.told = asked > self.told, asked
+        return fresh
+
+
 def _advance(
-    training: Training, prefetched: Prefetcher, state: TrainState, step: int
+    training: Training,
+    prefetched: Prefetcher,
+    requests: SaveRequests,
+    state: TrainState,
+    step: int,
 ) -> tuple[TrainState, Running]:
     """Hands `step` to the device; its numbers are not there yet."""
     began = time.monotonic()
@@ -112,7 +145,7 @@ def _advance(
         state,
         training.placer.place_rows(batch.rows),
         training.placer.place_scalar(training.spec.data_plan.batch_index(step)),
-        training.placer.place_signal(DRAIN if training.link.drain.is_set() else 0),
+        training.placer.place_signals(training.link.drain.is_set(), requests.new()),
     )
     return state, Running(step, batch, result, waited)
 
@@ -124,8 +157,8 @@ class Meter:
         self._training = training
         self._last = time.monotonic()
 
-    def report(self, running: Running) -> bool:
-        """Reports a step; returns whether some host wishes to leave. Raises Diverged."""
+    def report(self, running: Running) -> Wishes:
+        """Reports a step; returns what was wished of the gang with it. Raises Diverged."""
         result: StepResult = jax.device_get(running.result)
         now = time.monotonic()
         seconds, self._last = now - self._last, now
@@ -155,7 +188,7 @@ class Meter:
             )
         else:
             link.send(StepBeat(step=running.step, seconds=seconds, data_wait=running.data_wait))
-        return float(result.signal) > 0
+        return Wishes(leave=float(result.leave) > 0, save=float(result.save) > 0)
 
 
 def _evaluate(training: Training, state: TrainState, step: int) -> None:

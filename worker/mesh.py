@@ -104,9 +104,10 @@ class Placer:
     def place_scalar(self, value: int) -> jax.Array:
         return _place((), self.everywhere, lambda _: np.asarray(value, np.int32))
 
-    def place_signal(self, value: int) -> jax.Array:
-        """This process's wish, once for each of its devices."""
-        return _place((self._devices,), self.each, lambda _: np.full((1,), value, np.int32))
+    def place_signals(self, *wishes: bool) -> jax.Array:
+        """This process's wishes, once for each of its devices: int32 [devices, wishes]."""
+        own = np.asarray([wishes], np.int32)
+        return _place((self._devices, len(wishes)), self.each, lambda _: own)
 
 
 def _place(

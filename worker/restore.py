@@ -41,12 +41,13 @@ def restore(
     """Brings back the state at `point`, shaped and laid out as `abstract`.
 
     Every file is checked before it is read, and every array after it is on the device. Raises
-    CheckpointUnusable with the reason, or Invalid when the text is not the one trained on so far.
+    CheckpointUnusable with the reason, or Invalid when the text is not the one trained on so far;
+    a fork that changed the data goes on with another text and another plan.
     """
     folder = Path(point.uri)
     manifest = verify(folder, point.manifest_sha256)
-    _check_place(manifest.loop, spec.data_plan, point.step)
-    if manifest.loop.text != text:
+    _check_place(manifest.loop, None if point.other_data else spec.data_plan, point.step)
+    if manifest.loop.text != text and not point.other_data:
         raise Invalid(
             "the text is not the one that this run was trained on so far",
             field="/data/source",
@@ -65,7 +66,8 @@ def restore(
     return Restored(state, digest)
 
 
-def _check_place(loop: LoopRecord, plan: DataPlan, step: int) -> None:
+def _check_place(loop: LoopRecord, plan: DataPlan | None, step: int) -> None:
+    """Where it stands, and that `plan`, if it is to be followed on, is the one it was made by."""
     if loop.step != step:
         raise CheckpointUnusable(f"it holds step {loop.step}, the ledger says {step}")
     if loop.next_batch != loop.data_plan.batch_index(step):
@@ -73,6 +75,8 @@ def _check_place(loop: LoopRecord, plan: DataPlan, step: int) -> None:
             f"its next batch is {loop.next_batch}, but its data plan says"
             f" {loop.data_plan.batch_index(step)}"
         )
+    if plan is None:
+        return
     if loop.data_plan.seed != plan.seed or not set(loop.data_plan.skips) <= set(plan.skips):
         raise CheckpointUnusable("it was trained on another data plan")
 

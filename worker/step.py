@@ -38,12 +38,13 @@ class TrainState:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class StepResult:
-    """Scalars of one update. `signal` is above zero when some host wishes to leave."""
+    """Scalars of one update; `leave` and `save` are above zero when some host wishes so."""
 
     loss: jax.Array
     grad_norm: jax.Array
     learning_rate: jax.Array
-    signal: jax.Array
+    leave: jax.Array
+    save: jax.Array
 
 
 TrainStep = Callable[
@@ -51,6 +52,7 @@ TrainStep = Callable[
     tuple[TrainState, StepResult],
 ]
 Tree = TypeVar("Tree")
+SIGNALS = 2  # a host wishes to leave, a host wishes to save
 EvalStep = Callable[[Params, jax.Array], jax.Array]
 
 
@@ -77,7 +79,7 @@ def sequence_losses(
 
 def train_step(job: JobSpec, mesh: Mesh) -> TrainStep:
     """The function (state, rows int32 [microbatches, b, context + 1], next batch's index int32,
-    signals int32 [devices]) -> (state one step on, result)."""
+    signals int32 [devices, SIGNALS]) -> (state one step on, result)."""
     update = optimizer(job.optimizer, job.steps)
     rate = learning_rate(job.optimizer, job.steps)
     gradients = jax.shard_map(
@@ -93,7 +95,7 @@ def train_step(job: JobSpec, mesh: Mesh) -> TrainStep:
     ) -> tuple[TrainState, StepResult]:
         carried, used = jax.random.split(jax.random.wrap_key_data(state.rng))
         keys = jax.random.split(used, rows.shape[:2])
-        gradient, loss, signal = gradients(state.params, rows, keys, signals)
+        gradient, loss, wished = gradients(state.params, rows, keys, signals)
         changes, moments = update.update(gradient, state.optimizer, state.params)
         after = TrainState(
             params=optax.apply_updates(state.params, changes),  # pyright: ignore[reportArgumentType]
@@ -103,7 +105,7 @@ def train_step(job: JobSpec, mesh: Mesh) -> TrainStep:
             next_batch=next_batch,
         )
         norm = optax.tree.norm(gradient)
-        return after, StepResult(loss, norm, rate(state.step), signal)
+        return after, StepResult(loss, norm, rate(state.step), wished[0], wished[1])
 
     return step
 
@@ -118,7 +120,7 @@ def _gradients(
 ) -> tuple[Params, jax.Array, jax.Array]:
     """On one device: its microbatches one after the other, then the mean over all devices.
 
-    Returns the gradient, the loss, and the share of devices with a wish as the signal.
+    Returns the gradient, the loss, and for each wish the share of devices that have it.
     """
 
     def add(total: tuple[Params, jax.Array], part: tuple[jax.Array, jax.Array]):
@@ -130,7 +132,7 @@ def _gradients(
     zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
     total, _ = jax.lax.scan(add, zero, (rows, keys))
     gradient, loss = jax.tree.map(lambda x: x / rows.shape[0], total)
-    return _mean_over_devices((gradient, loss, signals.astype(jnp.float32).mean()), mesh)
+    return _mean_over_devices((gradient, loss, signals.astype(jnp.float32).mean(axis=0)), mesh)
 
 
 def _mean_over_devices(tree: Tree, mesh: Mesh) -> Tree:

@@ -38,6 +38,7 @@ COALESCE_SECONDS = 0.05
 WAIT_SECONDS = 20.0
 MAX_BACKOFF_SECONDS = 2.0
 LOOK_SECONDS = 0.1
+MOVED_SECONDS = 1.0
 REFUSED_BACKOFF_SECONDS = 15.0
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 POLL_TIMEOUT = httpx.Timeout(WAIT_SECONDS + 10.0, connect=3.0)
@@ -269,12 +270,7 @@ class Uplink:
         """One request. Raises `Away` for what may pass, an `UplinkError` for what will not."""
         try:
             base = self._control_url()
-            response = await self._client.post(
-                f"{base}/api/v1/agents/{call}",
-                content=body,
-                headers={"Content-Type": "application/json"},
-                timeout=POLL_TIMEOUT if call == "report" else CALL_TIMEOUT,
-            )
+            response = await self._post(base, call, body)
         except (httpx.RequestError, httpx.InvalidURL, OSError) as error:
             raise Away(f"no answer ({type(error).__name__}: {error})") from error
         if response.status_code == 200:
@@ -284,6 +280,32 @@ class Uplink:
             except ValidationError as error:
                 raise Refused(f"an answer that makes no sense: {error}") from error
         raise self._meaning(call, response, base)
+
+    async def _post(self, base: str, call: str, body: bytes) -> httpx.Response:
+        """Gives up as soon as the control plane is said to be elsewhere: it may hang where it was.
+
+        What is sent twice by that counts once.
+        """
+        post = self._client.post(
+            f"{base}/api/v1/agents/{call}",
+            content=body,
+            headers={"Content-Type": "application/json"},
+            timeout=POLL_TIMEOUT if call == "report" else CALL_TIMEOUT,
+        )
+        request, moved = asyncio.ensure_future(post), asyncio.ensure_future(self._moved(base))
+        try:
+            await asyncio.wait((request, moved), return_when=asyncio.FIRST_COMPLETED)
+            if not request.done():
+                raise Away("the control plane has moved")
+            return request.result()
+        finally:
+            for task in (request, moved):
+                task.cancel()
+            await asyncio.gather(request, moved, return_exceptions=True)
+
+    async def _moved(self, base: str) -> None:
+        while self._base() in (None, base):
+            await asyncio.sleep(MOVED_SECONDS)
 
     def _meaning(self, call: str, response: httpx.Response, base: str) -> Exception:
         """What a status other than 200 says to this agent."""

@@ -120,12 +120,18 @@ def upgrade() -> None:
     sa.UniqueConstraint('run_id', 'incident', name=op.f('uq_pages_run_id_incident'))
     )
     with op.batch_alter_table('pages', schema=None) as batch_op:
-        batch_op.create_index('ix_pages_next_try_at', ['next_try_at'], unique=False)
+        batch_op.create_index(
+            'ix_pages_next_try_at', ['next_try_at'], unique=False,
+            sqlite_where=sa.text('sent_at IS NULL AND given_up_at IS NULL'),
+            postgresql_where=sa.text('sent_at IS NULL AND given_up_at IS NULL'))
 
     with op.batch_alter_table('attempts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('revised_from', sa.String(length=20), nullable=True))
         batch_op.add_column(sa.Column('revised_at', sa.BigInteger(), nullable=True))
         batch_op.add_column(sa.Column('bad_step', sa.Integer(), nullable=True))
+
+    with op.batch_alter_table('branches', schema=None) as batch_op:
+        batch_op.add_column(sa.Column('other_data', sa.Boolean(), server_default=sa.false(), nullable=False))
 
     with op.batch_alter_table('host_groups', schema=None) as batch_op:
         batch_op.add_column(sa.Column('zone', sa.String(length=60), nullable=True))
@@ -153,6 +159,7 @@ def upgrade() -> None:
     with op.batch_alter_table('runs', schema=None) as batch_op:
         batch_op.add_column(sa.Column('queued_at', sa.BigInteger(), nullable=True))
         batch_op.add_column(sa.Column('save_request', sa.Integer(), server_default='0', nullable=False))
+        batch_op.add_column(sa.Column('save_served', sa.Integer(), server_default='0', nullable=False))
         batch_op.add_column(sa.Column('forked_run', sa.String(length=32), nullable=True))
         batch_op.add_column(sa.Column('forked_checkpoint', sa.String(length=40), nullable=True))
 
@@ -166,8 +173,55 @@ def upgrade() -> None:
         batch_op.add_column(sa.Column('diverged_step', sa.Integer(), nullable=True))
         batch_op.add_column(sa.Column('diverged_where', sa.Text(), nullable=True))
 
+    op.create_table('request_keys',
+    sa.Column('owner', sa.String(length=80), nullable=False),
+    sa.Column('key', sa.String(length=200), nullable=False),
+    sa.Column('body_sha256', sa.String(length=64), nullable=False),
+    sa.Column('run_id', sa.String(length=80), nullable=False),
+    sa.Column('created_at', sa.BigInteger(), nullable=False),
+    sa.ForeignKeyConstraint(['run_id'], ['runs.id'], name=op.f('fk_request_keys_run_id'), ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('owner', 'key', name=op.f('pk_request_keys'))
+    )
+    op.execute("INSERT INTO request_keys SELECT runs.owner, k.key, k.body_sha256, k.run_id, k.created_at"
+               " FROM idempotency_keys k JOIN runs ON runs.id = k.run_id")
+    op.drop_table('idempotency_keys')
+    _claim_what_is_held()
+
+
+def _claim_what_is_held() -> None:
+    """Runs that have hosts hold them within the limits from now on, and the queue has its order."""
+    connection = op.get_bind()
+    connection.execute(sa.text("UPDATE runs SET queued_at = state_since WHERE state = 'queued'"))
+    held = connection.execute(
+        sa.text(
+            "SELECT g.run_id, g.provider, g.hosts, g.created_at, r.owner FROM host_groups g"
+            " JOIN runs r ON r.id = g.run_id WHERE g.state <> 'gone' ORDER BY g.name"
+        )
+    ).all()
+    claims = sa.table("claims", *map(sa.column, ("scope", "slot", "run_id", "claimed_at")))
+    last: dict[str, int] = {}
+    for run_id, provider, hosts, at, owner in held:
+        for scope in (f"provider:{provider}", f"owner:{owner}"):
+            for _ in range(hosts):
+                last[scope] = last.get(scope, 0) + 1
+                row = {"scope": scope, "slot": last[scope], "run_id": run_id, "claimed_at": at}
+                connection.execute(sa.insert(claims).values(row))
+
 
 def downgrade() -> None:
+    op.create_table('idempotency_keys',
+    sa.Column('key', sa.String(length=200), nullable=False),
+    sa.Column('body_sha256', sa.String(length=64), nullable=False),
+    sa.Column('run_id', sa.String(length=80), nullable=False),
+    sa.Column('created_at', sa.BigInteger(), nullable=False),
+    sa.ForeignKeyConstraint(['run_id'], ['runs.id'], name=op.f('fk_idempotency_keys_run_id'), ondelete='CASCADE'),
+    sa.PrimaryKeyConstraint('key', name=op.f('pk_idempotency_keys'))
+    )
+    # The older schema has one owner for all keys: of two people's equal keys the first one stays.
+    op.execute("INSERT INTO idempotency_keys SELECT key, body_sha256, run_id, created_at"
+               " FROM request_keys r WHERE NOT EXISTS (SELECT 1 FROM request_keys o WHERE o.key = r.key"
+               " AND (o.created_at, o.owner) < (r.created_at, r.owner))")
+    op.drop_table('request_keys')
     with op.batch_alter_table('trainers', schema=None) as batch_op:
         batch_op.drop_column('diverged_where')
         batch_op.drop_column('diverged_step')
@@ -181,6 +235,7 @@ def downgrade() -> None:
     with op.batch_alter_table('runs', schema=None) as batch_op:
         batch_op.drop_column('forked_checkpoint')
         batch_op.drop_column('forked_run')
+        batch_op.drop_column('save_served')
         batch_op.drop_column('save_request')
         batch_op.drop_column('queued_at')
 
@@ -206,6 +261,9 @@ def downgrade() -> None:
         batch_op.drop_column('taken')
         batch_op.drop_column('price_per_hour')
         batch_op.drop_column('zone')
+
+    with op.batch_alter_table('branches', schema=None) as batch_op:
+        batch_op.drop_column('other_data')
 
     with op.batch_alter_table('attempts', schema=None) as batch_op:
         batch_op.drop_column('bad_step')

@@ -16,11 +16,13 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from orchestrator.api import auth, health, runs, stream
+from orchestrator.api import health, runs, sessions, stream, tokens, wishes
+from orchestrator.api.access_schemas import TokenRequest
 from orchestrator.api.auth import Gate
 from orchestrator.api.errors import install_handlers
-from orchestrator.api.guards import LoopbackHost, SecurityHeaders
-from orchestrator.api.schemas import Problem, ResumeRequest
+from orchestrator.api.guards import KnownHost, Proxied, SecurityHeaders
+from orchestrator.api.requests import BODIES
+from orchestrator.api.schemas import Problem
 from orchestrator.preflight import DiskFree, disk_free
 from orchestrator.service import Service
 from worker.protocol import JobSpec
@@ -39,10 +41,10 @@ def bare_app(lifespan: Lifespan | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     install_handlers(app)
-    app.add_middleware(LoopbackHost)
-    app.add_middleware(SecurityHeaders)
-    for router in (health.router, auth.router, runs.router, stream.router):
-        app.include_router(router)
+    for guard in (KnownHost, SecurityHeaders, Proxied):  # the last is passed first
+        app.add_middleware(guard)
+    for part in (health, sessions, tokens, runs, wishes, stream):
+        app.include_router(part.router)
     app.openapi = lambda: _openapi(app)
     return app
 
@@ -73,7 +75,10 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         made = get_openapi(title=app.title, version=app.version, routes=app.routes)
         _, extra = models_json_schema(
-            [(JobSpec, "validation"), (ResumeRequest, "validation"), (Problem, "serialization")],
+            [
+                *((model, "validation") for model in (JobSpec, TokenRequest, *BODIES)),
+                (Problem, "serialization"),
+            ],
             ref_template="#/components/schemas/{model}",
         )
         schemas = made.setdefault("components", {}).setdefault("schemas", {})

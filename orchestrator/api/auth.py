@@ -1,8 +1,8 @@
-"""Who may call: the administrator's token, and browsers that were let in by a one-time link.
+"""Who may call: holders of a token, and browsers that were let in by a one-time link.
 
-Owns the token file, login codes, sessions, CSRF and the check of the Host header. Only hashes of
-codes, sessions and the token are kept in memory or in the database. Agents have secrets of their
-own (`api.agents`).
+Owns the token file, what a caller must show, and which role a call needs. Only hashes of secrets
+are kept in memory or in the database. Agents have secrets of their own (`api.agents`); links and
+sessions are made in `api.sessions`, tokens in `api.tokens`.
 """
 
 from __future__ import annotations
@@ -12,29 +12,26 @@ import hmac
 import os
 import secrets
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 from anyio import to_thread
-from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import RedirectResponse
-from sqlalchemy import Connection, delete, insert, select, update
+from fastapi import Depends, Request
 
-from orchestrator.api.errors import Refused, problem_responses
-from orchestrator.api.schemas import LoginLink
+from orchestrator.api.errors import Refused
+from orchestrator.api.limits import GuessLimit
 from orchestrator.roles import Role
 from orchestrator.service import Service
+from orchestrator.store import tokens
 from orchestrator.store.audit import Actor
-from orchestrator.store.tables import login_codes, sessions
+from orchestrator.store.writer import WriterClosed
 
-CODE_LIFE = timedelta(minutes=10)
-SESSION_LIFE = timedelta(hours=12)
 TOKEN_FILE = "token"  # noqa: S105 - a file name
+TOKEN_PREFIX = "lh_"  # noqa: S105 - so that a leaked token is known for what it is
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
-ADMIN = "admin"
+FILE_OWNER = "admin"
 
 
 @dataclass(frozen=True)
@@ -59,6 +56,12 @@ class Gate:
 
     token_sha256: str = field(repr=False)
     cookie: str
+    guesses: GuessLimit = field(default_factory=GuessLimit)
+
+    @property
+    def file_token(self) -> str:
+        """The id that stands for the token of the file: another file, another id."""
+        return f"file-{self.token_sha256[:11]}"
 
 
 def make_gate(token: str, installation: str) -> Gate:
@@ -67,6 +70,10 @@ def make_gate(token: str, installation: str) -> Gate:
 
 def digest(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def new_token() -> str:
+    return TOKEN_PREFIX + secrets.token_urlsafe(32)
 
 
 def admin_token(data_dir: Path) -> str:
@@ -95,63 +102,120 @@ def gate_of(request: Request) -> Gate:
     return request.app.state.gate
 
 
-async def signed_in(request: Request) -> Session:
-    """The caller, by token or by session cookie; refuses with 401 who is neither."""
-    gate, header = gate_of(request), request.headers.get("Authorization")
-    if header is not None:
-        scheme, _, token = header.partition(" ")
-        same = hmac.compare_digest(digest(token.strip()), gate.token_sha256)
-        if scheme.lower() == "bearer" and same:
-            return Session(Actor(ADMIN, Role.ADMIN, remote_of(request)), None)
-        raise _stranger("The token is not the one of this service.")
-    cookie = request.cookies.get(gate.cookie)
-    if cookie is not None:
-        found = await to_thread.run_sync(_session, service_of(request), cookie, remote_of(request))
-        if found is not None:
-            return found
-        raise _stranger("The session is over.")
-    raise _stranger("The call carries neither a token nor a session.")
-
-
-def _stranger(detail: str) -> Refused:
-    return Refused(
-        401,
-        "sign-in-needed",
-        detail,
-        "Programs send 'Authorization: Bearer' with the token in the service's data folder;"
-        " a browser opens the link that 'longhaul link' prints.",
-        headers={"WWW-Authenticate": "Bearer"},
-    )
-
-
 def remote_of(request: Request) -> str | None:
     """The address that the call came from; None where the server knows none."""
     return None if request.client is None else request.client.host
 
 
-def _session(service: Service, cookie: str, remote: str | None) -> Session | None:
+async def signed_in(request: Request) -> Session:
+    """The caller, by token or by session cookie; refuses with 401 who is neither.
+
+    429 where too many wrong secrets came from the same address.
+    """
+    header, cookie = request.headers.get("Authorization"), request.cookies.get(_cookie(request))
+    if header is None and cookie is None:
+        raise stranger("The call carries neither a token nor a session.")
+    refuse_guesser(request)
+    if header is not None:
+        return await _by_token(request, header)
+    assert cookie is not None
+    return await _by_cookie(request, cookie)
+
+
+def _cookie(request: Request) -> str:
+    return gate_of(request).cookie
+
+
+async def _by_token(request: Request, header: str) -> Session:
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise stranger("The Authorization header is not of the form 'Bearer TOKEN'.")
+    sha256, gate = digest(token.strip()), gate_of(request)
+    if hmac.compare_digest(sha256, gate.token_sha256):
+        return _let_in(request, tokens.Holder(FILE_OWNER, Role.ADMIN, gate.file_token), None)
+    found = await to_thread.run_sync(_holder, service_of(request), sha256)
+    if found is None:
+        count_guess(request, sha256)
+        raise stranger("The token is not one of this service, or it was revoked or has expired.")
+    return _let_in(request, found, None)
+
+
+async def _by_cookie(request: Request, cookie: str) -> Session:
+    sha256 = digest(cookie)
+    file_token = gate_of(request).file_token
+    found = await to_thread.run_sync(_session, service_of(request), sha256, file_token)
+    if found is None:
+        count_guess(request, sha256)
+        raise stranger("The session is over.")
+    return _let_in(request, found.holder, found.csrf)
+
+
+def _let_in(request: Request, holder: tokens.Holder, csrf: str | None) -> Session:
+    if holder.touch:
+        _touch(service_of(request), holder.token)
+    return Session(Actor(holder.owner, holder.role, remote_of(request), holder.token), csrf)
+
+
+def _touch(service: Service, token: str) -> None:
+    """Not waited for: when a token was last used is worth no delay of its use."""
     now = service.clock.now()
-    query = select(sessions).where(
-        sessions.c.session_sha256 == digest(cookie), sessions.c.expires_at > now
+    try:
+        service.writer.submit(lambda connection: tokens.touch(connection, now, token))
+    except WriterClosed:
+        return
+
+
+def refuse_guesser(request: Request) -> None:
+    """Raises 429 for an address that has offered too many wrong secrets."""
+    now = service_of(request).clock.monotonic()
+    wait = gate_of(request).guesses.wait_seconds(remote_of(request), now)
+    if wait:
+        raise Refused(
+            429,
+            "too-many-guesses",
+            "Too many wrong tokens, sessions or links came from this address.",
+            f"Wait {wait} s. Other addresses are not affected, and agents are not either.",
+            headers={"Retry-After": str(wait)},
+        )
+
+
+def count_guess(request: Request, sha256: str) -> None:
+    now = service_of(request).clock.monotonic()
+    gate_of(request).guesses.wrong(remote_of(request), sha256, now)
+
+
+def stranger(detail: str) -> Refused:
+    return Refused(
+        401,
+        "sign-in-needed",
+        detail,
+        "Programs send 'Authorization: Bearer' with a token ('longhaul token create', or the file"
+        " 'token' in the service's data folder); a browser opens the link that 'longhaul link'"
+        " prints.",
+        headers={"WWW-Authenticate": "Bearer"},
     )
+
+
+def _holder(service: Service, sha256: str) -> tokens.Holder | None:
     with service.read.connect() as connection:
-        row = connection.execute(query).first()
-    if row is None:
-        return None
-    return Session(Actor(row.owner or row.role, Role(row.role), remote), row.csrf)
+        return tokens.holder(connection, sha256, service.clock.now())
 
 
-async def csrf_checked(
-    request: Request, session: Annotated[Session, Depends(signed_in)]
-) -> Session:
+def _session(service: Service, sha256: str, file_token: str) -> tokens.OpenSession | None:
+    with service.read.connect() as connection:
+        return tokens.session(connection, sha256, file_token, service.clock.now())
+
+
+# ---- what a call needs -------------------------------------------------------------------------
+
+
+async def meant(request: Request, session: Annotated[Session, Depends(signed_in)]) -> Session:
     """The caller; with a cookie, a change also needs the session's CSRF token and our Origin."""
     if session.csrf is None or request.method in SAFE_METHODS:
         return session
-    origin = request.headers.get("Origin")
-    ours = f"{request.url.scheme}://{request.headers.get('Host', '')}"
     given = request.headers.get(CSRF_HEADER) or await _form_token(request)
     same = hmac.compare_digest(given.encode(), session.csrf.encode())
-    if origin != ours or not same:
+    if request.headers.get("Origin") not in _origins(request) or not same:
         raise Refused(
             403,
             "cross-site-request",
@@ -159,6 +223,13 @@ async def csrf_checked(
             "Reload the page and try again.",
         )
     return session
+
+
+def _origins(request: Request) -> tuple[str | None, ...]:
+    """Ours: the one that was called, and the one that a proxy in front of us shows."""
+    here = f"{request.url.scheme}://{request.headers.get('Host', '')}"
+    public = service_of(request).settings.public_url
+    return (here,) if public is None else (here, public)
 
 
 async def _form_token(request: Request) -> str:
@@ -169,80 +240,27 @@ async def _form_token(request: Request) -> str:
     return value if isinstance(value, str) else ""
 
 
-SignedIn = Annotated[Session, Depends(signed_in)]
-Checked = Annotated[Session, Depends(csrf_checked)]
-
-router = APIRouter()
-
-
-@router.post(
-    "/api/v1/login-codes",
-    status_code=201,
-    response_model=LoginLink,
-    responses=problem_responses(401, 403),
-    tags=["sign-in"],
-)
-async def make_login_code(request: Request, session: Checked) -> LoginLink:
-    """A link that signs in one browser; it works once, within ten minutes."""
-    service, code = service_of(request), secrets.token_urlsafe(32)
-    now = service.clock.now()
-    await service.writer.run(lambda connection: _keep_code(connection, code, now))
-    base = f"{request.url.scheme}://{request.headers['Host']}"
-    return LoginLink(url=f"{base}/login?code={code}", expires_at=now + CODE_LIFE)
+async def csrf_checked(request: Request, session: Annotated[Session, Depends(meant)]) -> Session:
+    """The caller; whatever is no mere reading needs an operator."""
+    return session if request.method in SAFE_METHODS else _with_role(session, Role.OPERATOR)
 
 
-def _keep_code(connection: Connection, code: str, now: datetime) -> None:
-    connection.execute(delete(login_codes).where(login_codes.c.expires_at < now))
-    connection.execute(delete(sessions).where(sessions.c.expires_at < now))
-    values = {"code_sha256": digest(code), "expires_at": now + CODE_LIFE}
-    connection.execute(insert(login_codes).values(values))
+async def administers(session: Annotated[Session, Depends(meant)]) -> Session:
+    return _with_role(session, Role.ADMIN)
 
 
-@router.get(
-    "/login",
-    status_code=303,
-    response_class=Response,
-    responses=problem_responses(401, 422),
-    tags=["sign-in"],
-)
-async def login(request: Request, code: str) -> Response:
-    """Trades the code for a session, and goes on to the dashboard."""
-    service, cookie = service_of(request), secrets.token_urlsafe(32)
-    now = service.clock.now()
-    used = await service.writer.run(lambda connection: _use_code(connection, code, cookie, now))
-    if not used:
+def _with_role(session: Session, needed: Role) -> Session:
+    if not session.role.includes(needed):
         raise Refused(
-            401,
-            "login-link-spent",
-            "This link was used before, or is older than ten minutes.",
-            "Ask for a new one: longhaul link",
+            403,
+            "role-too-low",
+            f"This needs the role {needed}; {session.actor.name} acts as {session.role} here.",
+            f"An admin can make a token for it: longhaul token create --role {needed}",
         )
-    answer = RedirectResponse("/", 303)
-    answer.set_cookie(
-        gate_of(request).cookie,
-        cookie,
-        max_age=int(SESSION_LIFE.total_seconds()),
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",
-    )
-    return answer
+    return session
 
 
-def _use_code(connection: Connection, code: str, cookie: str, now: datetime) -> bool:
-    """One statement marks the code as used, so that of two calls one succeeds."""
-    c = login_codes.c
-    unused = (c.code_sha256 == digest(code), c.used_at.is_(None), c.expires_at > now)
-    done = connection.execute(update(login_codes).where(*unused).values(used_at=now))
-    if done.rowcount != 1:
-        return False
-    connection.execute(
-        insert(sessions).values(
-            session_sha256=digest(cookie),
-            csrf=secrets.token_urlsafe(32),
-            role=ADMIN,
-            created_at=now,
-            expires_at=now + SESSION_LIFE,
-        )
-    )
-    return True
+SignedIn = Annotated[Session, Depends(signed_in)]
+Meant = Annotated[Session, Depends(meant)]
+Checked = Annotated[Session, Depends(csrf_checked)]
+Admin = Annotated[Session, Depends(administers)]

@@ -43,13 +43,17 @@ class Refused(Exception):
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses=` of a route that can answer these problems."""
+    """The `responses=` of a route that can answer these problems.
+
+    Who may be told 401 may be told 429 too, after too many guesses.
+    """
+    guessed = {429} if 401 in statuses else set[int]()
     return {
         status: {
             "description": HTTPStatus(status).phrase,
             "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in sorted({*statuses, 500})
+        for status in sorted({*statuses, *guessed, 500})
     }
 
 

@@ -1,4 +1,4 @@
-"""What every answer and every request passes: security headers, and the check of the Host header.
+"""What every answer and every request passes: security headers, the Host header, proxies.
 
 Plain ASGI, so that streams pass through unbuffered.
 """
@@ -6,13 +6,15 @@ Plain ASGI, so that streams pass through unbuffered.
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 from fastapi import Request
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from orchestrator.api.errors import Refused, answer
-from orchestrator.settings import is_loopback
+from orchestrator.settings import Settings, is_loopback
 
 POLICY = "; ".join(
     (
@@ -51,8 +53,8 @@ class SecurityHeaders:
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
 
 
-class LoopbackHost:
-    """Refuses requests for any other name than this machine's loopback ones.
+class KnownHost:
+    """Refuses requests for any name that is not this service's.
 
     A page of a foreign site can have its own name resolve to 127.0.0.1 and then speak to this
     service as its own origin; its requests still carry the foreign name.
@@ -66,16 +68,45 @@ class LoopbackHost:
             await self.app(scope, receive, send)
             return
         request = Request(scope)
-        if is_loopback(_name(request.headers.get("Host", ""))):
+        name = _name(request.headers.get("Host", "")).lower()
+        settings: Settings = scope["app"].state.service.settings
+        if is_loopback(name) or name in settings.host_names:
             await self.app(scope, receive, send)
             return
         refused = Refused(
             421,
             "wrong-host",
-            "This service answers to loopback names alone.",
-            "Use http://127.0.0.1 with its port; from afar, forward the port through SSH.",
+            "This service does not answer to this name.",
+            "Use http://127.0.0.1 with its port; other names are set with public_url or"
+            " allowed_hosts.",
         )
         await answer(request, refused)(scope, receive, send)
+
+
+class Proxied:
+    """Takes the caller's address and scheme from the headers of proxies that are trusted.
+
+    From anybody else such headers are a lie, and are not looked at.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self._trusting: tuple[tuple[str, ...], ASGIApp] | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        proxies = scope["app"].state.service.settings.trusted_proxies
+        await self._by(proxies)(scope, receive, send)
+
+    def _by(self, proxies: tuple[str, ...]) -> ASGIApp:
+        if not proxies:
+            return self.app
+        if self._trusting is None or self._trusting[0] != proxies:
+            wrapped = ProxyHeadersMiddleware(cast(Any, self.app), list(proxies))
+            self._trusting = proxies, cast(ASGIApp, wrapped)
+        return self._trusting[1]
 
 
 def _name(host: str) -> str:

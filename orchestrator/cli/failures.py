@@ -51,7 +51,7 @@ def guarded(call: Callable[[], T]) -> tuple[T | None, Exit]:
 def _client_failure(error: Exception) -> Exit | None:
     if "orchestrator.client" not in sys.modules:
         return None
-    from orchestrator.client import NotUnderstood, Refused, Unreachable
+    from orchestrator.client import BadTokenFile, NotUnderstood, Refused, Unreachable
 
     match error:
         case Refused(problem=problem):
@@ -60,6 +60,9 @@ def _client_failure(error: Exception) -> Exit | None:
         case Unreachable():
             _say_unreachable(error)
             return Exit.UNREACHABLE
+        case BadTokenFile():
+            _say(f"{error}.", "Name another one with --token-file or LONGHAUL_TOKEN_FILE.")
+            return Exit.USAGE
         case NotUnderstood():
             _say(
                 f"The service's answer was not understood: {error}",

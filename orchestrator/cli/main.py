@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from orchestrator.cli import demo, logs, reading, service, submit, watch, why, wishes
+from orchestrator.cli import (
+    access,
+    checkpoint_wishes,
+    demo,
+    logs,
+    reading,
+    service,
+    submit,
+    watch,
+    why,
+    wishes,
+)
 from orchestrator.cli.failures import guarded
-from orchestrator.cli.options import Exit
+from orchestrator.cli.options import Exit, token_file
 
 
 class _Commands(TyperGroup):
@@ -49,18 +61,35 @@ for _command in (
     wishes.pause,
     wishes.resume,
     wishes.cancel,
+    wishes.rollback,
+    wishes.fork,
+    checkpoint_wishes.checkpoint,
     reading.checkpoints,
+    checkpoint_wishes.quarantine,
     reading.goodput,
     service.link,
     service.doctor,
+    access.audit,
 ):
     app.command()(_command)
+app.add_typer(access.token_app, name="token")
 
 
 @app.callback(invoke_without_command=True)
 def _root(  # pyright: ignore[reportUnusedFunction]
     version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+    token: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            metavar="FILE",
+            help="The file with your token (else LONGHAUL_TOKEN, LONGHAUL_TOKEN_FILE, the data"
+            " folder).",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
+    token_file.set(token)
     if version:
         from importlib.metadata import version as installed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -35,7 +36,20 @@ DataDir: TypeAlias = Annotated[
         show_default=False,
     ),
 ]
+Settings: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="PATH=VALUE",
+        help="Change one field, as in --set batch.sequences=8; may be repeated.",
+        show_default=False,
+    ),
+]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+# What --token-file says, which stands before the command and counts for every one.
+token_file: ContextVar[Path | None] = ContextVar("token_file", default=None)
 
 
 class CommandFailed(Exception):
@@ -52,4 +66,4 @@ def connect(data: Path | None) -> Client:
     """The client of the service that `--data` or the environment names."""
     from orchestrator.client import Client
 
-    return Client.of(data)
+    return Client.of(data, token_file.get())

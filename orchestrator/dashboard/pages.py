@@ -15,9 +15,11 @@ from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.exceptions import HTTPException
 
+from orchestrator.api.auth import Session
 from orchestrator.api.errors import Refused
 from orchestrator.api.guards import HEADERS
 from orchestrator.dashboard import looks, words
+from orchestrator.roles import Role
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -72,8 +74,13 @@ def templates() -> Environment:
     return environment
 
 
-def page(request: Request, template: str, now: datetime, **context: object) -> HTMLResponse:
-    """`template` filled in, in the theme that the person chose, with the headers of every page."""
+def page(
+    request: Request, template: str, now: datetime, who: Session, **context: object
+) -> HTMLResponse:
+    """`template` filled in, in the theme that the person chose, with the headers of every page.
+
+    A viewer's page has no button that changes something; the API would refuse it anyway.
+    """
     chosen = request.cookies.get(THEME_COOKIE)
     html = (
         templates()
@@ -82,6 +89,9 @@ def page(request: Request, template: str, now: datetime, **context: object) -> H
             now=now,
             static=static_path(),
             theme=chosen if chosen in THEMES else None,
+            csrf=who.csrf or "",
+            person=f"{who.actor.name}, {who.role}",
+            may_act=who.role.includes(Role.OPERATOR),
             **context,
         )
     )
@@ -121,8 +131,7 @@ def _refusal(status: int, detail: str, hint: str | None) -> HTMLResponse:
         return error_page(
             401,
             "You are not signed in",
-            "This dashboard opens with a link that works once, from the machine that Longhaul"
-            " runs on.",
+            "This dashboard opens with a link that works once; whoever has a token can make one.",
             "longhaul link",
         )
     title = "Not found" if status == 404 else "That did not work"

@@ -26,13 +26,13 @@ def show_overview(
     request: Request, who: SignedIn, reads: Reads, window: Annotated[str | None, Query()] = None
 ) -> Response:
     shown = overview(reads, window)
-    return pages.page(request, "overview.html", reads.now(), page=shown, csrf=who.csrf or "")
+    return pages.page(request, "overview.html", reads.now(), who, page=shown)
 
 
 @router.get("/runs/{name}")
 def show_run(request: Request, who: SignedIn, reads: Reads, name: str) -> Response:
     shown = run_page(reads, _run(reads, name))
-    return pages.page(request, "run.html", reads.now(), page=shown, csrf=who.csrf or "")
+    return pages.page(request, "run.html", reads.now(), who, page=shown)
 
 
 @router.get("/runs/{name}/figures.json", response_class=Response)

@@ -10,26 +10,44 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, insert, select
 
 from orchestrator.roles import Role
 from orchestrator.store.tables import audit
 
 TARGET_LENGTH = 120
+_FACTS = ("before", "after")
 
 
 @dataclass(frozen=True)
 class Actor:
     """A person at work: their name, the role that they act in, and the address they come from.
 
-    `remote` is None on the machine itself; `token` is the id of the token that let them in.
+    `remote` is None where it is not known; `token` is the id of the token that let them in.
     """
 
     name: str
     role: Role
     remote: str | None
     token: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the log."""
+
+    id: int
+    at: datetime
+    actor: str
+    role: str
+    remote: str | None
+    token_id: str | None
+    action: str
+    target: str | None
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
 
 
 def note(
@@ -59,3 +77,31 @@ def note(
 
 def _text(facts: Mapping[str, object] | None) -> str | None:
     return None if facts is None else json.dumps(facts, default=str)
+
+
+def page(
+    connection: Connection,
+    limit: int,
+    before: int | None = None,
+    actor: str | None = None,
+    target: str | None = None,
+    action: str | None = None,
+) -> list[Entry]:
+    """At most `limit` rows with ids under `before`, newest first; filters match exactly."""
+    query = select(audit).order_by(audit.c.id.desc()).limit(limit)
+    if before is not None:
+        query = query.where(audit.c.id < before)
+    for column, wanted in (
+        (audit.c.actor, actor),
+        (audit.c.target, target),
+        (audit.c.action, action),
+    ):
+        if wanted is not None:
+            query = query.where(column == wanted)
+    return [_entry({**row}) for row in connection.execute(query).mappings()]
+
+
+def _entry(row: dict[Any, Any]) -> Entry:
+    for name in _FACTS:
+        row[name] = None if row[name] is None else json.loads(row[name])
+    return Entry(**row)

@@ -18,6 +18,7 @@ from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Run, Trainer
 from orchestrator.state import (
     TERMINAL_RUNS,
+    AttemptState,
     CheckpointState,
     Desired,
     GroupState,
@@ -250,8 +251,19 @@ def _resume_point(connection: Connection, attempt: Attempt) -> ResumePoint | Non
         )
     ).one()
     return ResumePoint(
-        checkpoint_id=row.id, step=row.step, uri=row.uri, manifest_sha256=row.manifest_sha256
+        checkpoint_id=row.id,
+        step=row.step,
+        uri=row.uri,
+        manifest_sha256=row.manifest_sha256,
+        other_data=row.attempt == 0 and has_other_data(connection, attempt.run_id, row.branch),
     )
+
+
+def has_other_data(connection: Connection, run_id: str, branch: int) -> bool:
+    """Whether the branch is a fork's that reads other data than its first checkpoint knows."""
+    b = branches.c
+    query = select(b.other_data).where(b.run_id == run_id, b.number == branch)
+    return bool(connection.scalar(query))
 
 
 def _groups(connection: Connection, run_id: str) -> tuple[HostGroup, ...]:
@@ -348,33 +360,42 @@ def _open_incident(connection: Connection, run_id: str) -> Incident | None:
 
 def _usable(connection: Connection, run: Run) -> tuple[Checkpoint, ...]:
     """The newest that a resume may use, on the branch and on its ancestors up to each fork."""
-    lineage = [
+    parts = [
         and_(checkpoints.c.branch == number, checkpoints.c.step <= limit)
         if limit is not None
         else checkpoints.c.branch == number
-        for number, limit in _lineage(connection, run)
+        for number, limit in lineage(connection, run.id, run.branch)
     ]
     found = connection.execute(
         select(checkpoints)
-        .where(checkpoints.c.run_id == run.id, checkpoints.c.state.in_(USABLE), or_(*lineage))
+        .where(checkpoints.c.run_id == run.id, checkpoints.c.state.in_(USABLE), or_(*parts))
         .order_by(checkpoints.c.step.desc(), checkpoints.c.attempt.desc())
         .limit(MAX_CHECKPOINTS)
     )
     return tuple(map(rows.checkpoint, found.mappings()))
 
 
-def _lineage(connection: Connection, run: Run) -> list[tuple[int, int | None]]:
+def lineage(connection: Connection, run_id: str, branch: int) -> list[tuple[int, int | None]]:
     """The branch and its ancestors, each with the highest step that still belongs to the line."""
     found = connection.execute(
         select(branches.c.number, branches.c.parent, branches.c.from_step).where(
-            branches.c.run_id == run.id
+            branches.c.run_id == run_id
         )
     )
     known = {number: (parent, from_step) for number, parent, from_step in found}
-    line: list[tuple[int, int | None]] = [(run.branch, None)]
-    parent, limit = known.get(run.branch, (None, 0))
+    line: list[tuple[int, int | None]] = [(branch, None)]
+    parent, limit = known.get(branch, (None, 0))
     while parent is not None and len(line) <= len(known):
         line.append((parent, limit))
         parent, from_step = known[parent]
         limit = min(limit, from_step)
     return line
+
+
+def current_attempt(connection: Connection, run_id: str) -> Attempt | None:
+    """The attempt that has not ended, if one is."""
+    query = select(attempts).where(
+        attempts.c.run_id == run_id, attempts.c.state != AttemptState.ENDED
+    )
+    row = connection.execute(query).mappings().one_or_none()
+    return rows.attempt(row) if row else None

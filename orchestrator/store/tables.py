@@ -29,6 +29,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     event,
+    false,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -105,19 +106,24 @@ runs = Table(
     Column("created_at", Instant, nullable=False),
     Column("finished_at", Instant),
     Column("queued_at", Instant),
+    # The newest save that was asked for, and the newest that a checkpoint answered.
     Column("save_request", Integer, nullable=False, server_default="0"),
+    Column("save_served", Integer, nullable=False, server_default="0"),
     Column("forked_run", String(32)),
     Column("forked_checkpoint", String(40)),
     Index("ix_runs_state", "state"),
 )
 
-idempotency_keys = Table(
-    "idempotency_keys",
+# Keys of requests that made a run; each person's keys are their own.
+request_keys = Table(
+    "request_keys",
     metadata,
-    Column("key", String(200), primary_key=True),
+    Column("owner", String(80), nullable=False),
+    Column("key", String(200), nullable=False),
     Column("body_sha256", String(64), nullable=False),
     Column("run_id", String(80), ForeignKey("runs.id", ondelete="CASCADE"), nullable=False),
     Column("created_at", Instant, nullable=False),
+    PrimaryKeyConstraint("owner", "key"),
 )
 
 revisions = Table(
@@ -142,6 +148,8 @@ branches = Table(
     Column("from_checkpoint", String(40)),
     Column("from_step", Integer, nullable=False, default=0),
     Column("data_plan", Text, nullable=False),
+    # A fork that changed the data: its first checkpoint knows another text or order.
+    Column("other_data", Boolean, nullable=False, server_default=false()),
     Column("reason", Text),
     Column("created_at", Instant, nullable=False),
     PrimaryKeyConstraint("run_id", "number"),
@@ -348,7 +356,13 @@ pages = Table(
     Column("given_up_at", Instant),
     Column("error", Text),
     UniqueConstraint("run_id", "incident"),
-    Index("ix_pages_next_try_at", "next_try_at"),
+)
+_WAITING = pages.c.sent_at.is_(None) & pages.c.given_up_at.is_(None)
+Index(
+    "ix_pages_next_try_at",
+    pages.c.next_try_at,
+    sqlite_where=_WAITING,
+    postgresql_where=_WAITING,
 )
 
 events = Table(

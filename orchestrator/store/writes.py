@@ -45,7 +45,7 @@ from orchestrator.state import (
     RunState,
     move,
 )
-from orchestrator.store import lease, revising, rows
+from orchestrator.store import claims, lease, pages, revising, rows
 from orchestrator.store.reads import USABLE
 from orchestrator.store.tables import (
     attempts,
@@ -91,6 +91,8 @@ def commit_plan(
     commit = _Commit(connection, snap, now)
     for change in plan.changes:
         _apply(commit, change)
+    if any(isinstance(change, MoveRun | MoveGroup) for change in plan.changes):
+        claims.drop_at_rest(connection, snap.run.id)
 
 
 def launch_secret(
@@ -193,6 +195,8 @@ def _move_run(commit: _Commit, change: MoveRun) -> None:
         "reason": change.reason,
         "finished_at": commit.now if new in TERMINAL_RUNS else None,
     }
+    if new is RunState.QUEUED:
+        values["queued_at"] = commit.now
     if change.settle:
         values["settled_generation"] = commit.snap.run.desired_generation
     commit.connection.execute(update(runs).where(here).values(values))
@@ -201,6 +205,7 @@ def _move_run(commit: _Commit, change: MoveRun) -> None:
 
 
 def _make_group(commit: _Commit, change: MakeGroup) -> None:
+    _claim(commit, change)
     values = asdict(change)
     commit.connection.execute(
         insert(host_groups).values(
@@ -211,6 +216,21 @@ def _make_group(commit: _Commit, change: MakeGroup) -> None:
         insert(hosts), [{"group": change.name, "index": index} for index in range(change.hosts)]
     )
     commit.tell("group_made", None, **values)
+
+
+def _claim(commit: _Commit, change: MakeGroup) -> None:
+    limits = commit.snap.admission.limits
+    try:
+        claims.take(
+            commit.connection,
+            commit.run_id,
+            change.provider,
+            change.hosts,
+            limits,
+            commit.now,
+        )
+    except claims.NoRoom as error:
+        raise Stale(str(error)) from error
 
 
 def _move_group(commit: _Commit, change: MoveGroup) -> None:
@@ -357,6 +377,8 @@ def _open_incident(commit: _Commit, change: OpenIncident) -> None:
             needs_person=change.needs_person,
         )
     )
+    if change.needs_person:
+        pages.want(commit.connection, commit.run_id, number, commit.now)
     words = {"number": number, "verdict": change.verdict, "summary": change.summary}
     commit.tell("incident_opened", change.attempt or None, **words)
 

@@ -32,7 +32,9 @@ from orchestrator.api.schemas import (
 from orchestrator.dashboard import router as dashboard
 from orchestrator.dashboard.views_reader import reader
 from orchestrator.presets import PRESETS
+from orchestrator.roles import Role
 from orchestrator.state import AttemptState, CheckpointState, Desired, RunState, Verdict
+from orchestrator.store.audit import Actor
 
 NOW = datetime(2026, 11, 20, 13, 2, 11, tzinfo=UTC)
 CSRF = "csrf-of-the-test"
@@ -57,6 +59,7 @@ def make_run(name: str = "demo-1m", **changes: object) -> RunDetail:
         "attempt": 1,
         "attempt_state": AttemptState.RUNNING,
         "attempts": 1,
+        "owner": "admin",
         "revision": 1,
         "branch": 1,
         "parameters": 1_049_728,
@@ -415,7 +418,7 @@ def make_app(served: Served) -> FastAPI:
     """The dashboard over `served.reader`, with the API's stream and wishes at their simplest."""
     app = FastAPI()
     app.add_middleware(SecurityHeaders)
-    app.dependency_overrides[signed_in] = lambda: Session("admin", CSRF)
+    app.dependency_overrides[signed_in] = lambda: Session(Actor("ada", Role.ADMIN, None), CSRF)
     app.dependency_overrides[reader] = lambda: served.reader
 
     @app.middleware("http")

@@ -170,6 +170,7 @@ def run(name: str = "demo-1m", step: int = 20, **changes: Any) -> RunDetail:
         "desired": Desired.RUN,
         "reason": None,
         "needs_person": False,
+        "owner": "admin",
         "state_since": after(5),
         "created_at": START,
         "finished_at": None,
@@ -265,6 +266,42 @@ def problem(status: int = 422, **changes: Any) -> Problem:
     return Problem.model_validate(given | changes)
 
 
+def token(name: str, **changes: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "id": "1abc",
+        "name": name,
+        "owner": "ada",
+        "role": "operator",
+        "created_at": after(0),
+        "created_by": "admin",
+        "expires_at": after(90 * 86_400),
+        "revoked_at": None,
+        "last_used_at": after(5),
+    }
+    return given | changes
+
+
+def _life(body: dict[str, Any]) -> dict[str, Any]:
+    life = body["expires_seconds"]
+    told = {name: body[name] for name in ("owner", "role")}
+    return told | {"expires_at": None if life is None else after(life)}
+
+
+def deed() -> dict[str, Any]:
+    return {
+        "id": 7,
+        "at": after(3),
+        "actor": "ada",
+        "role": "operator",
+        "remote": "198.51.100.7",
+        "token_id": "1abc",
+        "action": "run.pause",
+        "target": "5r",
+        "before": {"desired": "run", "state": "running"},
+        "after": {"desired": "pause", "reason": "\x1b[31mred"},
+    }
+
+
 @dataclass
 class FakeService:
     """What it answers, and what it was asked. `script` holds the run's looks still to come."""
@@ -283,6 +320,7 @@ class FakeService:
     asked: list[tuple[str, str]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     submitted: list[dict[str, Any]] = field(default_factory=list)
+    asked_for: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         self.asked.append((method, path))
@@ -303,6 +341,14 @@ class FakeService:
                 return 200, {"url": f"{self.url}/login?code=c", "expires_at": after(300)}
             case "GET", ["runs"]:
                 return 200, self._page(query)
+            case "POST", ["tokens"]:
+                return 201, token(body["name"], token="lh_secret", **_life(body))
+            case "GET", ["tokens"]:
+                return 200, [token("ci"), token("old", revoked_at=after(9), expires_at=None)]
+            case "DELETE", ["tokens", "ci"]:
+                return 204, None
+            case "GET", ["audit"]:
+                return 200, {"items": [deed()], "next_cursor": None}
             case _, ["runs", name, *rest] if (found := self._find(name)) is not None:
                 return self._of_run(method, rest, found, query, body)
             case _:
@@ -322,11 +368,13 @@ class FakeService:
     def _log_page(self, query: dict[str, str]) -> LogPage:
         kept = [x for x in self.logs if query.get("attempt") in {None, str(x.attempt)}]
         if "tail" in query:
-            return LogPage(items=tuple(kept[-int(query["tail"]) :]))
+            last = kept[-1].id if kept else None
+            return LogPage(items=tuple(kept[-int(query["tail"]) :]), through=last)
         left = [line for line in kept if line.id > int(query["after"])]
         page = tuple(left[: self.page_size])
+        last = page[-1].id if page else None
         more = len(left) > len(page)
-        return LogPage(items=page, next_cursor=page[-1].id if more else None)
+        return LogPage(items=page, next_cursor=last if more else None, through=last)
 
     def _event_page(self, query: dict[str, str]) -> EventPage:
         after = int(query["cursor"])
@@ -362,15 +410,22 @@ class FakeService:
             case "POST", ["pause"]:
                 return 202, found.model_copy(update={"desired": Desired.PAUSE})
             case "POST", ["resume"]:
-                return 202, found.model_copy(update={"reason": body["reason"]})
+                self.asked_for.append(body)
+                return 202, found.model_copy(update={"reason": body.get("reason")})
+            case "POST", ["rollback" | "checkpoint"] | ["checkpoints", _, "quarantine"]:
+                self.asked_for.append(body)
+                return 202, found.model_copy(update={"branch": 2})
+            case "POST", ["fork"]:
+                self.asked_for.append(body)
+                return 201, found.model_copy(update={"name": body["name"], "id": "9f"})
             case "POST", ["cancel"]:
                 return 202, found.model_copy(update={"desired": Desired.CANCEL})
             case "GET", ["attempts"]:
-                return 200, list(self.attempts)
+                return 200, {"items": list(self.attempts)}
             case "GET", ["checkpoints"]:
-                return 200, list(self.checkpoints)
+                return 200, {"items": list(self.checkpoints)}
             case "GET", ["incidents"]:
-                return 200, list(self.incidents)
+                return 200, {"items": list(self.incidents)}
             case "GET", ["goodput"]:
                 return 200, ledger()
             case "GET", ["events"]:

@@ -67,6 +67,7 @@ class Recorder:
 
     events: list[Report] = field(default_factory=list)
     drain: Event = field(default_factory=Event)
+    save_request: int = 0
     react: Callable[[Report], None] = lambda _: None
 
     def send(self, event: Report) -> None:

@@ -136,6 +136,14 @@ class Plane:
         self.process.terminate()
         self.process.wait(20)
 
+    def stand_still(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGCONT)
+
     def call(self, method: str, path: str, **kwargs: Any) -> httpx.Response:
         token = (self.data / "token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}"} | kwargs.pop("headers", {})

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from orchestrator.client import (
+    BadTokenFile,
     Client,
     Endpoint,
     NotUnderstood,
@@ -173,3 +174,23 @@ def test_pages_are_followed_up_to_the_limit() -> None:
         with client:
             assert [r.name for r in client.all_runs()] == [f"run-{i}" for i in range(250)]
             assert len(list(client.all_runs(limit=130))) == 130
+
+
+def test_a_token_file_goes_before_the_environment_and_that_before_the_folder(
+    tmp_path: Path,
+) -> None:
+    named, given = tmp_path / "named", tmp_path / "given"
+    named.write_text("from-named\n")
+    given.write_text("from-given\n")
+    environ = {
+        "LONGHAUL_URL": "https://h.example",
+        "LONGHAUL_TOKEN": "from-env",
+        "LONGHAUL_TOKEN_FILE": str(named),
+    }
+    assert find_endpoint(None, environ, given).token == "from-given"
+    assert find_endpoint(None, environ).token == "from-env"
+    del environ["LONGHAUL_TOKEN"]
+    assert find_endpoint(None, environ).token == "from-named"
+    named.write_text("\n")
+    with pytest.raises(BadTokenFile, match="holds no token"):
+        find_endpoint(None, environ)

@@ -9,11 +9,13 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from orchestrator.api.auth import signed_in
+from orchestrator.api.auth import Session, signed_in
 from orchestrator.api.errors import Refused
 from orchestrator.api.schemas import EvidenceView, LogLine
 from orchestrator.dashboard import pages
+from orchestrator.roles import Role
 from orchestrator.state import AttemptState, CheckpointState, RunState, Verdict
+from orchestrator.store.audit import Actor
 from tests.fakes.dashboard import (
     CSRF,
     NOW,
@@ -148,6 +150,18 @@ def test_actions_follow_the_state() -> None:
     assert 'id="d-pause"' not in paused
     assert "<dialog" not in over
     assert f'name="longhaul-csrf" content="{CSRF}"' in running
+
+
+def test_a_viewer_sees_no_button_that_changes_something() -> None:
+    for story in (recovered(), waiting()):
+        app = make_app(Served(FakeReader(story)))
+        app.dependency_overrides[signed_in] = lambda: Session(Actor("vic", Role.VIEWER, None), CSRF)
+        for path in ("/", f"/runs/{story.run.name}"):
+            html = visit(app, path)
+            assert "signed in as vic, viewer" in html
+            assert 'action="/logout"' in html
+            for word in ("data-open", "data-post", "<dialog"):
+                assert word not in html, (path, word)
 
 
 def test_whatever_a_machine_or_a_person_wrote_is_only_text() -> None:

@@ -249,19 +249,16 @@ def _applied(state: Snapshot, change: plans.Change) -> Snapshot:
             )
             return replace(state, attempts=(*state.attempts[:-1], down))
         case plans.ReviseVerdict():
-            revised = tuple(
-                replace(
-                    one,
-                    verdict=change.verdict,
-                    bad_step=change.bad_step,
-                    revised_at=NOW,
-                    revised_from=one.revised_from or one.verdict,
-                )
-                if one.number == change.number
-                else one
-                for one in state.attempts
+            old = state.attempts[change.number - 1]
+            revised = replace(
+                old,
+                verdict=change.verdict,
+                bad_step=change.bad_step,
+                revised_at=NOW,
+                revised_from=old.revised_from or old.verdict,
             )
-            return replace(state, attempts=revised)
+            before, after = state.attempts[: change.number - 1], state.attempts[change.number :]
+            return replace(state, attempts=(*before, revised, *after))
         case plans.OpenBranch():
             return replace(state, run=replace(state.run, branch=state.run.branch + 1))
         case plans.OpenIncident():

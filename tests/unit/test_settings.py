@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,8 +38,14 @@ def test_the_file_of_the_folder_that_is_given_counts(
         ("prot = 1", "no setting 'prot'"),
         ("port = 99999", "LONGHAUL_PORT"),
         ("port = [", "not valid TOML"),
-        ("host = '0.0.0.0'", "not a loopback address"),
-        ("host = 'example.org'", "SSH tunnel"),
+        ("public_url = 'longhaul.example.org'", "public_url.*address alone"),
+        ("public_url = 'https://u:p@h.example'", "address alone"),
+        ("public_url = 'https://h.example/path'", "address alone"),
+        ("trusted_proxies = ['10.0.0.0/8', 'proxy']", "'proxy' is no address"),
+        ("tls_certificate = '/c.pem'", "set together"),
+        ("webhook_url = 'ftp://h.example/'", "begins with https://"),
+        ("webhook_url = 'https://h.example/hook'", "to sign its messages with"),
+        ("webhook_secret = 's'\nwebhook_secret_file = '/f'", "set one of them"),
     ],
 )
 def test_a_bad_setting_is_named(tmp_path: Path, text: str, words: str) -> None:
@@ -59,3 +66,45 @@ def test_the_address_of_ipv6_has_brackets(tmp_path: Path) -> None:
 def test_folders_are_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert read_settings(data_dir=Path("here")).data_dir == tmp_path / "here"
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({"host": "0.0.0.0"}, "http://127.0.0.1:1"),
+        ({"host": "::"}, "http://[::1]:1"),
+        ({"host": "10.0.0.5"}, "http://10.0.0.5:1"),
+        ({"public_url": "https://h.example/"}, "http://127.0.0.1:1"),
+        ({"tls_certificate": "/c", "tls_key": "/k"}, "https://127.0.0.1:1"),
+        (
+            {"tls_certificate": "/c", "tls_key": "/k", "public_url": "https://H.example:1/"},
+            "https://h.example:1",
+        ),
+    ],
+)
+def test_where_this_machine_finds_the_service(tmp_path: Path, given: Any, url: str) -> None:
+    assert read_settings(data_dir=tmp_path, port=1, **given).url == url
+
+
+@pytest.mark.parametrize(
+    ("given", "exposed"),
+    [
+        ({}, False),
+        ({"public_url": "http://localhost:8700"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "10.0.0.5"}, True),
+        ({"public_url": "https://h.example"}, True),
+        ({"allowed_hosts": ("h.example",)}, True),
+        ({"trusted_proxies": ("127.0.0.1",)}, True),
+    ],
+)
+def test_a_service_that_others_can_reach_is_exposed(
+    tmp_path: Path, given: Any, exposed: bool
+) -> None:
+    assert read_settings(data_dir=tmp_path, **given).exposed is exposed
+
+
+def test_secrets_are_not_printed(tmp_path: Path) -> None:
+    given = {"webhook_url": "https://h.example/hush-url", "webhook_secret": "hush-secret"}
+    settings = read_settings(data_dir=tmp_path, **given)
+    assert "hush" not in f"{settings} {settings!r} {settings.model_dump()}"

@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.rig import Rig
 from tests.fakes.tiny import Recorder, attempt, tiny_job, write_text
 from worker.ends import Diverged
-from worker.protocol import Report, StepCompleted
+from worker.protocol import CheckpointSpec, Report, StepCompleted
 from worker.step import TrainState
 
 
@@ -52,6 +52,44 @@ def test_drain_leaves_soon_with_the_last_reported_step_saved(rig: Rig, tmp_path:
     assert 6 <= left.step <= 8
     assert (last.step, last.final) == (left.step, True)
     assert link.of("step")[-1].step == left.step
+
+
+def asking(link: Recorder, wishes: dict[int, int]) -> None:
+    """Has the agent pass on the wish for a save `wishes[step]` once that step is reported."""
+
+    def ask(event: Report) -> None:
+        if isinstance(event, StepCompleted) and event.step in wishes:
+            link.save_request = wishes[event.step]
+
+    link.react = ask
+
+
+def test_a_wished_save_is_made_once_and_training_goes_on(rig: Rig, tmp_path: Path) -> None:
+    link = Recorder()
+    asking(link, {4: 1})
+    left = rig.run(attempt(rig.job, tmp_path), link)
+    assert (left.step, left.drained) == (12, False)
+    assert [event.step for event in link.of("step")] == list(range(1, 13))
+    written = [(event.step, event.save_request) for event in link.of("checkpoint_written")]
+    assert written == [(4, 0), (6, 1), (8, 1), (12, 1)]
+    assert [event.final for event in link.of("checkpoint_written")] == [False, False, False, True]
+
+
+def test_a_regular_save_answers_the_wish_that_falls_on_it(rig: Rig, tmp_path: Path) -> None:
+    link = Recorder()
+    asking(link, {2: 1, 6: 2})
+    rig.run(attempt(rig.job, tmp_path), link)
+    written = [(event.step, event.save_request) for event in link.of("checkpoint_written")]
+    assert written == [(4, 1), (8, 2), (12, 2)]
+
+
+def test_each_wish_for_a_save_is_one_save(rig: Rig, tmp_path: Path) -> None:
+    job = rig.job.model_copy(update={"checkpoint": CheckpointSpec(every_steps=100)})
+    link = Recorder()
+    asking(link, {1: 1, 6: 4})
+    rig.run(attempt(job, tmp_path), link)
+    answered = [event.save_request for event in link.of("checkpoint_written")]
+    assert answered == [1, 4, 4]
 
 
 def test_drain_at_the_last_step_is_a_finished_run(rig: Rig, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,9 +11,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from orchestrator.data_plan import plan_from
 from tests.fakes.rig import Rig
 from tests.fakes.tiny import Recorder, attempt, tiny_job, write_text
-from worker.data.batches import Batch, Batches
+from worker.data.batches import Batch, Batches, Text
+from worker.ends import CheckpointUnusable, Invalid
+from worker.protocol import DataPlan
 from worker.step import TrainState
 
 SAVED = 4  # resumed from here
@@ -60,6 +64,64 @@ def differences(
     if ends[0] != ends[1]:
         found.append("the final state")
     return found
+
+
+def forked(
+    whole: Whole, folder: Path, other_data: bool = False, text: str | None = None, **changes: object
+) -> Recorder:
+    """What a run of its own does that begins at the middle checkpoint of `whole`."""
+    link = Recorder()
+    point = whole.link.point(SAVED).model_copy(
+        update={"checkpoint_id": f"fork-s{SAVED}", "other_data": other_data}
+    )
+    given = {"run_id": "r2", "resume": point} | changes
+    spec = attempt(whole.rig.job, folder / "r2", 1, **given)
+    rig = whole.rig if text is None else replace(whole.rig, text=_called(whole.rig, text))
+    rig.run(spec, link)
+    return link
+
+
+def _called(rig: Rig, fingerprint: str) -> Text:
+    return replace(rig.text, corpus=replace(rig.text.corpus, fingerprint=fingerprint))
+
+
+def test_a_fork_without_changes_is_the_sources_continuation(whole: Whole, tmp_path: Path) -> None:
+    source, fork = whole.link, forked(whole, tmp_path)
+    told = ("step", "loss", "grad_norm", "learning_rate", "batch_hash")
+    went_on, began = (
+        [[getattr(event, name) for name in told] for event in one.of("step")]
+        for one in (source, fork)
+    )
+    assert began == went_on[SAVED:]
+    last, own = (one.of("checkpoint_written")[-1] for one in (source, fork))
+    assert own.state_digest == last.state_digest
+    assert "/r2/a1/" in own.uri
+    loop = json.loads((Path(own.uri) / "loop.json").read_text())
+    assert (loop["run_id"], loop["attempt"]) == ("r2", 1)
+
+
+def test_skipped_batches_of_a_new_branch_are_never_trained(whole: Whole, tmp_path: Path) -> None:
+    plan = plan_from(DataPlan(seed=whole.rig.job.seed), DataPlan(seed=0), SAVED, 2, "a spike")
+    spec = attempt(
+        whole.rig.job, tmp_path, 2, branch=2, data_plan=plan, resume=whole.link.point(SAVED)
+    )
+    link = Recorder()
+    whole.rig.run(spec, link)
+    first = [event.batch_hash for event in whole.link.of("step")]
+    again = [event.batch_hash for event in link.of("step")]
+    assert again[:-2] == first[SAVED + 2 :]
+    assert not set(again) & set(first[: SAVED + 2])
+
+
+def test_other_data_is_taken_from_a_fork_that_says_so_alone(whole: Whole, tmp_path: Path) -> None:
+    plan = {"data_plan": DataPlan(seed=99)}
+    with pytest.raises(CheckpointUnusable, match="another data plan"):
+        forked(whole, tmp_path, **plan)
+    with pytest.raises(Invalid, match="text is not the one"):
+        forked(whole, tmp_path, text="another text")
+    steps = forked(whole, tmp_path, other_data=True, text="another text", **plan).of("step")
+    assert [event.step for event in steps] == list(range(SAVED + 1, whole.rig.job.steps + 1))
+    assert steps[0].batch_hash != whole.link.of("step")[SAVED].batch_hash
 
 
 def test_resumed_run_is_bit_equal_to_an_uninterrupted_one(whole: Whole) -> None:

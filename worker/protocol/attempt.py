@@ -34,12 +34,17 @@ class DataPlan(Spec):
 
 
 class ResumePoint(Spec):
-    """The accepted checkpoint to start from: `uri` is its directory."""
+    """The accepted checkpoint to start from: `uri` is its directory.
+
+    `other_data` is set where a fork changed the data: the checkpoint, another run's, then knows
+    another text and another order. It is sent only where it is set, since older agents refuse it.
+    """
 
     checkpoint_id: str
     step: int
     uri: str
     manifest_sha256: str
+    other_data: Annotated[bool, Field(exclude_if=lambda given: not given)] = False
 
 
 class AttemptSpec(Spec):

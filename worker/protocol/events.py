@@ -96,6 +96,8 @@ class CheckpointWritten(Report):
     """Every file is in place, the manifest and the marker too; it does not count yet.
 
     `stall_seconds` is what the loop waited for, `write_seconds` the time until the marker stood.
+    `save_request` is the newest wish for a save (`SaveNow`) that it answers; it came with
+    protocol 2.
     """
 
     kind: Literal["checkpoint_written"] = "checkpoint_written"
@@ -109,6 +111,7 @@ class CheckpointWritten(Report):
     stall_seconds: float
     write_seconds: float
     final: bool = False
+    save_request: int = 0
 
 
 class CheckpointRejected(Report):
