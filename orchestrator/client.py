@@ -31,12 +31,14 @@ from orchestrator.api.schemas import (
     EventPage,
     EventView,
     Facts,
+    FleetPage,
     GoodputView,
     Health,
     IncidentPage,
     IncidentView,
     LogPage,
     Metrics,
+    OrphanPage,
     Problem,
     ResumeRequest,
     RunDetail,
@@ -347,6 +349,20 @@ class Client:
     def audit(self, **query: str | int | None) -> AuditPage:
         """Newest first; `actor`, `target`, `action`, `cursor` and `limit` narrow it."""
         return self._read("GET", "/audit", AuditPage, params=query)
+
+    # ---- what is held --------------------------------------------------------------------------
+
+    def hosts(self, *, gone: bool = False) -> FleetPage:
+        """All host groups, on one page."""
+        path = "/hosts"
+        items = tuple(self._pages(path, FleetPage, {"gone": str(gone).lower()}))
+        currency = self._read("GET", path, FleetPage, params={"limit": 1}).currency
+        return FleetPage(items=items, currency=currency)
+
+    def orphans(self, *, gone: bool = False) -> OrphanPage:
+        """The first two hundred, and what all of them cost."""
+        params = {"gone": str(gone).lower(), "limit": PAGE}
+        return self._read("GET", "/orphans", OrphanPage, params=params)
 
     # ---- the service ---------------------------------------------------------------------------
 

@@ -45,8 +45,8 @@ class Settings(BaseSettings):
     are the roots below which a spec may name data; None allows any absolute path. `min_free_bytes`
     stays free beside what a run plans to save. `prices` (of one device for an hour, in `currency`)
     and `device_flops` (the peak of one device, FLOPs a second) go by provider or "provider/kind".
-    Times are in seconds, port 0 is any free one. What makes the service reachable from other machines is
-    told in docs/security.md.
+    Times are in seconds, port 0 is any free one. What makes the service reachable from other
+    machines is told in docs/security.md.
     """
 
     model_config = SettingsConfigDict(env_prefix="LONGHAUL_", frozen=True, extra="forbid")

@@ -16,11 +16,11 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from orchestrator.api import health, runs, sessions, stream, tokens
+from orchestrator.api import fleet, health, runs, sessions, stream, tokens
 from orchestrator.api.access_schemas import TokenRequest
 from orchestrator.api.auth import Gate
 from orchestrator.api.errors import install_handlers
-from orchestrator.api.guards import KnownHost, Proxied, SecurityHeaders
+from orchestrator.api.guards import BodyLimit, KnownHost, Proxied, RequestId, SecurityHeaders
 from orchestrator.api.schemas import Problem, ResumeRequest
 from orchestrator.preflight import DiskFree, disk_free
 from orchestrator.service import Service
@@ -40,9 +40,22 @@ def bare_app(lifespan: Lifespan | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     install_handlers(app)
-    for guard in (KnownHost, SecurityHeaders, Proxied):  # the last is passed first
+    for guard in (
+        BodyLimit,
+        KnownHost,
+        SecurityHeaders,
+        RequestId,
+        Proxied,
+    ):  # the last is passed first
         app.add_middleware(guard)
-    for router in (health.router, sessions.router, tokens.router, runs.router, stream.router):
+    for router in (
+        health.router,
+        sessions.router,
+        tokens.router,
+        runs.router,
+        fleet.router,
+        stream.router,
+    ):
         app.include_router(router)
     app.openapi = lambda: _openapi(app)
     return app

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrator.cli import access, demo, logs, reading, service, submit, watch, why, wishes
+from orchestrator.cli import access, demo, fleet, logs, reading, service, submit, watch, why, wishes
 from orchestrator.cli.failures import guarded
 from orchestrator.cli.options import Exit, token_file
 
@@ -52,6 +52,7 @@ for _command in (
     wishes.cancel,
     reading.checkpoints,
     reading.goodput,
+    fleet.hosts,
     service.link,
     service.doctor,
     access.audit,
