@@ -8,7 +8,6 @@ Longhaul is one step with its seven values; one of MLflow is one value of one st
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import subprocess
@@ -130,7 +129,7 @@ class Mlflow:
 
     def _new_run(self) -> str:
         body = {"experiment_id": "0", "start_time": 1}
-        call = urllib.request.Request(  # noqa: S310 - the benchmark's own server
+        call = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api/2.0/mlflow/runs/create",
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},

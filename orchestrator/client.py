@@ -23,6 +23,7 @@ from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
 from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential, wait_random
 
 from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
+from orchestrator.api.fleet_schemas import FleetPage, OrphanPage
 from orchestrator.api.schemas import (
     AttemptPage,
     AttemptView,
@@ -31,21 +32,19 @@ from orchestrator.api.schemas import (
     EventPage,
     EventView,
     Facts,
-    FleetPage,
     GoodputView,
     Health,
     IncidentPage,
     IncidentView,
     LogPage,
     Metrics,
-    OrphanPage,
     Problem,
-    ResumeRequest,
     RunDetail,
     RunPage,
     RunSummary,
 )
 from orchestrator.settings import default_data_dir
+from orchestrator.wish_calls import WishCalls
 
 PREFIX = "/api/v1"
 TIMEOUT = httpx.Timeout(30.0, connect=3.0)
@@ -225,6 +224,7 @@ class Client:
         self._patience = patience
         self._sleep = sleep
         self._http: tuple[Endpoint, httpx.Client] | None = None
+        self.wishes = WishCalls(self._read)
 
     @classmethod
     def of(cls, data_dir: Path | None, token_file: Path | None = None, **options: Any) -> Self:
@@ -279,16 +279,6 @@ class Client:
 
     def run(self, run: str) -> RunDetail:
         return self._read("GET", _of(run), RunDetail)
-
-    def pause(self, run: str) -> RunDetail:
-        return self._read("POST", _of(run, "pause"), RunDetail)
-
-    def resume(self, run: str, reason: str | None = None) -> RunDetail:
-        body = ResumeRequest(reason=reason).model_dump(mode="json")
-        return self._read("POST", _of(run, "resume"), RunDetail, json=body)
-
-    def cancel(self, run: str) -> RunDetail:
-        return self._read("POST", _of(run, "cancel"), RunDetail)
 
     def attempts(self, run: str) -> tuple[AttemptView, ...]:
         """Oldest first."""

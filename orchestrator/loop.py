@@ -32,6 +32,7 @@ from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.service import Service
 from orchestrator.state import AttemptState, GroupState
 from orchestrator.store import lease, reads, writes
+from orchestrator.sweep import Sweeper
 from orchestrator.wakes import LOOP, decision_topic, group_topic, run_topic
 
 log = structlog.get_logger(__name__)
@@ -62,6 +63,7 @@ class Loop:
         self._prober = Prober(service, self._calls, self._group_changed)
         self._executor = Executor(service, self._calls, self._prober.soon)
         self._usher = Usher(service.queue, service.read, service.wakes, lambda: self.leading)
+        self._sweeper = Sweeper(service, self._calls, lambda: self._leadership.token)
         self._awake = Awake(service.clock)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._led_under: int | None = None
@@ -80,6 +82,7 @@ class Loop:
             self._awake.keep(),
             self._prober.run(),
             self._usher.keep(),
+            self._sweeper.keep(),
         )
         tasks = [asyncio.create_task(work) for work in (*beside, self._wake_at(stop))]
         try:
@@ -95,6 +98,7 @@ class Loop:
                     await task
             await self._executor.close()
             await self._prober.close()
+            await self._sweeper.close()
             self._calls.close()
             await self._leadership.release()
 

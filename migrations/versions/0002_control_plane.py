@@ -120,7 +120,10 @@ def upgrade() -> None:
     sa.UniqueConstraint('run_id', 'incident', name=op.f('uq_pages_run_id_incident'))
     )
     with op.batch_alter_table('pages', schema=None) as batch_op:
-        batch_op.create_index('ix_pages_next_try_at', ['next_try_at'], unique=False)
+        batch_op.create_index(
+            'ix_pages_next_try_at', ['next_try_at'], unique=False,
+            sqlite_where=sa.text('sent_at IS NULL AND given_up_at IS NULL'),
+            postgresql_where=sa.text('sent_at IS NULL AND given_up_at IS NULL'))
 
     with op.batch_alter_table('attempts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('revised_from', sa.String(length=20), nullable=True))

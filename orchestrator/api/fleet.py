@@ -14,14 +14,14 @@ from sqlalchemy import Connection, select
 from orchestrator.api import cursors
 from orchestrator.api.auth import csrf_checked, service_of
 from orchestrator.api.errors import problem_responses
-from orchestrator.api.runs import Cursor, Limit, read
-from orchestrator.api.schemas import (
+from orchestrator.api.fleet_schemas import (
     FleetGroup,
     FleetHost,
     FleetPage,
     OrphanPage,
     OrphanView,
 )
+from orchestrator.api.runs import Cursor, Limit, read
 from orchestrator.service import Service
 from orchestrator.state import GroupState
 from orchestrator.store.tables import host_groups, hosts, orphans, runs

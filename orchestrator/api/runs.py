@@ -1,4 +1,4 @@
-"""The routes of runs: submit, read, wish, delete.
+"""The routes of runs: submit and read. What people want of them then is `api.wishes`'s.
 
 Owns status codes and parameters alone: what is answered is made by `views`, what is written by
 `store.wishes`, what is refused beforehand by `preflight`.
@@ -31,13 +31,12 @@ from orchestrator.api.schemas import (
     IncidentPage,
     LogPage,
     Metrics,
-    ResumeRequest,
     RevisionPage,
     RunDetail,
     RunPage,
 )
 from orchestrator.service import Service
-from orchestrator.state import Desired, RunState
+from orchestrator.state import RunState
 from orchestrator.store import wishes
 from orchestrator.store.audit import Actor
 from orchestrator.store.log_rows import Lines
@@ -59,15 +58,8 @@ SPEC_BODY: dict[str, Any] = {
         },
     }
 }
-RESUME_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": False,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ResumeRequest"}}},
-    }
-}
 READS = problem_responses(401, 404, 422)
 SUBMITS = problem_responses(400, 401, 403, 409, 413, 415, 422)
-WISHES = problem_responses(401, 403, 404, 409, 422)
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 BigLimit = Annotated[int, Query(ge=1, le=5000)]
@@ -130,12 +122,12 @@ async def submit(
     """
     service = service_of(request)
     job = await read_model(request, JobSpec)
-    run_id = await _known(service, job, key, session.actor.name)
+    run_id = await _known(service, job, key, session.actor)
     made = run_id is None
     if run_id is None:
-        await _check(request, service, job)
+        await refuse_unfit(request, service, job)
         now, who = service.clock.now(), session.actor
-        submitted = await _wish(
+        submitted = await write(
             service, lambda connection: wishes.submit(connection, now, job, key, who)
         )
         run_id, made = submitted.run_id, submitted.made
@@ -153,22 +145,22 @@ async def check(request: Request, session: Checked) -> Facts:
     """
     service = service_of(request)
     job = await read_model(request, JobSpec)
-    await _known(service, job, None, session.actor.name)
-    await _check(request, service, job)
+    await _known(service, job, None, session.actor)
+    await refuse_unfit(request, service, job)
     return await read(service, views.facts, job)
 
 
-async def _known(service: Service, job: JobSpec, key: str | None, owner: str) -> str | None:
+async def _known(service: Service, job: JobSpec, key: str | None, who: Actor) -> str | None:
     def look(connection: Connection, service: Service) -> str | None:
-        return wishes.known_submission(connection, job, key, owner)
+        return wishes.known_submission(connection, job, key, who.name)
 
     try:
         return await read(service, look)
     except wishes.NotAccepted as refusal:
-        raise _conflict(refusal) from None
+        raise conflict(refusal) from None
 
 
-async def _check(request: Request, service: Service, job: JobSpec) -> None:
+async def refuse_unfit(request: Request, service: Service, job: JobSpec) -> None:
     free: preflight.DiskFree = request.app.state.disk_free
     found = await to_thread.run_sync(preflight.problems, job, service.settings, free)
     if found:
@@ -326,77 +318,7 @@ async def logs(
         ) from None
 
 
-# ---- wishes ------------------------------------------------------------------------------------
-
-
-@router.post(
-    "/runs/{run}/pause",
-    status_code=202,
-    response_model=RunDetail,
-    responses={**WISHES, 200: {"model": RunDetail, "description": "So wished already"}},
-)
-async def pause(request: Request, response: Response, run: str, session: Checked) -> RunDetail:
-    """The trainers save and leave; a later resume goes on from there."""
-    return await _wished(request, response, run, Desired.PAUSE, session.actor)
-
-
-@router.post(
-    "/runs/{run}/cancel",
-    status_code=202,
-    response_model=RunDetail,
-    responses={**WISHES, 200: {"model": RunDetail, "description": "So wished already"}},
-)
-async def cancel(request: Request, response: Response, run: str, session: Checked) -> RunDetail:
-    """Ends the run for good; its checkpoints stay."""
-    return await _wished(request, response, run, Desired.CANCEL, session.actor)
-
-
-@router.post(
-    "/runs/{run}/resume",
-    status_code=202,
-    response_model=RunDetail,
-    responses={
-        **problem_responses(400, 401, 403, 404, 409, 413, 415, 422),
-        200: {"model": RunDetail, "description": "It runs already"},
-    },
-    openapi_extra=RESUME_BODY,
-)
-async def resume(request: Request, response: Response, run: str, session: Checked) -> RunDetail:
-    """A paused or failed run goes on from its newest good checkpoint, with fresh budgets."""
-    asked = await read_model(request, ResumeRequest, optional=True)
-    return await _wished(request, response, run, Desired.RUN, session.actor, asked.reason)
-
-
-@router.delete("/runs/{run}", status_code=204, response_model=None, responses=WISHES)
-async def remove(request: Request, run: str, session: Checked) -> None:
-    """Forgets a run that is over and holds no hosts; its files in the storage stay."""
-    service = service_of(request)
-    now, who = service.clock.now(), session.actor
-    run_id = await _wish(service, lambda connection: wishes.remove(connection, now, run, who))
-    service.wakes.notify(LOOP, run_topic(run_id))
-
-
-async def _wished(
-    request: Request,
-    response: Response,
-    run: str,
-    desired: Desired,
-    who: Actor,
-    reason: str | None = None,
-) -> RunDetail:
-    service = service_of(request)
-    now = service.clock.now()
-    wished = await _wish(
-        service, lambda connection: wishes.wish(connection, now, run, desired, who, reason)
-    )
-    if wished.changed:
-        service.wakes.notify(LOOP, run_topic(wished.run_id))
-    else:
-        response.status_code = 200
-    return await read(service, views.run_detail, wished.run_id)
-
-
-async def _wish(service: Service, work: Callable[[Connection], T]) -> T:
+async def write(service: Service, work: Callable[[Connection], T]) -> T:
     try:
         return await service.writer.run(work)
     except wishes.NoSuchRun:
@@ -404,8 +326,8 @@ async def _wish(service: Service, work: Callable[[Connection], T]) -> T:
     except wishes.NotAllowed as refusal:
         raise Refused(403, "not-your-run", str(refusal), "Ask its owner or an admin.") from None
     except wishes.NotAccepted as refusal:
-        raise _conflict(refusal) from None
+        raise conflict(refusal) from None
 
 
-def _conflict(refusal: wishes.NotAccepted) -> Refused:
+def conflict(refusal: wishes.NotAccepted) -> Refused:
     return Refused(409, refusal.slug, refusal.detail, refusal.hint)

@@ -207,7 +207,8 @@ def _progress(connection: Connection, run: rows.AnyRow, job: JobSpec) -> Progres
     parts = history.segments(connection, run.id, run.branch)
     recent = history.newest(connection, run.id, parts, RECENT_STEPS)
     if not recent:
-        return Progress(step=0, steps=job.steps)
+        # A fork stands at the checkpoint that it inherited until it has trained a step itself.
+        return Progress(step=rows.branch_start(connection, run.id, run.branch), steps=job.steps)
     last = recent[0]
     seconds = sum(point.seconds for point in recent)
     step_seconds = seconds / len(recent)

@@ -12,7 +12,7 @@ from orchestrator.cli.options import AsJson, DataDir, connect
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from orchestrator.api.schemas import FleetHost, FleetPage
+    from orchestrator.api.fleet_schemas import FleetHost, FleetPage
 
 
 def hosts(

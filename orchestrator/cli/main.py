@@ -10,7 +10,19 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from orchestrator.cli import access, demo, fleet, logs, reading, service, submit, watch, why, wishes
+from orchestrator.cli import (
+    access,
+    checkpoint_wishes,
+    demo,
+    fleet,
+    logs,
+    reading,
+    service,
+    submit,
+    watch,
+    why,
+    wishes,
+)
 from orchestrator.cli.failures import guarded
 from orchestrator.cli.options import Exit, token_file
 
@@ -50,7 +62,11 @@ for _command in (
     wishes.pause,
     wishes.resume,
     wishes.cancel,
+    wishes.rollback,
+    wishes.fork,
+    checkpoint_wishes.checkpoint,
     reading.checkpoints,
+    checkpoint_wishes.quarantine,
     reading.goodput,
     fleet.hosts,
     service.link,

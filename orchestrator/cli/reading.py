@@ -212,6 +212,7 @@ def checkpoints_table(saved: Sequence[CheckpointView], width: int, now: datetime
     columns = (
         render.Column("CHECKPOINT"),
         render.Column("STEP", right=True),
+        render.Column("BRANCH", right=True, drop=5),
         render.Column("STATE"),
         render.Column("SIZE", right=True),
         render.Column("WRITTEN", right=True),
@@ -225,6 +226,7 @@ def checkpoints_table(saved: Sequence[CheckpointView], width: int, now: datetime
         (
             c.id,
             f"{c.step:,}",
+            str(c.branch),
             str(c.state),
             text.size(c.bytes),
             text.ago(c.written_at, now),

@@ -26,10 +26,12 @@ from worker.protocol import (
     ExitCode,
     KillTrainer,
     Retire,
+    SaveNow,
     StartTrainer,
 )
 
 NO_COMMANDS = ""
+SAVES_ON_REQUEST = 2  # the first protocol version whose agents know `SaveNow`
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Sight:
     host: Host
     attempt: Attempt | None
     trainers: tuple[Trainer, ...]
+    save_request: int = 0  # the newest wish for a save that no checkpoint has answered, else 0
 
 
 def commands_for(
@@ -93,9 +96,19 @@ def _for_current(
     if attempt.state is AttemptState.DRAINING:
         grace = spec(attempt).job.policy.grace_seconds
         return [DrainTrainer(attempt=attempt.number, grace_seconds=grace)]
+    if running and _saves(sight):
+        return [SaveNow(attempt=attempt.number, request=sight.save_request)]
     if running or _has_started(mine) or not _registered_before(sight.host, attempt):
         return []
     return [StartTrainer(spec=spec(attempt), rank=rank)]
+
+
+def _saves(sight: Sight) -> bool:
+    """Host 0 alone is told: the wish goes round the gang with the next step, and two hosts that
+    hear of it at different steps would save twice. Older agents do not know the command."""
+    host = sight.host
+    new_enough = host.protocol is not None and host.protocol >= SAVES_ON_REQUEST
+    return sight.save_request > 0 and host.index == 0 and new_enough
 
 
 def _stop_reason(sight: Sight, attempt: Attempt) -> str | None:
@@ -144,7 +157,13 @@ def _why_not_current(sight: Sight, running: int) -> str:
 
 def see(connection: Connection, group: str, host: int) -> Sight | None:
     row = connection.execute(
-        select(host_groups.c.state, host_groups.c.run_id, runs.c.desired)
+        select(
+            host_groups.c.state,
+            host_groups.c.run_id,
+            runs.c.desired,
+            runs.c.save_request,
+            runs.c.save_served,
+        )
         .join(runs, runs.c.id == host_groups.c.run_id)
         .where(host_groups.c.name == group)
     ).one_or_none()
@@ -162,6 +181,7 @@ def see(connection: Connection, group: str, host: int) -> Sight | None:
         host=rows.host(here),
         attempt=attempt,
         trainers=_gang(connection, attempt) if attempt else (),
+        save_request=row.save_request if row.save_request > row.save_served else 0,
     )
 
 

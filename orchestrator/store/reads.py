@@ -193,11 +193,11 @@ def _resume_point(connection: Connection, attempt: Attempt) -> ResumePoint | Non
         step=row.step,
         uri=row.uri,
         manifest_sha256=row.manifest_sha256,
-        other_data=row.attempt == 0 and _has_other_data(connection, attempt.run_id, row.branch),
+        other_data=row.attempt == 0 and has_other_data(connection, attempt.run_id, row.branch),
     )
 
 
-def _has_other_data(connection: Connection, run_id: str, branch: int) -> bool:
+def has_other_data(connection: Connection, run_id: str, branch: int) -> bool:
     """Whether the branch is a fork's that reads other data than its first checkpoint knows."""
     b = branches.c
     query = select(b.other_data).where(b.run_id == run_id, b.number == branch)

@@ -21,6 +21,7 @@ from orchestrator.store.history import told
 from orchestrator.store.tables import (
     EPOCH,
     attempts,
+    branches,
     checkpoints,
     evals,
     events,
@@ -242,6 +243,13 @@ def newest_usable_step(connection: Connection, run_id: str, branch: int) -> int:
     c = checkpoints.c
     usable = c.state.in_([CheckpointState.ACCEPTED, CheckpointState.VERIFIED])
     query = select(func.max(c.step)).where(c.run_id == run_id, c.branch == branch, usable)
+    return connection.execute(query).scalar() or branch_start(connection, run_id, branch)
+
+
+def branch_start(connection: Connection, run_id: str, branch: int) -> int:
+    """The step of the checkpoint that the branch was opened at; 0 is the run's beginning."""
+    b = branches.c
+    query = select(b.from_step).where(b.run_id == run_id, b.number == branch)
     return connection.execute(query).scalar() or 0
 
 

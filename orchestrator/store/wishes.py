@@ -66,10 +66,14 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Wished:
-    """`changed` is False when the run already stood as wished."""
+    """`changed` is False when the run already stood as wished.
+
+    `group` is the host group whose agents have something new to do at once.
+    """
 
     run_id: str
     changed: bool
+    group: str | None = None
 
 
 def fingerprint(job: JobSpec) -> str:
@@ -319,8 +323,16 @@ def keep_wish(
     connection.execute(update(runs).where(runs.c.id == run.id).values(values))
     desired = Desired(str(values["desired"]))
     generation = values.get("desired_generation", run.desired_generation)
-    said = {"desired": desired, "generation": generation, "by": who.name, "reason": reason}
-    tell(connection, run.id, "wish", now, **said)
+    tell(
+        connection,
+        run.id,
+        "wish",
+        now,
+        desired=desired,
+        generation=generation,
+        by=who.name,
+        reason=reason,
+    )
     before = {"desired": run.desired, "state": run.state}
     after = {"desired": desired, "reason": reason}
     audit.note(connection, now, who, f"run.{_WISHES[desired]}", run.id, before, after)

@@ -320,6 +320,7 @@ class FakeService:
     asked: list[tuple[str, str]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     submitted: list[dict[str, Any]] = field(default_factory=list)
+    asked_for: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         self.asked.append((method, path))
@@ -409,7 +410,14 @@ class FakeService:
             case "POST", ["pause"]:
                 return 202, found.model_copy(update={"desired": Desired.PAUSE})
             case "POST", ["resume"]:
-                return 202, found.model_copy(update={"reason": body["reason"]})
+                self.asked_for.append(body)
+                return 202, found.model_copy(update={"reason": body.get("reason")})
+            case "POST", ["rollback" | "checkpoint"] | ["checkpoints", _, "quarantine"]:
+                self.asked_for.append(body)
+                return 202, found.model_copy(update={"branch": 2})
+            case "POST", ["fork"]:
+                self.asked_for.append(body)
+                return 201, found.model_copy(update={"name": body["name"], "id": "9f"})
             case "POST", ["cancel"]:
                 return 202, found.model_copy(update={"desired": Desired.CANCEL})
             case "GET", ["attempts"]:
