@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
 from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential, wait_random
 
 from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
-from orchestrator.api.fleet_schemas import FleetPage, OrphanPage
+from orchestrator.api.fleet_schemas import FleetPage
 from orchestrator.api.schemas import (
     AttemptPage,
     AttemptView,
@@ -38,6 +39,7 @@ from orchestrator.api.schemas import (
     IncidentView,
     LogPage,
     Metrics,
+    OrphansView,
     Problem,
     RunDetail,
     RunPage,
@@ -197,6 +199,12 @@ def _read(path: Path) -> str | None:
         return None
 
 
+def _trusted() -> ssl.SSLContext | bool:
+    """The authorities of `SSL_CERT_FILE`, for loopback names too."""
+    file = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=file) if file else True
+
+
 def _is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in {"127.0.0.1", "::1", "localhost"}
 
@@ -349,10 +357,11 @@ class Client:
         currency = self._read("GET", path, FleetPage, params={"limit": 1}).currency
         return FleetPage(items=items, currency=currency)
 
-    def orphans(self, *, gone: bool = False) -> OrphanPage:
-        """The first two hundred, and what all of them cost."""
-        params = {"gone": str(gone).lower(), "limit": PAGE}
-        return self._read("GET", "/orphans", OrphanPage, params=params)
+    def orphans(self) -> OrphansView:
+        return self._read("GET", "/orphans", OrphansView)
+
+    def reap_orphans(self) -> OrphansView:
+        return self._read("POST", "/orphans:reap", OrphansView)
 
     # ---- the service ---------------------------------------------------------------------------
 
@@ -431,6 +440,7 @@ class Client:
                     timeout=TIMEOUT,
                     transport=self._transport,
                     trust_env=not _is_loopback(endpoint.url),
+                    verify=_trusted(),
                 )
             except httpx.InvalidURL as error:
                 raise Unreachable(endpoint.url, self._data_dir, _words(error)) from error

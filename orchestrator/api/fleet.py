@@ -1,7 +1,4 @@
-"""`GET /hosts` and `GET /orphans`: what is held, where, for whom, and what it costs an hour.
-
-Owns the rows of both as people read them. Giving orphans back is a write and lives elsewhere.
-"""
+"""`GET /hosts`: what is held, where, for whom, and what it costs."""
 
 from __future__ import annotations
 
@@ -14,17 +11,11 @@ from sqlalchemy import Connection, select
 from orchestrator.api import cursors
 from orchestrator.api.auth import csrf_checked, service_of
 from orchestrator.api.errors import problem_responses
-from orchestrator.api.fleet_schemas import (
-    FleetGroup,
-    FleetHost,
-    FleetPage,
-    OrphanPage,
-    OrphanView,
-)
+from orchestrator.api.fleet_schemas import FleetGroup, FleetHost, FleetPage
 from orchestrator.api.runs import Cursor, Limit, read
 from orchestrator.service import Service
 from orchestrator.state import GroupState
-from orchestrator.store.tables import host_groups, hosts, orphans, runs
+from orchestrator.store.tables import host_groups, hosts, runs
 from orchestrator.store.views import AnyRow
 from worker.protocol import HostFacts
 
@@ -42,17 +33,6 @@ async def list_hosts(
 ) -> FleetPage:
     """Host groups with their hosts, newest first."""
     return await read(service_of(request), fleet, cursor, limit, gone=gone)
-
-
-@router.get("/orphans", response_model=OrphanPage, responses=problem_responses(401, 422))
-async def list_orphans(
-    request: Request,
-    gone: Annotated[bool, Query(description="Also those that are gone")] = False,
-    cursor: Cursor = None,
-    limit: Limit = 100,
-) -> OrphanPage:
-    """What providers hold in this installation's name and no run wants, longest known first."""
-    return await read(service_of(request), orphan_page, cursor, limit, gone=gone)
 
 
 def fleet(
@@ -130,52 +110,4 @@ def _host(row: AnyRow) -> FleetHost:
         running_attempt=row.running_attempt,
         notice=row.notice,
         notice_at=row.notice_at,
-    )
-
-
-def orphan_page(
-    connection: Connection,
-    service: Service,
-    cursor: str | None = None,
-    limit: int = 100,
-    *,
-    gone: bool = False,
-) -> OrphanPage:
-    o = orphans.c
-    query = select(orphans)
-    if not gone:
-        query = query.where(o.gone_at.is_(None))
-    everything = connection.execute(query).all()
-    if cursor is not None:
-        instant, name = cursors.parts(cursor, 2)
-        at = cursors.instant(instant)
-        query = query.where((o.first_seen_at > at) | ((o.first_seen_at == at) & (o.name > name)))
-    found = connection.execute(query.order_by(o.first_seen_at, o.name).limit(limit + 1)).all()
-    shown, more = cursors.page(
-        found, limit, lambda row: f"{cursors.micros(row.first_seen_at)}.{row.name}"
-    )
-    prices = [row.price_per_hour for row in everything if row.gone_at is None]
-    return OrphanPage(
-        items=tuple(_orphan(row) for row in shown),
-        next_cursor=more,
-        price_per_hour=sum(price for price in prices if price is not None),
-        without_price=sum(price is None for price in prices),
-        currency=service.settings.currency,
-    )
-
-
-def _orphan(row: AnyRow) -> OrphanView:
-    price = row.price_per_hour
-    hours = ((row.gone_at or row.last_seen_at) - row.first_seen_at).total_seconds() / HOUR_SECONDS
-    return OrphanView(
-        provider=row.provider,
-        name=row.name,
-        hosts=row.hosts,
-        price_per_hour=price,
-        cost=None if price is None else price * hours,
-        why=row.why,
-        first_seen_at=row.first_seen_at,
-        last_seen_at=row.last_seen_at,
-        reap_asked_at=row.reap_asked_at,
-        gone_at=row.gone_at,
     )

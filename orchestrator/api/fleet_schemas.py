@@ -1,4 +1,4 @@
-"""What the calls about hosts and orphans answer. Pure data, for the client too."""
+"""What the calls about hosts answer. Pure data, for the client too."""
 
 from __future__ import annotations
 
@@ -45,29 +45,4 @@ class FleetGroup(View):
 class FleetPage(View):
     items: tuple[FleetGroup, ...]
     next_cursor: str | None = None
-    currency: str
-
-
-class OrphanView(View):
-    """`cost` is since it was first seen; null where the price is not known."""
-
-    provider: str
-    name: str
-    hosts: int | None
-    price_per_hour: float | None
-    cost: float | None
-    why: str
-    first_seen_at: AwareDatetime
-    last_seen_at: AwareDatetime
-    reap_asked_at: AwareDatetime | None
-    gone_at: AwareDatetime | None
-
-
-class OrphanPage(View):
-    """`price_per_hour` is of all that are not gone and have a price."""
-
-    items: tuple[OrphanView, ...]
-    next_cursor: str | None = None
-    price_per_hour: float
-    without_price: int
     currency: str

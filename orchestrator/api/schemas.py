@@ -284,7 +284,10 @@ class Metrics(View):
 
 
 class ChartColumn(View):
-    """Steps `first..last` of one attempt; NaN is left out, and a column of NaN alone is None."""
+    """Steps `first..last` of one attempt; NaN is left out, and a column of NaN alone is None.
+
+    `loss_last` and `learning_rate` are those of step `last`.
+    """
 
     first: int
     last: int
@@ -292,6 +295,7 @@ class ChartColumn(View):
     loss_min: float | None
     loss_max: float | None
     loss_mean: float | None
+    loss_last: float | None
     grad_norm_max: float | None
     grad_norm_mean: float | None
     learning_rate: float
@@ -357,3 +361,31 @@ class Health(View):
 
 
 RunDetail.model_rebuild()
+
+
+class OrphanView(View):
+    """Hosts at a provider that no run wants. Only `sure` ones are given back."""
+
+    provider: str
+    name: str
+    hosts: int | None
+    price_per_hour: float | None
+    cost: float | None
+    why: str
+    first_seen_at: AwareDatetime
+    last_seen_at: AwareDatetime
+    reap_asked_at: AwareDatetime | None
+    gone_at: AwareDatetime | None
+    sure: bool
+
+
+class OrphansView(View):
+    """`cost_per_hour` is that of the sure ones whose price is known.
+
+    `only_listed`: after a restore nothing is given back until a person confirms it.
+    """
+
+    items: tuple[OrphanView, ...]
+    cost_per_hour: float
+    currency: str
+    only_listed: bool

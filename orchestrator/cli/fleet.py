@@ -1,4 +1,4 @@
-"""`hosts` and `orphans`: what is held, for whom, and what it costs an hour."""
+"""`hosts`: what is held, for whom, and what it costs."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -265,6 +265,7 @@ def test_the_leader_gives_back_what_no_run_wants_and_only_that(
 def test_after_a_restore_the_leader_lists_and_counts_but_keeps_its_hands_off(
     engine: Engine, house: House, tmp_path: Path, eager: None
 ) -> None:
+    house.now = datetime.now(UTC)
     restored(house)
 
     async def scenario() -> None:

@@ -1,4 +1,4 @@
-"""Hosts and orphans over HTTP."""
+"""Hosts over HTTP."""
 
 from __future__ import annotations
 
@@ -46,20 +46,3 @@ def test_hosts_are_told_with_their_run_their_agent_and_their_cost(
     older = client.get(f"/api/v1/hosts?gone=true&limit=1&cursor={both['next_cursor']}").json()
     assert (older["items"][0]["cost"], older["next_cursor"]) == (1.0, None)
     assert client.get("/api/v1/hosts?cursor=x").status_code == 422
-
-
-def test_orphans_say_what_they_cost(client: Client, here: World) -> None:
-    row = {"provider": "local", "why": "no run", "first_seen_at": at(0), "last_seen_at": at(7200)}
-    here.put(
-        tables.orphans,
-        row | {"name": "lh-a", "hosts": 2, "price_per_hour": 1.5, "gone_at": None},
-        row | {"name": "lh-b", "hosts": None, "price_per_hour": None, "gone_at": None},
-        row | {"name": "lh-c", "hosts": 1, "price_per_hour": 9.0, "gone_at": at(3600)},
-    )
-    page = client.get("/api/v1/orphans?limit=1").json()
-    assert (page["price_per_hour"], page["without_price"], page["currency"]) == (1.5, 1, "EUR")
-    assert (page["items"][0]["name"], page["items"][0]["cost"]) == ("lh-a", 3.0)
-    rest = client.get(f"/api/v1/orphans?cursor={page['next_cursor']}").json()
-    assert [(one["name"], one["cost"]) for one in rest["items"]] == [("lh-b", None)]
-    everything = client.get("/api/v1/orphans?gone=true").json()
-    assert [one["cost"] for one in everything["items"]] == [3.0, None, 9.0]

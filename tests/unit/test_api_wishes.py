@@ -86,7 +86,7 @@ def test_a_change_that_keeps_the_trajectory_is_a_new_revision(
     assert answer.status_code == 202, answer.text
     assert answer.json()["revision"] == 2
     assert answer.json()["spec"]["batch"]["microbatches"] == 2
-    [first, second] = client.get(f"{RUNS}/tiny/revisions").json()
+    [first, second] = client.get(f"{RUNS}/tiny/revisions").json()["items"]
     assert (first["number"], second["number"], second["author"]) == (1, 2, "admin")
     assert second["note"] == "less memory (batch.microbatches: 1 -> 2)"
     assert first["spec"]["batch"]["microbatches"] == 1
@@ -177,7 +177,7 @@ def test_a_rollback_of_a_running_run_opens_a_branch(client: Client, here: World,
     assert [plan.batch_index(step) for step in (19, 20, 21)] == [19, 25, 26]
     assert [skip.reason for skip in plan.skips] == ["a spike"]
     assert usable(here, run) == ["a1-s20", "a1-s10"], "nothing newer comes back"
-    kept = client.get(f"{RUNS}/tiny/checkpoints").json()
+    kept = client.get(f"{RUNS}/tiny/checkpoints").json()["items"]
     assert [c["id"] for c in kept] == ["a1-s30", "a1-s20", "a1-s10"], "and nothing is lost"
     told = client.get(f"{RUNS}/tiny/events").json()["items"][-1]
     assert (told["kind"], told["body"]["by"]) == ("branch_opened", "admin")
@@ -273,8 +273,10 @@ def test_a_fork_is_a_run_with_its_own_row_for_the_checkpoint(
     assert (made["name"], made["state"], made["revision"]) == ("twin", "queued", 1)
     assert (made["spec"]["steps"], made["spec"]["optimizer"]["learning_rate"]) == (300, 0.002)
     assert made["progress"]["step"] == 20
-    [kept] = client.get(f"{RUNS}/twin/checkpoints").json()
-    [source] = [c for c in client.get(f"{RUNS}/tiny/checkpoints").json() if c["step"] == 20]
+    [kept] = client.get(f"{RUNS}/twin/checkpoints").json()["items"]
+    [source] = [
+        c for c in client.get(f"{RUNS}/tiny/checkpoints").json()["items"] if c["step"] == 20
+    ]
     own = {"id": "fork-s20", "attempt": 0, "branch": 1}
     assert kept == source | own
     assert usable(here, made["id"]) == ["fork-s20"]
@@ -394,7 +396,7 @@ def test_a_checkpoint_in_quarantine_is_not_resumed_from(
     assert client.post(path, json={"reason": "disk errors"}).status_code == 202
     assert client.post(path, json={"reason": "again"}).status_code == 200
     assert usable(here, run) == ["a1-s20", "a1-s10"]
-    newest = client.get(f"{RUNS}/tiny/checkpoints").json()[0]
+    newest = client.get(f"{RUNS}/tiny/checkpoints").json()["items"][0]
     assert (newest["state"], newest["reason"]) == ("quarantined", "admin: disk errors")
     unknown = client.post(f"{RUNS}/tiny/checkpoints/a1-s31/quarantine", json={"reason": "x"})
     assert (unknown.status_code, slug(unknown)) == (409, "no-such-checkpoint")
