@@ -31,7 +31,7 @@ class SteadyProvider:
     name = "local"
     hold_seconds = 600.0
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         pass
 
     def acquire(self, group: str, hosts: int, devices: int) -> None:

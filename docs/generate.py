@@ -150,6 +150,8 @@ SETTINGS_WORDS = {
     "min_free_bytes": "Disk space that stays free beside what a run plans to save.",
     "lease_ttl_seconds": "How long the right to decide lasts without being renewed.",
     "host_lost_seconds": "How long a host may be silent before it can count as lost.",
+    "sweep_seconds": "How often providers are asked what they hold, to find orphans.",
+    "orphan_grace_seconds": "How long something must be seen unwanted before it is given back.",
     "probe_seconds": "How often the processes on the hosts are looked at.",
     "prices": "Price of one device for an hour, by provider or `provider/kind`; JSON in the"
     " environment, a table in the file.",

@@ -15,6 +15,7 @@ from pathlib import Path
 from orchestrator.api.schemas import Facts, FieldError
 from orchestrator.forecast import Known, forecast
 from orchestrator.ledger.checkpoints import planned_saves
+from orchestrator.local_runs import LocalRunsRefused, local_user
 from orchestrator.prices import devices_of, price_per_hour
 from orchestrator.settings import Settings
 from worker.protocol import JobSpec, PythonSource, TextFiles
@@ -70,7 +71,8 @@ def _notes(job: JobSpec, settings: Settings) -> Iterator[str]:
 
 def problems(job: JobSpec, settings: Settings, free: DiskFree) -> tuple[FieldError, ...]:
     """Every reason why this machine can not run `job`; empty where there is none."""
-    return (*_data(job, settings), *_disk(job, settings, free), *_hosts(job, settings))
+    refusals = (*_local(job, settings), *_hosts(job, settings))
+    return (*_data(job, settings), *_disk(job, settings, free), *refusals)
 
 
 def in_bytes(count: int) -> str:
@@ -210,6 +212,15 @@ def _disk_hint(job: JobSpec, room: int) -> str:
         return "Free some space, or set the service's storage to a larger disk."
     every = -(-job.steps // fits)
     return f"Free some space, or save less often: every_steps {every} or more fits."
+
+
+def _local(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
+    if job.hosts.provider != "local":
+        return
+    try:
+        local_user(settings)
+    except LocalRunsRefused as refused:
+        yield FieldError(pointer="/hosts/provider", detail=refused.detail, hint=refused.hint)
 
 
 def _hosts(job: JobSpec, settings: Settings) -> Iterator[FieldError]:

@@ -45,8 +45,8 @@ class Settings(BaseSettings):
     are the roots below which a spec may name data; None allows any absolute path. `min_free_bytes`
     stays free beside what a run plans to save. `prices` (of one device for an hour, in `currency`)
     and `device_flops` (the peak of one device, FLOPs a second) go by provider or "provider/kind".
-    Times are in seconds, port 0 is any free one. docs/security.md tells what makes the service
-    reachable from other machines.
+    Times are in seconds, port 0 is any free one. What makes the service reachable from other
+    machines is told in docs/security.md.
     """
 
     model_config = SettingsConfigDict(env_prefix="LONGHAUL_", frozen=True, extra="forbid")
@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(default=256 * MIB, ge=0)
     lease_ttl_seconds: float = Field(default=10.0, gt=0)
     host_lost_seconds: float = Field(default=30.0, gt=0)
+    sweep_seconds: float = Field(default=30.0, gt=0)
+    orphan_grace_seconds: float = Field(default=60.0, ge=0)
     probe_seconds: float = Field(default=0.25, gt=0)
     keep_points_days: int = Field(default=90, ge=0)
     keep_logs_days: int = Field(default=90, ge=0)

@@ -6,6 +6,7 @@ Owns a registry of its own, so that two control planes in one process do not sha
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import timedelta
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -13,6 +14,7 @@ from prometheus_client.registry import Collector
 from sqlalchemy import Engine, func, select
 
 from orchestrator.state import RunState
+from orchestrator.store import orphans
 from orchestrator.store.tables import runs
 
 DECISION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -66,13 +68,35 @@ class Telemetry:
             ["provider", "call"],
             registry=self.registry,
         )
+        self.pages_sent = Counter(
+            "longhaul_pages_sent",
+            "Pages to the person on call that the webhook took.",
+            registry=self.registry,
+        )
+        self.pages_failed = Counter(
+            "longhaul_pages_failed",
+            "Tries to page that the webhook did not take.",
+            registry=self.registry,
+        )
+        self.pages_given_up = Counter(
+            "longhaul_pages_given_up",
+            "Pages that were tried for a day and that nobody got.",
+            registry=self.registry,
+        )
         self._counts_runs = False
+        self._counts_orphans = False
 
     def count_runs(self, read: Engine) -> None:
         """Adds `longhaul_runs`, counted in the database at each scrape; once is enough."""
         if not self._counts_runs:
             self._counts_runs = True
             self.registry.register(_RunCounts(read))
+
+    def count_orphans(self, read: Engine, grace: timedelta) -> None:
+        """Adds `longhaul_orphans` and what they cost, as `count_runs` does."""
+        if not self._counts_orphans:
+            self._counts_orphans = True
+            self.registry.register(_OrphanCounts(read, grace))
 
 
 class _RunCounts(Collector):
@@ -94,3 +118,34 @@ class _RunCounts(Collector):
     @staticmethod
     def _family() -> GaugeMetricFamily:
         return GaugeMetricFamily("longhaul_runs", "Runs by state.", labels=["state"])
+
+
+class _OrphanCounts(Collector):
+    """Only those that sweeps are sure of. A provider that had one once is told of with 0."""
+
+    def __init__(self, read: Engine, grace: timedelta) -> None:
+        self._read = read
+        self._grace = grace
+
+    def describe(self) -> Iterable[Metric]:
+        return self._families()
+
+    def collect(self) -> Iterable[Metric]:
+        with self._read.connect() as connection:
+            found = orphans.listed(connection, self._grace)
+            known = orphans.providers(connection)
+        number, cost = self._families()
+        for provider in known:
+            sure = [one for one in found if one.provider == provider and one.sure]
+            number.add_metric([provider], len(sure))
+            cost.add_metric([provider], sum(one.price_per_hour or 0.0 for one in sure))
+        return number, cost
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+        number = "Host groups at a provider that no run wants."
+        cost = "What they cost an hour, as far as prices are known, in the service's currency."
+        return (
+            GaugeMetricFamily("longhaul_orphans", number, labels=["provider"]),
+            GaugeMetricFamily("longhaul_orphan_cost_per_hour", cost, labels=["provider"]),
+        )

@@ -121,7 +121,10 @@ def upgrade() -> None:
     sa.UniqueConstraint('run_id', 'incident', name=op.f('uq_pages_run_id_incident'))
     )
     with op.batch_alter_table('pages', schema=None) as batch_op:
-        batch_op.create_index('ix_pages_next_try_at', ['next_try_at'], unique=False)
+        batch_op.create_index(
+            'ix_pages_next_try_at', ['next_try_at'], unique=False,
+            sqlite_where=sa.text('sent_at IS NULL AND given_up_at IS NULL'),
+            postgresql_where=sa.text('sent_at IS NULL AND given_up_at IS NULL'))
 
     with op.batch_alter_table('events', schema=None) as batch_op:
         batch_op.create_index('ix_events_run_id_kind_id', ['run_id', 'kind', 'id'], unique=False)

@@ -35,7 +35,6 @@ from worker.protocol import (
 
 OTHER_REPLICA_SECONDS = 1.0  # while another replica's decisions wake nobody here
 LOST_WAKE_SECONDS = 10.0
-NEXT_REPORT_SECONDS = 1.0
 LEAVE = "End the trainer and this agent; a newer one has this host, or nobody needs it."
 
 REPORT_BODY: dict[str, Any] = {
@@ -99,11 +98,12 @@ async def report(request: Request, service: TheService, secret: Secret) -> Respo
     _announce(service, call, stored)
     stopping: asyncio.Event = request.app.state.stopping
     found = await _new_commands(service, call, stored.commands, seen, stopping)
+    watched = service.wakes.awaited(run_topic(stored.run_id))
     answer = ReportAnswer(
         acked_seq=stored.acked_seq,
         commands=found,
         commands_digest=commands.commands_digest(found),
-        next_report_seconds=NEXT_REPORT_SECONDS,
+        next_report_seconds=service.pace.next_report(call.group, call.host, watched),
     )
     return Response(answer.model_dump_json(), media_type="application/json")
 

@@ -16,7 +16,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from orchestrator.api import health, runs, sessions, stream, tokens, wishes
+from orchestrator.api import health, orphans, runs, sessions, stream, tokens, wishes
 from orchestrator.api.access_schemas import TokenRequest
 from orchestrator.api.auth import Gate
 from orchestrator.api.errors import install_handlers
@@ -43,7 +43,7 @@ def bare_app(lifespan: Lifespan | None = None) -> FastAPI:
     install_handlers(app)
     for guard in (KnownHost, SecurityHeaders, Proxied):  # the last is passed first
         app.add_middleware(guard)
-    for part in (health, sessions, tokens, runs, wishes, stream):
+    for part in (health, sessions, tokens, runs, wishes, orphans, stream):
         app.include_router(part.router)
     app.openapi = lambda: _openapi(app)
     return app

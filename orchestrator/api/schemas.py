@@ -101,6 +101,7 @@ class GoodputView(View):
 class RunSummary(View):
     id: str
     name: str
+    owner: str
     state: RunState
     desired: Desired
     reason: str | None
@@ -170,6 +171,11 @@ class AttemptView(View):
     recovery_seconds: float | None
 
 
+class AttemptPage(View):
+    items: tuple[AttemptView, ...]
+    next_cursor: str | None = None
+
+
 class CheckpointView(View):
     id: str
     attempt: int
@@ -186,6 +192,11 @@ class CheckpointView(View):
     accepted_at: AwareDatetime | None
     verified_at: AwareDatetime | None
     reason: str | None
+
+
+class CheckpointPage(View):
+    items: tuple[CheckpointView, ...]
+    next_cursor: str | None = None
 
 
 class HostView(View):
@@ -224,6 +235,11 @@ class IncidentView(View):
     how_to_tell: str
     lost_seconds: float
     lost_steps: int
+
+
+class IncidentPage(View):
+    items: tuple[IncidentView, ...]
+    next_cursor: str | None = None
 
 
 class EventView(View):
@@ -305,8 +321,15 @@ class LogLine(View):
 
 
 class LogPage(View):
+    """`next_cursor` goes into `after`, `previous_cursor` into `before`.
+
+    `through` is the last line that was looked at, where a follower goes on: None for no line.
+    """
+
     items: tuple[LogLine, ...]
     next_cursor: int | None = None
+    previous_cursor: int | None = None
+    through: int | None = None
 
 
 class RevisionView(View):
@@ -315,6 +338,11 @@ class RevisionView(View):
     author: str
     note: str | None
     created_at: AwareDatetime
+
+
+class RevisionPage(View):
+    items: tuple[RevisionView, ...]
+    next_cursor: str | None = None
 
 
 class LoginLink(View):
@@ -333,3 +361,31 @@ class Health(View):
 
 
 RunDetail.model_rebuild()
+
+
+class OrphanView(View):
+    """Hosts at a provider that no run wants. Only `sure` ones are given back."""
+
+    provider: str
+    name: str
+    hosts: int | None
+    price_per_hour: float | None
+    cost: float | None
+    why: str
+    first_seen_at: AwareDatetime
+    last_seen_at: AwareDatetime
+    reap_asked_at: AwareDatetime | None
+    gone_at: AwareDatetime | None
+    sure: bool
+
+
+class OrphansView(View):
+    """`cost_per_hour` is that of the sure ones whose price is known.
+
+    `only_listed`: after a restore nothing is given back until a person confirms it.
+    """
+
+    items: tuple[OrphanView, ...]
+    cost_per_hour: float
+    currency: str
+    only_listed: bool

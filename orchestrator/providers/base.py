@@ -52,6 +52,14 @@ class GroupProbe:
     words: str | None = None
 
 
+@dataclass(frozen=True)
+class Owned:
+    """A group that exists at the provider; `hosts` is None where it can not tell how many."""
+
+    name: str
+    hosts: int | None = None
+
+
 class Provider(Protocol):
     @property
     def name(self) -> str: ...
@@ -73,8 +81,11 @@ class Provider(Protocol):
         """End every process of the group and give its hosts back."""
         ...
 
-    def owned(self) -> Sequence[str]:
-        """The names of all groups of this installation that exist at the provider."""
+    def owned(self) -> Sequence[Owned]:
+        """Every group that exists at the provider, whole or in part, in their names' order.
+
+        At least all of this installation; what others own is left alone by who asks.
+        """
         ...
 
     def announce(self, control_url: str) -> None:

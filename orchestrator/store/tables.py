@@ -350,7 +350,13 @@ pages = Table(
     Column("given_up_at", Instant),
     Column("error", Text),
     UniqueConstraint("run_id", "incident"),
-    Index("ix_pages_next_try_at", "next_try_at"),
+)
+_WAITING = pages.c.sent_at.is_(None) & pages.c.given_up_at.is_(None)
+Index(
+    "ix_pages_next_try_at",
+    pages.c.next_try_at,
+    sqlite_where=_WAITING,
+    postgresql_where=_WAITING,
 )
 
 events = Table(

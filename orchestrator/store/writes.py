@@ -39,7 +39,7 @@ from orchestrator.state import (
     RunState,
     move,
 )
-from orchestrator.store import claims, lease, rows
+from orchestrator.store import claims, lease, pages, rows
 from orchestrator.store.reads import USABLE
 from orchestrator.store.tables import (
     attempts,
@@ -327,6 +327,8 @@ def _open_incident(commit: _Commit, change: OpenIncident) -> None:
             needs_person=change.needs_person,
         )
     )
+    if change.needs_person:
+        pages.want(commit.connection, commit.run_id, number, commit.now)
     words = {"number": number, "verdict": change.verdict, "summary": change.summary}
     commit.tell("incident_opened", change.attempt or None, **words)
 

@@ -55,7 +55,8 @@ class Plane:
 
     def rows(self, table: str) -> list[Mapping[str, Any]]:
         with self.service.read.connect() as connection:
-            found = connection.execute(select(tables.metadata.tables[table])).mappings()
+            of = tables.metadata.tables[table]
+            found = connection.execute(select(of).order_by(*of.primary_key)).mappings()
             return list(found)
 
     def run(self, run_id: str = "r1") -> Mapping[str, Any]:

@@ -167,6 +167,17 @@ def test_incidents_are_numbered_and_closed(house: House) -> None:
     assert kinds(house).count("incident_closed") == 2
 
 
+def test_an_incident_that_needs_a_person_asks_for_one_page(house: House) -> None:
+    house.ready()
+    opened = OpenIncident(1, Verdict.CRASHED, "it crashed", (), (), False)
+    house.commit(opened)
+    assert house.rows("pages") == []
+    house.commit(replace(opened, needs_person=True))
+    [page] = house.rows("pages")
+    assert (page["incident"], page["tries"], page["sent_at"]) == (2, 0, None)
+    assert page["next_try_at"] == page["created_at"] == house.now
+
+
 def test_a_launch_voids_the_agent_before_it(house: House) -> None:
     house.ready()
     house.commit(PlanLaunch(house.group, 0))

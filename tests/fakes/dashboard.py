@@ -59,6 +59,7 @@ def make_run(name: str = "demo-1m", **changes: object) -> RunDetail:
         "attempt": 1,
         "attempt_state": AttemptState.RUNNING,
         "attempts": 1,
+        "owner": "admin",
         "revision": 1,
         "branch": 1,
         "parameters": 1_049_728,

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from orchestrator.providers.base import GroupProbe, HostProbe, ProviderError
+from orchestrator.providers.base import GroupProbe, HostProbe, Owned, ProviderError
 
 
 @dataclass
@@ -65,8 +65,12 @@ class FakeProvider:
         self._enter("release", group)
         self.groups.pop(group, None)
 
-    def owned(self) -> Sequence[str]:
-        return sorted(self.groups)
+    def owned(self) -> Sequence[Owned]:
+        if "owned" in self.hang:
+            self.hang["owned"].wait(30)
+        if "owned" in self.fail:
+            raise self.fail["owned"]
+        return [Owned(name, group.hosts) for name, group in sorted(self.groups.items())]
 
     def announce(self, control_url: str) -> None:
         """Nobody to tell."""

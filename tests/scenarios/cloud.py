@@ -12,6 +12,7 @@ from datetime import timedelta
 from orchestrator.providers.base import (
     GroupProbe,
     HostProbe,
+    Owned,
     ProviderError,
     ProvisionRefused,
 )
@@ -93,8 +94,8 @@ class Cloud:
         if fault == "after":
             raise ProviderError("timeout, but it was released")
 
-    def owned(self) -> Sequence[str]:
-        return sorted(self._world.groups)
+    def owned(self) -> Sequence[Owned]:
+        return [Owned(name, len(group.hosts)) for name, group in sorted(self._world.groups.items())]
 
     def announce(self, control_url: str) -> None:
         """Nobody to tell."""

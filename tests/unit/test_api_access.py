@@ -152,6 +152,8 @@ CALLS = [
     ("POST", TOKENS, Role.ADMIN),
     ("DELETE", f"{TOKENS}/x", Role.ADMIN),
     ("GET", AUDIT, Role.ADMIN),
+    ("GET", "/api/v1/orphans", Role.VIEWER),
+    ("POST", "/api/v1/orphans:reap", Role.ADMIN),
 ]
 
 
