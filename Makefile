@@ -13,11 +13,9 @@ BIN := $(VENV)/bin
 # uv is fast; pip stands in on machines whose package index only pip has been told of.
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) \
 	|| $(BIN)/python -m pip install --quiet --disable-pip-version-check $(1)
+BENCHMARKS := ingest history fleet
 compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(ARGS)
-
-# Programs of their own: benchmarks/NAME.py with a main.
-BENCHMARKS := $(basename $(notdir $(shell grep -l ArgumentParser benchmarks/*.py)))
 
 .PHONY: help setup setup-dev run test soak simulate bench check format docs lock clean
 
@@ -58,7 +56,7 @@ soak: setup-dev ## The long tests that `make test` leaves out
 simulate: setup-dev ## Simulated fault schedules with every invariant checked; SEEDS=200
 	$(BIN)/python -m tests.scenarios.simulate --seeds $(or $(SEEDS),200) $(ARGS)
 
-bench: setup-dev ## Every benchmark, one line of JSON each; ARGS go to each of them
+bench: setup-dev ## Every benchmark, one line of JSON each; on a machine that does nothing else
 	@for name in $(BENCHMARKS); do \
 		echo "benchmarks.$$name" && $(BIN)/python -m benchmarks.$$name --json $(ARGS) || exit 1; done
 

@@ -143,6 +143,10 @@ SETTINGS_WORDS = {
     "max_local_hosts": "The most hosts on this machine, of all runs together.",
     "max_hosts": "The most hosts of all runs together, by provider; the others are not limited.",
     "max_hosts_per_owner": "The most hosts that all runs of one owner may hold together.",
+    "keep_points_days": "Days until the raw metric points of a step are dropped; charts and the"
+    " goodput ledger go on from their summaries. 0 keeps them as long as the run.",
+    "keep_logs_days": "Days until log lines are dropped; 0 keeps them as long as the run.",
+    "max_log_lines_per_run": "The newest log lines that are kept of a run; 0 is no limit.",
     "min_free_bytes": "Disk space that stays free beside what a run plans to save.",
     "lease_ttl_seconds": "How long the right to decide lasts without being renewed.",
     "host_lost_seconds": "How long a host may be silent before it can count as lost.",

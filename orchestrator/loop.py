@@ -21,6 +21,7 @@ import structlog
 from orchestrator.agenda import Agenda
 from orchestrator.awake import Awake
 from orchestrator.execute import Executor
+from orchestrator.housekeeping import Housekeeper
 from orchestrator.leading import Leadership
 from orchestrator.probing import Prober
 from orchestrator.providers.base import Provider
@@ -68,6 +69,7 @@ class Loop:
         self._usher = Usher(service.queue, service.read, service.wakes, lambda: self.leading)
         self._sweeper = Sweeper(service, self._calls, lambda: self._leadership.token)
         self._awake = Awake(service.clock)
+        self._housekeeper = Housekeeper(service, lambda: self._leadership.token)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._led_under: int | None = None
         self._announcing: set[asyncio.Task[None]] = set()
@@ -86,6 +88,7 @@ class Loop:
             self._prober.run(),
             self._usher.keep(),
             self._sweeper.keep(),
+            self._housekeeper.keep(),
         )
         tasks = [asyncio.create_task(work) for work in (*beside, self._wake_at(stop))]
         try:

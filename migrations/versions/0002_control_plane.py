@@ -51,11 +51,12 @@ def upgrade() -> None:
     sa.Column('last_step', sa.Integer(), nullable=False),
     sa.Column('count', sa.Integer(), nullable=False),
     sa.Column('last_at', sa.BigInteger(), nullable=False),
-    sa.Column('not_finite', sa.Integer(), nullable=False),
+    sa.Column('losses', sa.Integer(), nullable=False),
     sa.Column('loss_min', sa.Float(precision=53), nullable=True),
     sa.Column('loss_max', sa.Float(precision=53), nullable=True),
     sa.Column('loss_sum', sa.Float(precision=53), nullable=False),
     sa.Column('loss_last', sa.Float(precision=53), nullable=True),
+    sa.Column('grad_norms', sa.Integer(), nullable=False),
     sa.Column('grad_norm_min', sa.Float(precision=53), nullable=True),
     sa.Column('grad_norm_max', sa.Float(precision=53), nullable=True),
     sa.Column('grad_norm_sum', sa.Float(precision=53), nullable=False),
@@ -124,6 +125,9 @@ def upgrade() -> None:
             'ix_pages_next_try_at', ['next_try_at'], unique=False,
             sqlite_where=sa.text('sent_at IS NULL AND given_up_at IS NULL'),
             postgresql_where=sa.text('sent_at IS NULL AND given_up_at IS NULL'))
+
+    with op.batch_alter_table('events', schema=None) as batch_op:
+        batch_op.create_index('ix_events_run_id_kind_id', ['run_id', 'kind', 'id'], unique=False)
 
     with op.batch_alter_table('attempts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('revised_from', sa.String(length=20), nullable=True))
@@ -262,6 +266,9 @@ def downgrade() -> None:
         batch_op.drop_index('ix_pages_next_try_at')
 
     op.drop_table('pages')
+    with op.batch_alter_table('events', schema=None) as batch_op:
+        batch_op.drop_index('ix_events_run_id_kind_id')
+
     with op.batch_alter_table('claims', schema=None) as batch_op:
         batch_op.drop_index('ix_claims_run_id')
 

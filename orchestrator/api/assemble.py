@@ -25,7 +25,7 @@ from orchestrator.api.requests import BODIES
 from orchestrator.api.schemas import Problem
 from orchestrator.preflight import DiskFree, disk_free
 from orchestrator.service import Service
-from worker.protocol import JobSpec
+from worker.protocol import AgentReport, JobSpec
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -76,7 +76,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(title=app.title, version=app.version, routes=app.routes)
         _, extra = models_json_schema(
             [
-                *((model, "validation") for model in (JobSpec, TokenRequest, *BODIES)),
+                *((model, "validation") for model in (JobSpec, TokenRequest, AgentReport, *BODIES)),
                 (Problem, "serialization"),
             ],
             ref_template="#/components/schemas/{model}",

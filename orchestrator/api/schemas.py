@@ -284,7 +284,10 @@ class Metrics(View):
 
 
 class ChartColumn(View):
-    """Steps `first..last` of one attempt; NaN is left out, and a column of NaN alone is None."""
+    """Steps `first..last` of one attempt; NaN is left out, and a column of NaN alone is None.
+
+    `loss_last` and `learning_rate` are those of step `last`.
+    """
 
     first: int
     last: int
@@ -292,6 +295,7 @@ class ChartColumn(View):
     loss_min: float | None
     loss_max: float | None
     loss_mean: float | None
+    loss_last: float | None
     grad_norm_max: float | None
     grad_norm_mean: float | None
     learning_rate: float

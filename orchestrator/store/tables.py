@@ -371,6 +371,7 @@ events = Table(
     Column("received_at", Instant, nullable=False),
     Column("body", Text, nullable=False),
     Index("ix_events_run_id_id", "run_id", "id"),
+    Index("ix_events_run_id_kind_id", "run_id", "kind", "id"),
 )
 
 metric_points = Table(
@@ -402,11 +403,12 @@ metric_rollups = Table(
     Column("last_step", Integer, nullable=False),
     Column("count", Integer, nullable=False),
     Column("last_at", Instant, nullable=False),
-    Column("not_finite", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),  # the finite ones, of which the sums are
     Column("loss_min", Float(53)),
     Column("loss_max", Float(53)),
     Column("loss_sum", Float(53), nullable=False),
     Column("loss_last", Float(53)),
+    Column("grad_norms", Integer, nullable=False),
     Column("grad_norm_min", Float(53)),
     Column("grad_norm_max", Float(53)),
     Column("grad_norm_sum", Float(53), nullable=False),

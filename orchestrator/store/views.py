@@ -13,11 +13,14 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, collate, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Table, and_, case, collate, func, or_, select
 
 from orchestrator.ledger.goodput import AttemptTime, RunTime, Span
+from orchestrator.ledger.history import Segment
+from orchestrator.ledger.rollups import Summary
 from orchestrator.state import CheckpointState, RunState
 from orchestrator.store.history import told
+from orchestrator.store.summaries import totals
 from orchestrator.store.tables import (
     EPOCH,
     attempts,
@@ -261,10 +264,15 @@ def times_of(connection: Connection, run: AnyRow, now: datetime) -> RunTime:
     """What the goodput ledger needs to know about the run."""
     rows = attempts_of(connection, run.id)
     highest, before = told(connection, run.id), 0
-    spans: list[AttemptTime] = []
+    again: list[Segment] = []
     for row in rows:
-        spans.append(_time_of(connection, row, before))
+        again.append(Segment(row.number, 0, before))
         before = max(before, highest.get(row.number, 0))
+    whole = totals(connection, run.id, [Segment(row.number, 0, None) for row in rows])
+    replayed = totals(connection, run.id, again)
+    spans = [
+        _time_of(connection, row, whole.get(row.number), replayed.get(row.number)) for row in rows
+    ]
     first_group = connection.execute(
         select(func.min(host_groups.c.created_at)).where(host_groups.c.run_id == run.id)
     ).scalar()
@@ -278,36 +286,42 @@ def times_of(connection: Connection, run: AnyRow, now: datetime) -> RunTime:
     )
 
 
-def _time_of(connection: Connection, row: AnyRow, told_before: int) -> AttemptTime:
+def _time_of(
+    connection: Connection, row: AnyRow, whole: Summary | None, replayed: Summary | None
+) -> AttemptTime:
+    """`whole` sums up what the attempt told, `replayed` what of it was told before."""
     ended = None if row.ended_at is None else micros(row.ended_at)
     first = first_point(connection, row.run_id, row.number)
-    if first is None:
+    if first is None or whole is None:
         return AttemptTime(made_at=micros(row.created_at), ended_at=ended)
-    m, run_id = metric_points.c, row.run_id
-    mine = and_(m.run_id == run_id, m.attempt == row.number)
-    again = and_(mine, m.step <= told_before)
-    last = last_point(connection, run_id, row.number) or first
-    number, total = connection.execute(select(func.count(), func.sum(m.seconds)).where(mine)).one()
-    replayed = connection.execute(select(func.sum(m.seconds)).where(again)).scalar() or 0.0
-    c, e = checkpoints.c, evals.c
-    saves = and_(c.run_id == run_id, c.attempt == row.number)
-    tests = and_(e.run_id == run_id, e.attempt == row.number)
-    stalls = connection.execute(select(c.step, c.stall_seconds).where(saves)).all()
-    looks = connection.execute(select(e.step, e.seconds).where(tests)).all()
+    again = replayed.seconds if replayed else 0.0
+    stalls, late_stalls = _waits(connection, checkpoints, "stall_seconds", row, whole.last)
+    looks, late_looks = _waits(connection, evals, "seconds", row, whole.last)
     return AttemptTime(
         made_at=micros(row.created_at),
         first_dispatch_at=micros(first.at) - _whole(first.seconds),
-        last_step_at=micros(last.at),
+        last_step_at=whole.last_at,
         ended_at=ended,
-        steps=number,
-        new_steps=_whole(total - replayed),
-        replayed_steps=_whole(replayed),
-        stalls=_whole(sum(seconds for _, seconds in stalls)),
-        evals=_whole(sum(seconds for _, seconds in looks)),
-        after_last_step=_whole(
-            sum(seconds for step, seconds in (*stalls, *looks) if step >= last.step)
-        ),
+        steps=whole.count,
+        new_steps=_whole(whole.seconds - again),
+        replayed_steps=_whole(again),
+        stalls=_whole(stalls),
+        evals=_whole(looks),
+        after_last_step=_whole(late_stalls + late_looks),
     )
+
+
+def _waits(
+    connection: Connection, table: Table, seconds: str, row: AnyRow, last: int
+) -> tuple[float, float]:
+    """The attempt's sum of this column in seconds, and the part of it at step `last` or later."""
+    c = table.c
+    late = func.sum(case((c.step >= last, c[seconds]), else_=0.0))
+    query = select(func.sum(c[seconds]), late).where(
+        c.run_id == row.run_id, c.attempt == row.number
+    )
+    total, after = connection.execute(query).one()
+    return total or 0.0, after or 0.0
 
 
 def _whole(seconds: float) -> int:

@@ -28,6 +28,7 @@ from orchestrator.store.tables import (
     evals,
     host_groups,
     metric_points,
+    metric_rollups,
     request_keys,
     revisions,
     runs,
@@ -349,7 +350,7 @@ def remove(connection: Connection, now: datetime, id_or_name: str, who: Actor) -
     decided(run, Wish.DELETE)
     _refuse_held_hosts(connection, run.id)
     _refuse_dependent_forks(connection, run.id)
-    for table in (metric_points, evals):
+    for table in (metric_points, metric_rollups, evals):
         connection.execute(delete(table).where(table.c.run_id == run.id))
     connection.execute(delete(attempts).where(attempts.c.run_id == run.id))
     connection.execute(delete(runs).where(runs.c.id == run.id))

@@ -281,6 +281,7 @@ def _column(first: int, last: int) -> ChartColumn:
         loss_min=min(values),
         loss_max=max(values),
         loss_mean=sum(values) / len(values),
+        loss_last=values[-1],
         grad_norm_max=1.2,
         grad_norm_mean=0.4 + 2 * math.exp(-last / 20) + 0.05 * math.sin(last),
         learning_rate=3e-3 * min(1, last / 20) * (0.55 + 0.45 * math.cos(math.pi * last / 220)),

@@ -113,15 +113,11 @@ def ignores_lease() -> AbstractContextManager[Any]:
 def ignores_seq() -> AbstractContextManager[Any]:
     """16: what comes twice is stored twice."""
 
-    def again(connection: Any, *given: Any) -> Any:
-        return replace(before(connection, *given), acked_seq=-1)
+    def again(*given: Any) -> Any:
+        return replace(before(*given), acked_seq=-1)
 
-    def report(connection: Any, call: Any, secret: str, now: Any) -> Any:
-        with mock.patch.object(ingest, "identify_instance", again):
-            return whole(connection, call, secret, now)
-
-    before, whole = ingest.identify_instance, ingest.report
-    return mock.patch.object(ingest, "report", report)
+    before = ingest.prove_instance
+    return mock.patch.object(ingest, "prove_instance", again)
 
 
 def acknowledges_early() -> AbstractContextManager[Any]:
@@ -131,8 +127,8 @@ def acknowledges_early() -> AbstractContextManager[Any]:
         if envelope.seq % 7:
             before(intake, envelope)
 
-    before = ingest._Intake.take
-    return mock.patch.object(ingest._Intake, "take", take)
+    before = ingest.Intake.take
+    return mock.patch.object(ingest.Intake, "take", take)
 
 
 def forgets_wishes() -> AbstractContextManager[Any]:
