@@ -24,6 +24,7 @@ from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
 from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential, wait_random
 
 from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
+from orchestrator.api.fleet_schemas import FleetPage
 from orchestrator.api.schemas import (
     AttemptPage,
     AttemptView,
@@ -347,7 +348,14 @@ class Client:
         """Newest first; `actor`, `target`, `action`, `cursor` and `limit` narrow it."""
         return self._read("GET", "/audit", AuditPage, params=query)
 
-    # ---- orphans -------------------------------------------------------------------------------
+    # ---- what is held --------------------------------------------------------------------------
+
+    def hosts(self, *, gone: bool = False) -> FleetPage:
+        """All host groups, on one page."""
+        path = "/hosts"
+        items = tuple(self._pages(path, FleetPage, {"gone": str(gone).lower()}))
+        currency = self._read("GET", path, FleetPage, params={"limit": 1}).currency
+        return FleetPage(items=items, currency=currency)
 
     def orphans(self) -> OrphansView:
         return self._read("GET", "/orphans", OrphansView)

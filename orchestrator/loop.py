@@ -23,6 +23,7 @@ from orchestrator.awake import Awake
 from orchestrator.execute import Executor
 from orchestrator.housekeeping import Housekeeper
 from orchestrator.leading import Leadership
+from orchestrator.prices import price_per_hour
 from orchestrator.probing import Prober
 from orchestrator.providers.base import Provider
 from orchestrator.providers.calls import ProviderCalls
@@ -179,7 +180,8 @@ class Loop:
 
     def _read_active(self) -> tuple[list[reads.Active], list[tuple[str, str, str]]]:
         with self._service.read.connect() as connection:
-            return reads.active(connection), reads.live_groups(connection)
+            now = self._service.clock.now()
+            return reads.active(connection, now), reads.live_groups(connection)
 
     def _wait(self) -> float:
         now = self._monotonic()
@@ -281,10 +283,21 @@ class Loop:
                 service.installation,
                 service.listening_since,
                 seen,
+                self._beside(),
             )
             if snap is None or not wants_hosts(snap):
                 return snap
             return replace(snap, admission=service.queue.admission(connection, snap))
+
+    def _beside(self) -> reads.Beside:
+        service = self._service
+        seconds = {name: one.hold_seconds for name, one in service.providers.items()}
+        return reads.Beside(
+            awake_since=self._awake.since(),
+            host_lost_after=timedelta(seconds=service.settings.host_lost_seconds),
+            holds={name: timedelta(seconds=hold) for name, hold in seconds.items() if hold},
+            price_per_hour=lambda job: price_per_hour(job, service.settings),
+        )
 
     async def _commit(self, snap: Snapshot, plan: Plan, token: int) -> str:
         if not plan.changes:

@@ -132,6 +132,7 @@ def upgrade() -> None:
     with op.batch_alter_table('attempts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('revised_from', sa.String(length=20), nullable=True))
         batch_op.add_column(sa.Column('revised_at', sa.BigInteger(), nullable=True))
+        batch_op.add_column(sa.Column('bad_step', sa.Integer(), nullable=True))
 
     with op.batch_alter_table('branches', schema=None) as batch_op:
         batch_op.add_column(sa.Column('other_data', sa.Boolean(), server_default=sa.false(), nullable=False))
@@ -139,11 +140,16 @@ def upgrade() -> None:
     with op.batch_alter_table('host_groups', schema=None) as batch_op:
         batch_op.add_column(sa.Column('zone', sa.String(length=60), nullable=True))
         batch_op.add_column(sa.Column('price_per_hour', sa.Float(precision=53), nullable=True))
+        batch_op.add_column(sa.Column('taken', sa.String(length=16), nullable=True))
+        batch_op.add_column(sa.Column('taken_at', sa.BigInteger(), nullable=True))
+        batch_op.add_column(sa.Column('taken_text', sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column('lost_in_wish', sa.Integer(), nullable=True))
 
     with op.batch_alter_table('hosts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('notice', sa.String(length=16), nullable=True))
         batch_op.add_column(sa.Column('notice_at', sa.BigInteger(), nullable=True))
         batch_op.add_column(sa.Column('notice_text', sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column('unreachable_at', sa.BigInteger(), nullable=True))
 
     with op.batch_alter_table('installation', schema=None) as batch_op:
         batch_op.add_column(sa.Column('restored_at', sa.BigInteger(), nullable=True))
@@ -247,11 +253,16 @@ def downgrade() -> None:
         batch_op.drop_column('restored_at')
 
     with op.batch_alter_table('hosts', schema=None) as batch_op:
+        batch_op.drop_column('unreachable_at')
         batch_op.drop_column('notice_text')
         batch_op.drop_column('notice_at')
         batch_op.drop_column('notice')
 
     with op.batch_alter_table('host_groups', schema=None) as batch_op:
+        batch_op.drop_column('lost_in_wish')
+        batch_op.drop_column('taken_text')
+        batch_op.drop_column('taken_at')
+        batch_op.drop_column('taken')
         batch_op.drop_column('price_per_hour')
         batch_op.drop_column('zone')
 
@@ -259,6 +270,7 @@ def downgrade() -> None:
         batch_op.drop_column('other_data')
 
     with op.batch_alter_table('attempts', schema=None) as batch_op:
+        batch_op.drop_column('bad_step')
         batch_op.drop_column('revised_at')
         batch_op.drop_column('revised_from')
 

@@ -32,6 +32,7 @@ from orchestrator.providers.processes import LocalHost, RecordedProcess
 ADDRESS = "127.0.0.1"
 GROUP_NAME = re.compile(r"[a-z0-9-]{1,80}")
 KILL_SECONDS = 10.0
+HOLD_SECONDS = 600.0  # one's own machine costs nothing while it waits
 LEAVE_SECONDS = 2.0  # an agent's time to deliver its last events before its host is taken away
 POLL_SECONDS = 0.005
 AS_USER = Path(__file__).with_name("as_user.py")
@@ -75,6 +76,10 @@ class LocalProvider:
     @property
     def name(self) -> str:
         return "local"
+
+    @property
+    def hold_seconds(self) -> float | None:
+        return HOLD_SECONDS
 
     def acquire(self, group: str, hosts: int, devices: int) -> None:
         """Makes the folders; the group counts once `group.json` stands. Adopts the same again."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, bindparam, func, select
 
-from orchestrator.reconcile.policy import how_it_ended
+from orchestrator.reconcile.evidence import how_it_ended
 from orchestrator.records import Attempt, Host, Trainer
 from orchestrator.state import AttemptState, Desired, GroupState
 from orchestrator.store import reads, rows
@@ -38,13 +38,17 @@ SAVES_ON_REQUEST = 2  # the first protocol version whose agents know `SaveNow`
 
 @dataclass(frozen=True)
 class Sight:
-    """What the commands for one host follow from; `attempt` is the run's last one."""
+    """What the commands for one host follow from; `attempt` is the run's last one.
+
+    `branch` is the run's; an attempt on another one has nothing to save.
+    """
 
     group_state: GroupState
     desired: Desired
     host: Host
     attempt: Attempt | None
     trainers: tuple[Trainer, ...]
+    branch: int | None = None
     save_request: int = 0  # the newest wish for a save that no checkpoint has answered, else 0
 
 
@@ -128,6 +132,8 @@ def _stop_reason(sight: Sight, attempt: Attempt) -> str | None:
         return f"the trainer on host {first.rank} {how_it_ended(first)}"
     if attempt.state is AttemptState.DRAINING and sight.desired is Desired.CANCEL:
         return "the run is cancelled"
+    if attempt.state is AttemptState.DRAINING and sight.branch not in (None, attempt.branch):
+        return f"the run goes on as branch {sight.branch}"
     return None
 
 
@@ -185,6 +191,7 @@ def see_all(
             host=host,
             attempt=last.get(owner.run_id),
             trainers=tuple(gangs[owner.run_id]),
+            branch=owner.branch,
             save_request=owner.save_request if owner.save_request > owner.save_served else 0,
         )
     return sights
@@ -201,6 +208,7 @@ _OWNERS = (
         host_groups.c.state,
         host_groups.c.run_id,
         runs.c.desired,
+        runs.c.branch,
         runs.c.save_request,
         runs.c.save_served,
     )

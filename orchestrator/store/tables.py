@@ -172,6 +172,10 @@ host_groups = Table(
     Column("released_at", Instant),
     Column("zone", String(60)),
     Column("price_per_hour", Float(53)),  # of the whole group, in the service's currency
+    Column("taken", String(16)),
+    Column("taken_at", Instant),
+    Column("taken_text", Text),
+    Column("lost_in_wish", Integer),
     UniqueConstraint("run_id", "generation"),
     Index("ix_host_groups_state", "state"),
 )
@@ -196,6 +200,7 @@ hosts = Table(
     Column("notice", String(16)),
     Column("notice_at", Instant),
     Column("notice_text", Text),
+    Column("unreachable_at", Instant),
     PrimaryKeyConstraint("group", "index"),
 )
 
@@ -224,6 +229,7 @@ attempts = Table(
     Column("evidence", Text),
     Column("revised_from", String(20)),
     Column("revised_at", Instant),
+    Column("bad_step", Integer),
     PrimaryKeyConstraint("run_id", "number"),
 )
 # At most one current attempt per run, whatever the code above it believes.

@@ -136,15 +136,3 @@ def test_the_service_speaks_tls(
     plain = plane.note["url"].replace("https://", "http://")
     with pytest.raises(httpx.HTTPError):
         httpx.get(plain)
-
-
-def test_a_certificate_that_can_not_be_used_is_told(
-    plane: Plane, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("LONGHAUL_TLS_CERTIFICATE", str(tmp_path / "none.pem"))
-    monkeypatch.setenv("LONGHAUL_TLS_KEY", str(tmp_path / "none.pem"))
-    process = plane.start()
-    _, words = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1
-    assert "none.pem" in words
-    assert "Traceback" not in words
