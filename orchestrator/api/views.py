@@ -32,6 +32,7 @@ from orchestrator.state import AttemptState, Desired, RunState
 from orchestrator.store import history, speeds
 from orchestrator.store import views as rows
 from orchestrator.store.tables import EPOCH
+from orchestrator.store.upcasters import job_spec
 from orchestrator.store.wishes import find
 from worker.protocol import JobSpec
 
@@ -163,7 +164,7 @@ def revisions(
     return tuple(
         RevisionView(
             number=row.number,
-            spec=JobSpec.model_validate_json(row.spec),
+            spec=job_spec(row.spec_version, row.spec),
             author=row.author,
             note=row.note,
             created_at=row.created_at,

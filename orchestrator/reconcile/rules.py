@@ -36,6 +36,7 @@ from orchestrator.reconcile.policy import (
     spent,
 )
 from orchestrator.reconcile.snapshot import Snapshot
+from orchestrator.reconcile.versions import can_not_start, outdated
 from orchestrator.records import Attempt, Checkpoint, Evidence, Host, HostGroup, Trainer
 from orchestrator.state import (
     RETRY_CLASS,
@@ -204,7 +205,7 @@ def _ready(snap: Snapshot, group: HostGroup) -> Plan:
     """Every host is up: see that every agent is, then start the gang."""
     if group.exists is False:
         return Plan((MoveGroup(group.name, GroupCause.HOSTS_LOST, "the hosts are gone"),))
-    waiting = [host for host in snap.hosts if not _serves(host)]
+    waiting = [host for host in snap.hosts if not _serves(host) or outdated(host)]
     if waiting:
         return _start_agents(snap, group, waiting)
     due = _next_start(snap)
@@ -240,7 +241,9 @@ def _silent_since(snap: Snapshot, group: HostGroup, host: Host) -> datetime:
     The run may be in its state for hours, and this process may have been away for days.
     """
     since = max(snap.run.state_since, group.created_at, snap.listening_since)
-    return max(since, host.last_seen_at) if host.last_seen_at is not None else since
+    if host.last_seen_at is None or outdated(host):
+        return since
+    return max(since, host.last_seen_at)
 
 
 def _launches(snap: Snapshot, group: HostGroup, hosts: list[Host]) -> Plan:
@@ -252,11 +255,12 @@ def _launches(snap: Snapshot, group: HostGroup, hosts: list[Host]) -> Plan:
 
 
 def _launch_due(snap: Snapshot, host: Host) -> bool:
-    """An agent that died after it had reported is replaced at once."""
+    """An agent that died after it had reported is replaced at once, an outdated one too."""
     if host.launched_at is None:
         return True
     if host.registered_at is not None:
-        return host.agent_alive is False
+        replaced = outdated(host) and snap.now - host.launched_at > AGENT_START
+        return host.agent_alive is False or replaced
     return snap.now - host.launched_at > AGENT_START
 
 
@@ -356,6 +360,8 @@ def _and_relaunch(snap: Snapshot, plan: Plan) -> Plan:
     if group is None or group.state is not GroupState.READY:
         return plan
     away = [host for host in snap.hosts if not _serves(host)]
+    if snap.attempt is not None:
+        away += [host for host in can_not_start(snap, snap.attempt) if host not in away]
     launches = _launches(snap, group, away)
     return replace(
         plan,

@@ -14,6 +14,7 @@ from datetime import datetime
 from sqlalchemy import Connection, select
 
 from orchestrator.reconcile.policy import how_it_ended
+from orchestrator.reconcile.versions import understood
 from orchestrator.records import Attempt, Host, Trainer
 from orchestrator.state import AttemptState, Desired, GroupState
 from orchestrator.store import reads, rows
@@ -54,7 +55,7 @@ def commands_for(
     def spec(attempt: Attempt) -> AttemptSpec:
         return reads.attempt_spec(connection, attempt.run_id, attempt.number, storage_root)
 
-    return derive(sight, spec)
+    return understood(sight.host.protocol, derive(sight, spec))
 
 
 def commands_digest(commands: Sequence[Command]) -> str:
