@@ -127,7 +127,7 @@ def test_a_step_back_and_forth_keeps_every_row_of_the_first_revision(empty: Engi
             ("provider:local", 2),
         ]
         assert connection.scalar(text("SELECT queued_at FROM runs WHERE id = 'r2'")) == 7
-    with migrate._locked(empty) as connection:  # foreign keys are loose there, as in an upgrade
+    with migrate.locked(empty) as connection:  # foreign keys are loose there, as in an upgrade
         command.downgrade(migrate.config(connection), "0001")
     assert contents(empty) == before
     migrate.upgrade(empty)
