@@ -13,10 +13,11 @@ BIN := $(VENV)/bin
 # uv is fast; pip stands in on machines whose package index only pip has been told of.
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) \
 	|| $(BIN)/python -m pip install --quiet --disable-pip-version-check $(1)
+BENCHMARKS := ingest history fleet
 compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(ARGS)
 
-.PHONY: help setup setup-dev run test soak simulate check format docs lock clean
+.PHONY: help setup setup-dev run test soak simulate bench check format docs lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +55,10 @@ soak: setup-dev ## The long tests that `make test` leaves out
 
 simulate: setup-dev ## Simulated fault schedules with every invariant checked; SEEDS=200
 	$(BIN)/python -m tests.scenarios.simulate --seeds $(or $(SEEDS),200) $(ARGS)
+
+bench: setup-dev ## Every benchmark, one line of JSON each; on a machine that does nothing else
+	@for name in $(BENCHMARKS); do \
+		echo "benchmarks.$$name" && $(BIN)/python -m benchmarks.$$name --json $(ARGS) || exit 1; done
 
 check: setup-dev ## Lint, format, types, import directions
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ def free_port() -> int:
 
 @contextmanager
 def postgres_server() -> Iterator[str]:
-    """The URL, without a database, of a new cluster that syncs each commit, as it does by default."""
+    """The URL, without a database, of a new cluster; it syncs each commit."""
     binaries = postgres_binaries()
     assert binaries is not None, "PostgreSQL's server program is not installed"
     run_as = ["runuser", "-u", "postgres", "--"] if os.getuid() == 0 else []  # root it refuses

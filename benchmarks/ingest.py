@@ -8,7 +8,6 @@ Longhaul is one step with its seven values; one of MLflow is one value of one st
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import subprocess
@@ -97,9 +96,9 @@ class Tally:
             "points_p50_ms": Spread.of([one.percentile(0.5) for one in self.points]).rounded(2),
             "points_p99_ms": Spread.of([one.percentile(0.99) for one in self.points]).rounded(2),
             "heartbeats_per_s": Spread.of([one.per_second for one in self.heartbeats]).rounded(),
-            "heartbeat_p50_ms": Spread.of(
-                [one.percentile(0.5) for one in self.heartbeats]
-            ).rounded(2),
+            "heartbeat_p50_ms": Spread.of([one.percentile(0.5) for one in self.heartbeats]).rounded(
+                2
+            ),
             "heartbeat_p99_ms": Spread.of(
                 [one.percentile(0.99) for one in self.heartbeats]
             ).rounded(2),
@@ -130,7 +129,7 @@ class Mlflow:
 
     def _new_run(self) -> str:
         body = {"experiment_id": "0", "start_time": 1}
-        call = urllib.request.Request(  # noqa: S310 - the benchmark's own server
+        call = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api/2.0/mlflow/runs/create",
             json.dumps(body).encode(),
             {"Content-Type": "application/json"},
@@ -170,7 +169,9 @@ def mlflow_python(given: Path | None) -> Path:
 
 
 @contextmanager
-def _mlflow(args: argparse.Namespace, folder: Path, url: str, tally: Tally) -> Iterator[Mlflow | None]:
+def _mlflow(
+    args: argparse.Namespace, folder: Path, url: str, tally: Tally
+) -> Iterator[Mlflow | None]:
     if args.no_mlflow:
         tally.why_no_mlflow = "left out with --no-mlflow"
         yield None
@@ -195,15 +196,15 @@ def measure(kind: str, args: argparse.Namespace, server: str | None, folder: Pat
     before = databases.size_of(ours, "metric_points")
     with _mlflow(args, folder / "mlflow", theirs, tally) as other:
         with serving.longhaul(folder, ours) as port:
-            target = Target(
-                port, "/api/v1/agents/report", f"Authorization: Bearer {SECRET}\r\n"
-            )
+            target = Target(port, "/api/v1/agents/report", f"Authorization: Bearer {SECRET}\r\n")
             agents = [Reports(host) for host in hosts]
             for number in range(args.rounds):
                 tally.points.append(_press(target, [a.points for a in agents], args.seconds))
                 if other is not None:
                     tally.mlflow.append(other.round(args.seconds))
-                tally.heartbeats.append(_press(target, [a.heartbeat for a in agents], args.seconds / 2))
+                tally.heartbeats.append(
+                    _press(target, [a.heartbeat for a in agents], args.seconds / 2)
+                )
                 note(f"{kind}: round {number + 1} of {args.rounds}")
         tally.mlflow_size = None if other is None else other.size
     tally.bytes_a_point = _bytes_a_point(ours, before)

@@ -6,7 +6,9 @@ the loop decides about the benchmark's runs as it does in earnest and leaves the
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from benchmarks.databases import free_port
 from orchestrator.providers.base import GroupProbe, HostProbe
 
 ROOT = Path(__file__).parents[1]
+START_SECONDS = 240
 
 
 class SteadyProvider:
@@ -28,7 +31,7 @@ class SteadyProvider:
     name = "local"
     hold_seconds = 600.0
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         pass
 
     def acquire(self, group: str, hosts: int, devices: int) -> None:
@@ -52,29 +55,40 @@ class SteadyProvider:
 
 
 @contextmanager
-def process(command: Sequence[str], log: Path, env: Mapping[str, str], ready: str) -> Iterator[None]:
+def process(
+    command: Sequence[str], log: Path, env: Mapping[str, str], ready: str
+) -> Iterator[None]:
     """Runs `command` until the block ends; it is ready once `ready` answers."""
     with log.open("wb") as out:
         started = subprocess.Popen(
-            list(command), stdout=out, stderr=out, env={**os.environ, **env}, cwd=ROOT
+            list(command),
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **env},
+            cwd=ROOT,
+            start_new_session=True,
         )
     try:
         _wait_for(ready, started, log)
         yield
     finally:
-        started.terminate()
-        try:
+        _end(started)
+
+
+def _end(started: subprocess.Popen[bytes]) -> None:
+    """The whole session: some servers leave the work to children."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, number)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             started.wait(15)
-        except subprocess.TimeoutExpired:
-            started.kill()
-            started.wait()
 
 
 def _wait_for(url: str, started: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + START_SECONDS
     while True:
         try:
-            with urllib.request.urlopen(url, timeout=2):
+            with urllib.request.urlopen(url, timeout=2):  # noqa: S310
                 return
         except urllib.error.HTTPError:
             return  # it answers

@@ -16,6 +16,9 @@ from typer.cli import get_docs_for_click
 from model.config import MODEL_PRESETS
 from orchestrator import diagrams
 from orchestrator.api.assemble import bare_app
+from orchestrator.api.bodies import LIMIT_BYTES
+from orchestrator.api.guards import AGENT_BODY, BODY
+from orchestrator.api.problems import PREFIX, PROBLEMS
 from orchestrator.cli.main import app
 from orchestrator.presets import PRESETS
 from orchestrator.settings import Settings
@@ -47,6 +50,20 @@ of the data folder holds the first one, an admin's. What each role may do is tol
 [security](security.md).
 Bodies are JSON, specs also YAML (`Content-Type: application/yaml`). A run is named by its id or its
 name. An error is a problem document (RFC 9457): what happened, the fields at fault, and what to do.
+"""
+
+PROBLEMS_HEAD = f"""
+## Problems
+
+The `type` of a problem document is `{PREFIX}` and one of these. It stays the same from version to
+version; titles and details are for people. Every answer has an `X-Request-ID`: the caller's, or a
+new one, under which the service's log tells of a failure. A body may have {BODY >> 20} MiB, an
+agent's report {AGENT_BODY >> 20} MiB, a spec {LIMIT_BYTES >> 10} KiB.
+
+There is no page of interactive documentation: the usual ones come from a CDN.
+
+| type | status | meaning |
+| --- | --- | --- |
 """
 
 SPEC_WORDS = {
@@ -143,6 +160,10 @@ SETTINGS_WORDS = {
     "max_local_hosts": "The most hosts on this machine, of all runs together.",
     "max_hosts": "The most hosts of all runs together, by provider; the others are not limited.",
     "max_hosts_per_owner": "The most hosts that all runs of one owner may hold together.",
+    "keep_points_days": "Days until the raw metric points of a step are dropped; charts and the"
+    " goodput ledger go on from their summaries. 0 keeps them as long as the run.",
+    "keep_logs_days": "Days until log lines are dropped; 0 keeps them as long as the run.",
+    "max_log_lines_per_run": "The newest log lines that are kept of a run; 0 is no limit.",
     "min_free_bytes": "Disk space that stays free beside what a run plans to save.",
     "lease_ttl_seconds": "How long the right to decide lasts without being renewed.",
     "host_lost_seconds": "How long a host may be silent before it can count as lost.",
@@ -287,6 +308,9 @@ def api_page() -> str:
             words = words.partition("\n\n")[0].replace("\n", " ")
             codes = " ".join(sorted(call["responses"]))
             parts.append(f"| `{method.upper()} {path}` | {words} | {codes} |\n")
+    parts.append(PROBLEMS_HEAD)
+    for slug, (statuses, words) in sorted(PROBLEMS.items()):
+        parts.append(f"| `{slug}` | {' '.join(map(str, statuses))} | {words} |\n")
     return "".join(parts)
 
 

@@ -27,9 +27,11 @@ from orchestrator.api.guards import Drain
 from orchestrator.api.health import version
 from orchestrator.clock import SystemClock
 from orchestrator.dashboard import router as dashboard
-from orchestrator.instance import CannotStart, bound, claimed, noted
+from orchestrator.instance import CannotStart, bound, check_tls, claimed, noted
+from orchestrator.local_runs import LocalRunsRefused, local_user, make_room
 from orchestrator.loop import Loop
 from orchestrator.news import PostgresNews
+from orchestrator.paging import Pager, Webhook, webhook
 from orchestrator.providers.local import LocalProvider
 from orchestrator.service import Service
 from orchestrator.settings import Settings
@@ -82,7 +84,7 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
             installation = await writer.run(lambda c: ensure_installation(c, clock.now()))
             if engine.dialect.name == "sqlite":
                 await writer.run(_end_leases)
-            provider = LocalProvider(settings.hosts_root, settings.url)
+            provider = await asyncio.to_thread(_local_provider, settings)
             service = Service(
                 settings=settings,
                 installation=installation,
@@ -100,6 +102,18 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
             await asyncio.to_thread(writer.close)
     finally:
         engine.dispose()
+
+
+def _local_provider(settings: Settings) -> LocalProvider:
+    """Where runs on this machine are refused, it can still end those that are there."""
+    try:
+        user = local_user(settings)
+    except LocalRunsRefused as refused:
+        log.warning("no run may use this machine", reason=refused.detail, hint=refused.hint)
+        return LocalProvider(settings.hosts_root, settings.url, refused=refused.detail)
+    if user is not None:
+        make_room(settings, user)
+    return LocalProvider(settings.hosts_root, settings.url, user=user)
 
 
 @asynccontextmanager
@@ -124,6 +138,7 @@ def _end_leases(connection: Connection) -> None:
 @asynccontextmanager
 async def _deciding(app: FastAPI, service: Service) -> AsyncGenerator[None]:
     """The loop runs, and requests can be answered."""
+    hook = webhook(service.settings)
     loop = Loop(service)
     gate = make_gate(admin_token(service.settings.data_dir), service.installation)
     stopping = asyncio.Event()
@@ -136,13 +151,30 @@ async def _deciding(app: FastAPI, service: Service) -> AsyncGenerator[None]:
         loop_trouble=lambda: _loop_trouble(task, loop, service),
     )
     try:
-        yield
+        async with _paging(service, hook, loop, stopping):
+            yield
     finally:
         stopping.set()
         done, _ = await asyncio.wait((task,), timeout=LOOP_STOP_SECONDS)
         if not done:
             log.warning("the loop did not stop in time", seconds=LOOP_STOP_SECONDS)
             task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _paging(
+    service: Service, hook: Webhook | None, loop: Loop, stopping: asyncio.Event
+) -> AsyncGenerator[None]:
+    """The leader pages beside the loop. A page that is being sent at the end is sent again."""
+    if hook is None:
+        yield
+        return
+    task = asyncio.create_task(Pager(service, hook).run(stopping, lambda: loop.leading))
+    try:
+        yield
+    finally:
+        task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
 
@@ -169,6 +201,7 @@ def serve(settings: Settings) -> int:
         # uvicorn raises what it caught once more after it has stopped; by then all is done.
         signal.signal(number, _already_done)
     try:
+        check_tls(settings)
         with claimed(settings):
             asyncio.run(_serve(settings))
     except (CannotStart, NewerDatabase) as error:
@@ -187,17 +220,22 @@ async def _serve(settings: Settings) -> None:
     app = _assembled()
     async with running(app, here):
         log.info("serving", url=here.url, data=str(here.data_dir), version=version())
-        await _http(app, listening, app.state.stopping.set)
+        await _http(app, here, listening, app.state.stopping.set)
     log.info("stopped")
 
 
-async def _http(app: FastAPI, listening: socket.socket, on_stop: Callable[[], None]) -> None:
+async def _http(
+    app: FastAPI, settings: Settings, listening: socket.socket, on_stop: Callable[[], None]
+) -> None:
     config = uvicorn.Config(
         app,
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # uvicorn would believe whoever calls from loopback
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     await _Server(config, on_stop).serve(sockets=[listening])

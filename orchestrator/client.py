@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -23,36 +24,53 @@ from pydantic import AwareDatetime, BaseModel, TypeAdapter, ValidationError
 from tenacity import RetryCallState, Retrying, stop_after_delay, wait_exponential, wait_random
 
 from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
+from orchestrator.api.fleet_schemas import FleetPage
 from orchestrator.api.schemas import (
+    AttemptPage,
     AttemptView,
+    CheckpointPage,
     CheckpointView,
     EventPage,
     EventView,
     Facts,
     GoodputView,
     Health,
+    IncidentPage,
     IncidentView,
     LogPage,
     Metrics,
     OrphansView,
     Problem,
-    ResumeRequest,
     RunDetail,
     RunPage,
     RunSummary,
 )
 from orchestrator.settings import default_data_dir
+from orchestrator.wish_calls import WishCalls
 
 PREFIX = "/api/v1"
 TIMEOUT = httpx.Timeout(30.0, connect=3.0)
 PATIENCE_SECONDS = 15.0
 
 T = TypeVar("T")
+Item_co = TypeVar("Item_co", covariant=True)
+Item = TypeVar("Item")
+Sent = str | int | list[str]
+Param = Sent | None
+PAGE = 200
 
-_ATTEMPTS = TypeAdapter(tuple[AttemptView, ...])
-_CHECKPOINTS = TypeAdapter(tuple[CheckpointView, ...])
-_INCIDENTS = TypeAdapter(tuple[IncidentView, ...])
+
 _TOKENS = TypeAdapter(tuple[TokenView, ...])
+
+
+class Page(Protocol[Item_co]):
+    """What every paged list answers."""
+
+    @property
+    def items(self) -> tuple[Item_co, ...]: ...
+
+    @property
+    def next_cursor(self) -> str | None: ...
 
 
 class LoginLink(BaseModel):
@@ -107,7 +125,7 @@ class _Busy(Exception):
 class _Call:
     method: str
     path: str
-    params: Mapping[str, str | int] = field(default_factory=dict[str, str | int])
+    params: Mapping[str, Sent] = field(default_factory=dict[str, Sent])
     json: object = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
 
@@ -181,6 +199,12 @@ def _read(path: Path) -> str | None:
         return None
 
 
+def _trusted() -> ssl.SSLContext | bool:
+    """The authorities of `SSL_CERT_FILE`, for loopback names too."""
+    file = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=file) if file else True
+
+
 def _is_loopback(url: str) -> bool:
     return urlsplit(url).hostname in {"127.0.0.1", "::1", "localhost"}
 
@@ -208,6 +232,7 @@ class Client:
         self._patience = patience
         self._sleep = sleep
         self._http: tuple[Endpoint, httpx.Client] | None = None
+        self.wishes = WishCalls(self._read)
 
     @classmethod
     def of(cls, data_dir: Path | None, token_file: Path | None = None, **options: Any) -> Self:
@@ -245,22 +270,15 @@ class Client:
     def preflight(self, spec: Mapping[str, object]) -> Facts:
         return self._read("POST", "/runs:preflight", Facts, json=spec)
 
-    def runs(
-        self,
-        *,
-        state: str | None = None,
-        name: str | None = None,
-        cursor: str | None = None,
-        limit: int = 100,
-    ) -> RunPage:
-        params = {"state": state, "name": name, "cursor": cursor, "limit": limit}
-        return self._read("GET", "/runs", RunPage, params=params)
+    def runs(self, *, limit: int = 100, **filters: Param) -> RunPage:
+        """`filters` are those of the API: state, owner, name, order, cursor and so on."""
+        return self._read("GET", "/runs", RunPage, params={"limit": limit, **filters})
 
-    def all_runs(self, *, state: str | None = None, limit: int = 1000) -> Iterator[RunSummary]:
+    def all_runs(self, *, limit: int = 1000, **filters: Param) -> Iterator[RunSummary]:
         """Page after page, at most `limit` runs."""
         cursor, left = None, limit
         while left > 0:
-            page = self.runs(state=state, cursor=cursor, limit=min(left, 100))
+            page = self.runs(limit=min(left, 100), **filters, cursor=cursor)
             yield from page.items[:left]
             left -= len(page.items)
             cursor = page.next_cursor
@@ -270,26 +288,18 @@ class Client:
     def run(self, run: str) -> RunDetail:
         return self._read("GET", _of(run), RunDetail)
 
-    def pause(self, run: str) -> RunDetail:
-        return self._read("POST", _of(run, "pause"), RunDetail)
-
-    def resume(self, run: str, reason: str | None = None) -> RunDetail:
-        body = ResumeRequest(reason=reason).model_dump(mode="json")
-        return self._read("POST", _of(run, "resume"), RunDetail, json=body)
-
-    def cancel(self, run: str) -> RunDetail:
-        return self._read("POST", _of(run, "cancel"), RunDetail)
-
     def attempts(self, run: str) -> tuple[AttemptView, ...]:
         """Oldest first."""
-        found = self._read("GET", _of(run, "attempts"), _ATTEMPTS)
+        found = self._pages(_of(run, "attempts"), AttemptPage)
         return tuple(sorted(found, key=lambda attempt: attempt.number))
 
     def checkpoints(self, run: str) -> tuple[CheckpointView, ...]:
-        return self._read("GET", _of(run, "checkpoints"), _CHECKPOINTS)
+        """Newest first."""
+        return tuple(self._pages(_of(run, "checkpoints"), CheckpointPage))
 
     def incidents(self, run: str) -> tuple[IncidentView, ...]:
-        return self._read("GET", _of(run, "incidents"), _INCIDENTS)
+        """Newest first."""
+        return tuple(self._pages(_of(run, "incidents"), IncidentPage))
 
     def goodput(self, run: str) -> GoodputView:
         return self._read("GET", _of(run, "goodput"), GoodputView)
@@ -300,26 +310,25 @@ class Client:
         params = {"from_step": from_step, "to_step": to_step}
         return self._read("GET", _of(run, "metrics"), Metrics, params=params)
 
-    def events(self, run: str, *, after: int = 0) -> Iterator[EventView]:
+    def events(self, run: str, *, after: int = 0, kinds: Sequence[str] = ()) -> Iterator[EventView]:
         """All events after the one with id `after`, oldest first."""
-        cursor: str | None = str(after)
-        while cursor is not None:
-            params = {"cursor": cursor, "limit": 200}
-            page = self._read("GET", _of(run, "events"), EventPage, params=params)
-            yield from page.items
-            cursor = page.next_cursor
+        params = {"cursor": str(after), "kind": list(kinds)}
+        yield from self._pages(_of(run, "events"), EventPage, params)
 
     def logs(
         self,
         run: str,
         *,
-        after: int = 0,
+        after: int | None = None,
         tail: int | None = None,
         limit: int = 1000,
-        attempt: int | None = None,
+        filters: Mapping[str, Param] | None = None,
     ) -> LogPage:
-        """Lines after the one with id `after`, or the last `tail` ones; oldest first."""
-        params = {"after": after, "tail": tail, "limit": limit, "attempt": attempt}
+        """Lines after the one with id `after`, or the last `tail` ones; oldest first.
+
+        `filters` are those of the API: attempt, rank, before, since, until, search, regex.
+        """
+        params = {"after": after, "tail": tail, "limit": limit, **(filters or {})}
         return self._read("GET", _of(run, "logs"), LogPage, params=params)
 
     # ---- who may do what ------------------------------------------------------------------------
@@ -339,7 +348,14 @@ class Client:
         """Newest first; `actor`, `target`, `action`, `cursor` and `limit` narrow it."""
         return self._read("GET", "/audit", AuditPage, params=query)
 
-    # ---- orphans -------------------------------------------------------------------------------
+    # ---- what is held --------------------------------------------------------------------------
+
+    def hosts(self, *, gone: bool = False) -> FleetPage:
+        """All host groups, on one page."""
+        path = "/hosts"
+        items = tuple(self._pages(path, FleetPage, {"gone": str(gone).lower()}))
+        currency = self._read("GET", path, FleetPage, params={"limit": 1}).currency
+        return FleetPage(items=items, currency=currency)
 
     def orphans(self) -> OrphansView:
         return self._read("GET", "/orphans", OrphansView)
@@ -358,13 +374,25 @@ class Client:
 
     # ---- the wire ------------------------------------------------------------------------------
 
+    def _pages(
+        self, path: str, kind: type[Page[Item]], params: Mapping[str, Param] | None = None
+    ) -> Iterator[Item]:
+        """The items of page after page."""
+        given = {"limit": PAGE, **(params or {})}
+        while True:
+            page = self._read("GET", path, kind, params=given)
+            yield from page.items
+            if page.next_cursor is None:
+                return
+            given["cursor"] = page.next_cursor
+
     def _read(
         self,
         method: str,
         path: str,
         kind: type[T] | TypeAdapter[T],
         *,
-        params: Mapping[str, str | int | None] | None = None,
+        params: Mapping[str, Param] | None = None,
         json: object = None,
         headers: Mapping[str, str] | None = None,
     ) -> T:
@@ -412,6 +440,7 @@ class Client:
                     timeout=TIMEOUT,
                     transport=self._transport,
                     trust_env=not _is_loopback(endpoint.url),
+                    verify=_trusted(),
                 )
             except httpx.InvalidURL as error:
                 raise Unreachable(endpoint.url, self._data_dir, _words(error)) from error

@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import ssl
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
@@ -110,6 +111,25 @@ def bound(settings: Settings) -> socket.socket:
         listening = _listen(settings.host, 0)
     write_whole(settings.data_dir / PORT_FILE, f"{listening.getsockname()[1]}\n")
     return listening
+
+
+def check_tls(settings: Settings) -> None:
+    """Raises `CannotStart` where the certificate and its key can not be used together."""
+    if settings.tls_certificate is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+            settings.tls_certificate, settings.tls_key, password=_no_password
+        )
+    except OSError as error:  # ssl.SSLError is one
+        raise CannotStart(
+            f"tls_certificate {settings.tls_certificate} and tls_key {settings.tls_key} can not be"
+            f" used: {error.strerror or type(error).__name__}. Both are PEM files without password."
+        ) from error
+
+
+def _no_password() -> str:
+    return ""
 
 
 def _no_address(settings: Settings, error: OSError) -> CannotStart:

@@ -14,14 +14,16 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import structlog
 
 from orchestrator.agenda import Agenda
 from orchestrator.awake import Awake
 from orchestrator.execute import Executor
+from orchestrator.housekeeping import Housekeeper
 from orchestrator.leading import Leadership
+from orchestrator.prices import price_per_hour
 from orchestrator.probing import Prober
 from orchestrator.providers.base import Provider
 from orchestrator.providers.calls import ProviderCalls
@@ -29,6 +31,7 @@ from orchestrator.queueing import Usher, wants_hosts
 from orchestrator.reconcile.plan import MakeGroup, Plan
 from orchestrator.reconcile.rules import reconcile as rules
 from orchestrator.reconcile.snapshot import Snapshot
+from orchestrator.records import HostGroup
 from orchestrator.service import Service
 from orchestrator.state import AttemptState, GroupState
 from orchestrator.store import lease, reads, writes
@@ -36,8 +39,10 @@ from orchestrator.sweep import Sweeper
 from orchestrator.wakes import LOOP, decision_topic, group_topic, run_topic
 
 log = structlog.get_logger(__name__)
-LEAST_IDLE_SECONDS, MOST_IDLE_SECONDS = 2.0, 120.0
-LOOKS_PER_SECOND = 20.0
+LEAST_IDLE_SECONDS, MOST_IDLE_SECONDS = 2.0, 600.0
+LOOKS_PER_SECOND = 10.0
+MOST_LOOKS_PER_SECOND = 50.0  # at runs that do well, though their last decisions ask for more
+SILENT_SHARE = 0.8  # of the time after which a host may count as lost
 FAILED_SECONDS = 2.0
 LIST_SECONDS = 2.0
 LIST_SHARE = 0.02  # of the time, at most, goes into listing the active runs unasked
@@ -65,6 +70,7 @@ class Loop:
         self._usher = Usher(service.queue, service.read, service.wakes, lambda: self.leading)
         self._sweeper = Sweeper(service, self._calls, lambda: self._leadership.token)
         self._awake = Awake(service.clock)
+        self._housekeeper = Housekeeper(service, lambda: self._leadership.token)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._led_under: int | None = None
         self._announcing: set[asyncio.Task[None]] = set()
@@ -83,6 +89,7 @@ class Loop:
             self._prober.run(),
             self._usher.keep(),
             self._sweeper.keep(),
+            self._housekeeper.keep(),
         )
         tasks = [asyncio.create_task(work) for work in (*beside, self._wake_at(stop))]
         try:
@@ -162,6 +169,7 @@ class Loop:
         active, groups = await asyncio.to_thread(self._read_active)
         now = self._monotonic()
         self._agenda.keep({run.id: run.desired_generation for run in active}, now)
+        self._service.pace.expect(len(groups))
         self._prober.keep((name, provider) for name, provider, _ in groups)
         self._groups = {name: run_id for name, _, run_id in groups}
         self._groups_of = defaultdict(set)
@@ -172,7 +180,8 @@ class Loop:
 
     def _read_active(self) -> tuple[list[reads.Active], list[tuple[str, str, str]]]:
         with self._service.read.connect() as connection:
-            return reads.active(connection), reads.live_groups(connection)
+            now = self._service.clock.now()
+            return reads.active(connection, now), reads.live_groups(connection)
 
     def _wait(self) -> float:
         now = self._monotonic()
@@ -224,8 +233,7 @@ class Loop:
             if outcome != "stale":
                 self._start(run_id, plan, token)
             if outcome == "unchanged":
-                self._attend(snap)
-                return plan.look_again_at
+                return self._rest(snap, plan.look_again_at)
         log.warning("a run does not come to rest", run=run_id, rounds=MAX_ROUNDS)
         return self._service.clock.now()
 
@@ -235,25 +243,35 @@ class Loop:
             self._groups_of[run_id].add(action.group)
         self._executor.start(run_id, plan.actions, token)
 
-    def _attend(self, snap: Snapshot) -> None:
-        """Hosts that come, go or start something are probed more often than in their turn."""
-        group, attempt = snap.group, snap.attempt
-        if group is None or group.state is GroupState.GONE:
-            return
-        runs_well = (
-            group.state is GroupState.READY
-            and attempt is not None
-            and attempt.state is AttemptState.RUNNING
-            and not self._silent(snap)
-        )
-        if not runs_well:
-            self._prober.attend(group.name)
+    def _rest(self, snap: Snapshot, asked: datetime | None) -> datetime | None:
+        """When to look again at a run that nothing is to be changed of now.
 
-    def _silent(self, snap: Snapshot) -> bool:
-        """Some host has not been heard of for half the time after which it counts as lost."""
-        limit = snap.host_lost_after / 2
+        Hosts that come, go or start something are probed more often than in their turn.
+        """
+        group = snap.group
+        if group is None or group.state is GroupState.GONE:
+            return asked
+        if not self._does_well(snap, group):
+            self._prober.attend(group.name)
+            return asked
+        turn = timedelta(seconds=len(self._agenda) / MOST_LOOKS_PER_SECOND)
+        return asked and max(asked, snap.now + turn)
+
+    def _does_well(self, snap: Snapshot, group: HostGroup) -> bool:
+        """It trains, and every host was heard of in time."""
+        limit = SILENT_SHARE * self._silence()
         seen = (host.last_seen_at for host in snap.hosts)
-        return any(at is None or snap.now - at > limit for at in seen)
+        return (
+            group.state is GroupState.READY
+            and snap.attempt is not None
+            and snap.attempt.state is AttemptState.RUNNING
+            and all(at is not None and snap.now - at < limit for at in seen)
+        )
+
+    def _silence(self) -> timedelta:
+        """After how long a host is silent; agents of a large fleet are asked to report less."""
+        service = self._service
+        return timedelta(seconds=service.pace.silence(service.settings.host_lost_seconds))
 
     def _snapshot(self, run_id: str, seen: Mapping[str, reads.Sighting]) -> Snapshot | None:
         service = self._service
@@ -265,10 +283,21 @@ class Loop:
                 service.installation,
                 service.listening_since,
                 seen,
+                self._beside(),
             )
             if snap is None or not wants_hosts(snap):
                 return snap
             return replace(snap, admission=service.queue.admission(connection, snap))
+
+    def _beside(self) -> reads.Beside:
+        service = self._service
+        seconds = {name: one.hold_seconds for name, one in service.providers.items()}
+        return reads.Beside(
+            awake_since=self._awake.since(),
+            host_lost_after=timedelta(seconds=service.settings.host_lost_seconds),
+            holds={name: timedelta(seconds=hold) for name, hold in seconds.items() if hold},
+            price_per_hour=lambda job: price_per_hour(job, service.settings),
+        )
 
     async def _commit(self, snap: Snapshot, plan: Plan, token: int) -> str:
         if not plan.changes:

@@ -13,14 +13,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from orchestrator.api.schemas import Facts, FieldError
+from orchestrator.arithmetic import in_bytes, memory_per_device
 from orchestrator.forecast import Known, forecast
 from orchestrator.ledger.checkpoints import planned_saves
+from orchestrator.local_runs import LocalRunsRefused, local_user
 from orchestrator.prices import devices_of, price_per_hour
 from orchestrator.settings import Settings
 from worker.protocol import JobSpec, PythonSource, TextFiles
 
 DiskFree = Callable[[Path], int]
-TRAINING_BYTES_PER_PARAMETER = 16  # float32: weight, gradient, two AdamW moments
 
 
 def disk_free(path: Path) -> int:
@@ -33,7 +34,7 @@ def disk_free(path: Path) -> int:
 
 def facts(job: JobSpec, settings: Settings, known: Known) -> Facts:
     saves = planned_saves(job)
-    memory, words = _memory(job)
+    memory, words = memory_per_device(job)
     ahead = forecast(job, settings, known)
     return Facts(
         parameters=job.model.parameters,
@@ -70,40 +71,8 @@ def _notes(job: JobSpec, settings: Settings) -> Iterator[str]:
 
 def problems(job: JobSpec, settings: Settings, free: DiskFree) -> tuple[FieldError, ...]:
     """Every reason why this machine can not run `job`; empty where there is none."""
-    return (*_data(job, settings), *_disk(job, settings, free), *_hosts(job, settings))
-
-
-def in_bytes(count: int) -> str:
-    """`count` bytes as people read it: 12 B, 3.4 MB, 1.2 GB."""
-    amount, unit = float(count), "B"
-    for larger in ("kB", "MB", "GB", "TB", "PB"):
-        if amount < 1000:
-            break
-        amount, unit = amount / 1000, larger
-    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 100 else f"{amount:.1f} {unit}"
-
-
-def _memory(job: JobSpec) -> tuple[int, str]:
-    """An upper estimate without rematerialization, and its arithmetic in words."""
-    model = job.model
-    state = model.parameters * TRAINING_BYTES_PER_PARAMETER
-    devices = job.hosts.count * job.hosts.devices
-    sequences = max(1, job.batch.sequences // job.batch.microbatches // devices)
-    tokens = sequences * model.context
-    width = 2 if model.dtype == "bfloat16" else 4
-    head_width = model.head_dim * (2 * model.heads + 2 * model.kv_heads)
-    layer = width * tokens * (4 * model.hidden + head_width + 3 * model.ffn)
-    scores = 2 * width * tokens * model.heads * model.context
-    logits = 2 * 4 * tokens * model.vocab_size
-    activations = model.layers * (layer + scores) + logits
-    words = (
-        f"{TRAINING_BYTES_PER_PARAMETER} bytes for each of {model.parameters:,} parameters"
-        f" (weight, gradient and two AdamW moments in float32) are {in_bytes(state)};"
-        f" the activations of {sequences} sequences of {model.context} tokens on each device are"
-        f" about {in_bytes(activations)} without rematerialization;"
-        f" together {in_bytes(state + activations)}"
-    )
-    return state + activations, words
+    refusals = (*_local(job, settings), *_hosts(job, settings))
+    return (*_data(job, settings), *_disk(job, settings, free), *refusals)
 
 
 def _data(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
@@ -210,6 +179,15 @@ def _disk_hint(job: JobSpec, room: int) -> str:
         return "Free some space, or set the service's storage to a larger disk."
     every = -(-job.steps // fits)
     return f"Free some space, or save less often: every_steps {every} or more fits."
+
+
+def _local(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
+    if job.hosts.provider != "local":
+        return
+    try:
+        local_user(settings)
+    except LocalRunsRefused as refused:
+        yield FieldError(pointer="/hosts/provider", detail=refused.detail, hint=refused.hint)
 
 
 def _hosts(job: JobSpec, settings: Settings) -> Iterator[FieldError]:

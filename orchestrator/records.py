@@ -49,7 +49,9 @@ class HostGroup:
     """The machines that a provider gave to a run. `name` is deterministic and the cloud's own.
 
     `exists` and `up` are the provider's newest probe, None before there was one; `refused` its own
-    words when it said that it can not give these hosts.
+    words when it said that it can not give these hosts. `taken` says that the cloud took them away
+    (a `Notice`), in the words of `taken_text`; `taken_at` is None until that is written down.
+    `lost_in_wish` is the wish under which a host of it was found lost.
     """
 
     name: str
@@ -61,8 +63,13 @@ class HostGroup:
     state: GroupState
     created_at: datetime
     ready_at: datetime | None = None
+    released_at: datetime | None = None
     price_per_hour: float | None = None
     refused: str | None = None
+    taken: str | None = None
+    taken_at: datetime | None = None
+    taken_text: str | None = None
+    lost_in_wish: int | None = None
     exists: bool | None = None
     up: bool | None = None
 
@@ -72,7 +79,8 @@ class Host:
     """One machine of a group, as its agent and the provider last told of it.
 
     `instance` is the registered agent process; `launched_at` the last time one was started.
-    `agent_alive` and `trainer_alive` are the provider's probe, None where it could not tell.
+    `unreachable_at` is since when the timeline says that nothing is heard of it. `agent_alive` and
+    `trainer_alive` are the provider's probe, None where it could not tell.
     """
 
     group: str
@@ -89,13 +97,20 @@ class Host:
     notice: str | None = None
     notice_at: datetime | None = None
     notice_text: str | None = None
+    unreachable_at: datetime | None = None
     agent_alive: bool | None = None
     trainer_alive: bool | None = None
 
 
+HOST_GONE = "host_gone"
+
+
 @dataclass(frozen=True)
 class Trainer:
-    """One process of a gang, as its agent told of it."""
+    """One process of a gang, as its agent told of it.
+
+    `killed_for` is an agent's `KilledFor`, or `HOST_GONE` where it went with its host.
+    """
 
     attempt: int
     rank: int
@@ -130,6 +145,8 @@ class Attempt:
 
     `accepted_step` is the highest step of a checkpoint accepted from it; `desired_generation` the
     wish that it was made under, which is how a person's resume starts the budgets afresh.
+    `bad_step` is the step at which a diverged one was found so; `revised_from` the first verdict,
+    where late evidence changed it.
     """
 
     run_id: str
@@ -151,6 +168,8 @@ class Attempt:
     accepted_step: int | None = None
     verdict: Verdict | None = None
     summary: str | None = None
+    bad_step: int | None = None
+    revised_from: Verdict | None = None
     revised_at: datetime | None = None
 
 

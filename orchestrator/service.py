@@ -10,6 +10,7 @@ from functools import cached_property
 from sqlalchemy import Engine
 
 from orchestrator.clock import Clock
+from orchestrator.pace import Pace
 from orchestrator.providers.base import Provider
 from orchestrator.queueing import Queue, limits_of
 from orchestrator.settings import Settings
@@ -31,8 +32,12 @@ class Service:
     providers: Mapping[str, Provider]
     listening_since: datetime
     telemetry: Telemetry = field(default_factory=Telemetry)
+    pace: Pace = field(init=False)
 
     @cached_property
     def queue(self) -> Queue:
         """The line of runs that wait for hosts."""
         return Queue(lambda: limits_of(self.settings), self.clock)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pace", Pace(self.clock))

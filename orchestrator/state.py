@@ -44,6 +44,7 @@ class RunCause(StrEnum):
     ATTEMPT_MADE = "attempt made"
     FIRST_STEP = "first new step"
     ATTEMPT_LOST = "attempt lost"
+    SUPERSEDED = "attempt superseded"
     COMPLETED = "last step accepted"
     STOP_ASKED = "stop asked for"
     PAUSED = "nothing runs, pause wanted"
@@ -110,6 +111,7 @@ class Verdict(StrEnum):
     SUPERSEDED = "superseded"
     CANCELLED = "cancelled"
     PAUSED = "paused"
+    OVER_LIMIT = "over_limit"
     UNKNOWN = "unknown"
 
 
@@ -119,6 +121,7 @@ class RetryClass(StrEnum):
     FINISH = "finish"  # the run succeeded
     CRASH_BUDGET = "crash budget"  # restart, counted
     HOST_BUDGET = "host budget"  # new hosts, counted apart
+    ROLLBACK_BUDGET = "rollback budget"  # a new branch from before the trouble, counted apart
     ASK = "ask a person"  # pause at once
     FAIL = "fail"  # failed at once, no retry
     OBEY = "obey"  # a decision: what was wished follows
@@ -133,10 +136,11 @@ RETRY_CLASS: Mapping[Verdict, RetryClass] = {
     Verdict.CRASHED: RetryClass.CRASH_BUDGET,
     Verdict.OUT_OF_MEMORY: RetryClass.CRASH_BUDGET,
     Verdict.HUNG: RetryClass.CRASH_BUDGET,
-    Verdict.DIVERGED: RetryClass.ASK,  # the same batches would diverge again, bit for bit
+    Verdict.DIVERGED: RetryClass.ROLLBACK_BUDGET,
     Verdict.STORAGE_FAILED: RetryClass.CRASH_BUDGET,
     Verdict.UNKNOWN: RetryClass.CRASH_BUDGET,
     Verdict.PROVISION_FAILED: RetryClass.ASK,
+    Verdict.OVER_LIMIT: RetryClass.ASK,
     Verdict.INVALID: RetryClass.FAIL,
     Verdict.SUPERSEDED: RetryClass.OBEY,
     Verdict.CANCELLED: RetryClass.OBEY,
@@ -160,6 +164,7 @@ RUN_TABLE: Mapping[RunState, Mapping[RunCause, RunState]] = {
     _R.STARTING: {
         _RC.FIRST_STEP: _R.RUNNING,
         _RC.ATTEMPT_LOST: _R.RECOVERING,
+        _RC.SUPERSEDED: _R.RECOVERING,
         _RC.COMPLETED: _R.SUCCEEDED,
         _RC.STOP_ASKED: _R.STOPPING,
         _RC.GAVE_UP: _R.PAUSED,
@@ -167,6 +172,7 @@ RUN_TABLE: Mapping[RunState, Mapping[RunCause, RunState]] = {
     },
     _R.RUNNING: {
         _RC.ATTEMPT_LOST: _R.RECOVERING,
+        _RC.SUPERSEDED: _R.RECOVERING,
         _RC.COMPLETED: _R.SUCCEEDED,
         _RC.STOP_ASKED: _R.STOPPING,
         _RC.GAVE_UP: _R.PAUSED,
@@ -180,6 +186,7 @@ RUN_TABLE: Mapping[RunState, Mapping[RunCause, RunState]] = {
         _RC.INVALID: _R.FAILED,
     },
     _R.STOPPING: {
+        _RC.GAVE_UP: _R.PAUSED,
         _RC.PAUSED: _R.PAUSED,
         _RC.CANCELLED: _R.CANCELLED,
         _RC.COMPLETED: _R.SUCCEEDED,

@@ -68,6 +68,21 @@ class Telemetry:
             ["provider", "call"],
             registry=self.registry,
         )
+        self.pages_sent = Counter(
+            "longhaul_pages_sent",
+            "Pages to the person on call that the webhook took.",
+            registry=self.registry,
+        )
+        self.pages_failed = Counter(
+            "longhaul_pages_failed",
+            "Tries to page that the webhook did not take.",
+            registry=self.registry,
+        )
+        self.pages_given_up = Counter(
+            "longhaul_pages_given_up",
+            "Pages that were tried for a day and that nobody got.",
+            registry=self.registry,
+        )
         self._counts_runs = False
         self._counts_orphans = False
 

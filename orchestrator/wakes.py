@@ -75,6 +75,10 @@ class Wakes:
         """To be read before looking; hand it to `wait` afterwards."""
         return self._counts[topic]
 
+    def awaited(self, topic: str) -> bool:
+        """Whether somebody waits here for it now."""
+        return topic in self._waiters
+
     def notify(self, *topics: str) -> None:
         self.hear(topics)
         if self._relay is not None:

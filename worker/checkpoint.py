@@ -93,9 +93,7 @@ class Saver:
         """Compiles the digest of states like `abstract`, so that no save waits for it."""
         self._digester = Digester(named_arrays(abstract))
 
-    def save(
-        self, state: TrainState, step: int, *, final: bool = False, request: int = 0
-    ) -> None:
+    def save(self, state: TrainState, step: int, *, final: bool = False, request: int = 0) -> None:
         """Starts to save `state`; returns when training may overwrite it.
 
         `request` is the newest wish for a save that this one answers.

@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
+import os
 import random
+import ssl
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -35,13 +38,14 @@ from worker.spool import Spool, SpooledEvent
 BATCH_EVENTS = 200
 BATCH_BYTES = 512 << 10
 COALESCE_SECONDS = 0.05
-WAIT_SECONDS = 20.0
+WAIT_SECONDS, MOST_WAIT_SECONDS = 20.0, 55.0
+JOINED_SECONDS = 10.0  # at this pace or a slower one telemetry travels with the heartbeats
 MAX_BACKOFF_SECONDS = 2.0
 LOOK_SECONDS = 0.1
 MOVED_SECONDS = 1.0
 REFUSED_BACKOFF_SECONDS = 15.0
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=3.0)
-POLL_TIMEOUT = httpx.Timeout(WAIT_SECONDS + 10.0, connect=3.0)
+POLL_TIMEOUT = httpx.Timeout(MOST_WAIT_SECONDS + 10.0, connect=3.0)
 PROBLEM = "application/problem+json"
 PROTOCOL_PROBLEM = "protocol-not-served"
 log = logging.getLogger("longhaul.agent")
@@ -72,9 +76,25 @@ class Away(Exception):
     """The control plane did not answer, or answered that it can not now."""
 
 
+def _trusted() -> ssl.SSLContext | bool:
+    """The authorities of `SSL_CERT_FILE`; httpx would look there only together with proxies."""
+    file = os.environ.get("SSL_CERT_FILE")
+    return ssl.create_default_context(cafile=file) if file else True
+
+
 def backoff(failures: int, ceiling: float = MAX_BACKOFF_SECONDS) -> float:
     """Seconds to wait after so many failures in a row: doubling, with jitter."""
     return min(ceiling, 0.05 * 2.0 ** min(failures, 16)) * random.uniform(0.5, 1.0)  # noqa: S311
+
+
+def pace_of(next_report_seconds: float) -> float:
+    """Seconds that events which nobody waits for may gather, as the control plane asks for it."""
+    return min(max(next_report_seconds, COALESCE_SECONDS), MOST_WAIT_SECONDS)
+
+
+def patience_of(next_report_seconds: float) -> float:
+    """Seconds that a report without events may be held: a large fleet asks for longer ones."""
+    return min(max(next_report_seconds, WAIT_SECONDS), MOST_WAIT_SECONDS)
 
 
 class Uplink:
@@ -102,13 +122,14 @@ class Uplink:
         self._port = port
         self._obey = obey
         self._known_commands = ""
+        self._pace, self._patience = COALESCE_SECONDS, WAIT_SECONDS
         self._answered_at = time.monotonic()
         self._batch_events = BATCH_EVENTS
         self._some = asyncio.Event()
         self._urgent = asyncio.Event()
         self._acked = asyncio.Event()
         self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {secret}"}, trust_env=False
+            headers={"Authorization": f"Bearer {secret}"}, trust_env=False, verify=_trusted()
         )
 
     async def close(self) -> None:
@@ -153,9 +174,7 @@ class Uplink:
         quick = 0
         while True:
             before = asyncio.get_running_loop().time()
-            answer = await self._insist(
-                "report", lambda: self._report((), WAIT_SECONDS), ReportAnswer
-            )
+            answer = await self._insist("report", self._heartbeat(), ReportAnswer)
             news = answer.commands_digest != self._known_commands
             self._take(answer)
             held = asyncio.get_running_loop().time() - before >= 1.0
@@ -163,6 +182,21 @@ class Uplink:
             if quick > 1:
                 pause = max(answer.next_report_seconds, 0.05)
                 await asyncio.sleep(min(pause, backoff(quick)))
+
+    def _heartbeat(self) -> Callable[[], bytes]:
+        """The first try brings the gathered telemetry, where that does not travel by itself.
+
+        Later ones do not: an event that is refused must not hold up the heartbeat.
+        """
+        joined = self._pace >= JOINED_SECONDS
+        tries = itertools.count()
+
+        def body() -> bytes:
+            first = joined and next(tries) == 0
+            batch = self._spool.batch(self._batch_events, BATCH_BYTES) if first else ()
+            return self._report(batch, self._patience)
+
+        return body
 
     async def delivered(self, seq: int) -> None:
         """Waits until everything up to `seq` is stored."""
@@ -182,8 +216,10 @@ class Uplink:
             self._some.clear()
             await self._some.wait()
         if not self._urgent.is_set():
+            joined = self._pace >= JOINED_SECONDS
+            patience = 2 * self._patience if joined else self._pace
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._urgent.wait(), COALESCE_SECONDS)
+                await asyncio.wait_for(self._urgent.wait(), patience)
         self._urgent.clear()
 
     async def _deliver(self, batch: list[SpooledEvent]) -> None:
@@ -228,6 +264,8 @@ class Uplink:
     def _take(self, answer: ReportAnswer) -> None:
         self._store_ack(answer.acked_seq)
         self._known_commands = answer.commands_digest
+        self._pace = pace_of(answer.next_report_seconds)
+        self._patience = patience_of(answer.next_report_seconds)
         self._obey(answer.commands)
 
     def _store_ack(self, seq: int) -> None:

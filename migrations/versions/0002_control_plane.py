@@ -51,11 +51,12 @@ def upgrade() -> None:
     sa.Column('last_step', sa.Integer(), nullable=False),
     sa.Column('count', sa.Integer(), nullable=False),
     sa.Column('last_at', sa.BigInteger(), nullable=False),
-    sa.Column('not_finite', sa.Integer(), nullable=False),
+    sa.Column('losses', sa.Integer(), nullable=False),
     sa.Column('loss_min', sa.Float(precision=53), nullable=True),
     sa.Column('loss_max', sa.Float(precision=53), nullable=True),
     sa.Column('loss_sum', sa.Float(precision=53), nullable=False),
     sa.Column('loss_last', sa.Float(precision=53), nullable=True),
+    sa.Column('grad_norms', sa.Integer(), nullable=False),
     sa.Column('grad_norm_min', sa.Float(precision=53), nullable=True),
     sa.Column('grad_norm_max', sa.Float(precision=53), nullable=True),
     sa.Column('grad_norm_sum', sa.Float(precision=53), nullable=False),
@@ -120,11 +121,18 @@ def upgrade() -> None:
     sa.UniqueConstraint('run_id', 'incident', name=op.f('uq_pages_run_id_incident'))
     )
     with op.batch_alter_table('pages', schema=None) as batch_op:
-        batch_op.create_index('ix_pages_next_try_at', ['next_try_at'], unique=False)
+        batch_op.create_index(
+            'ix_pages_next_try_at', ['next_try_at'], unique=False,
+            sqlite_where=sa.text('sent_at IS NULL AND given_up_at IS NULL'),
+            postgresql_where=sa.text('sent_at IS NULL AND given_up_at IS NULL'))
+
+    with op.batch_alter_table('events', schema=None) as batch_op:
+        batch_op.create_index('ix_events_run_id_kind_id', ['run_id', 'kind', 'id'], unique=False)
 
     with op.batch_alter_table('attempts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('revised_from', sa.String(length=20), nullable=True))
         batch_op.add_column(sa.Column('revised_at', sa.BigInteger(), nullable=True))
+        batch_op.add_column(sa.Column('bad_step', sa.Integer(), nullable=True))
 
     with op.batch_alter_table('branches', schema=None) as batch_op:
         batch_op.add_column(sa.Column('other_data', sa.Boolean(), server_default=sa.false(), nullable=False))
@@ -132,11 +140,16 @@ def upgrade() -> None:
     with op.batch_alter_table('host_groups', schema=None) as batch_op:
         batch_op.add_column(sa.Column('zone', sa.String(length=60), nullable=True))
         batch_op.add_column(sa.Column('price_per_hour', sa.Float(precision=53), nullable=True))
+        batch_op.add_column(sa.Column('taken', sa.String(length=16), nullable=True))
+        batch_op.add_column(sa.Column('taken_at', sa.BigInteger(), nullable=True))
+        batch_op.add_column(sa.Column('taken_text', sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column('lost_in_wish', sa.Integer(), nullable=True))
 
     with op.batch_alter_table('hosts', schema=None) as batch_op:
         batch_op.add_column(sa.Column('notice', sa.String(length=16), nullable=True))
         batch_op.add_column(sa.Column('notice_at', sa.BigInteger(), nullable=True))
         batch_op.add_column(sa.Column('notice_text', sa.Text(), nullable=True))
+        batch_op.add_column(sa.Column('unreachable_at', sa.BigInteger(), nullable=True))
 
     with op.batch_alter_table('installation', schema=None) as batch_op:
         batch_op.add_column(sa.Column('restored_at', sa.BigInteger(), nullable=True))
@@ -240,11 +253,16 @@ def downgrade() -> None:
         batch_op.drop_column('restored_at')
 
     with op.batch_alter_table('hosts', schema=None) as batch_op:
+        batch_op.drop_column('unreachable_at')
         batch_op.drop_column('notice_text')
         batch_op.drop_column('notice_at')
         batch_op.drop_column('notice')
 
     with op.batch_alter_table('host_groups', schema=None) as batch_op:
+        batch_op.drop_column('lost_in_wish')
+        batch_op.drop_column('taken_text')
+        batch_op.drop_column('taken_at')
+        batch_op.drop_column('taken')
         batch_op.drop_column('price_per_hour')
         batch_op.drop_column('zone')
 
@@ -252,6 +270,7 @@ def downgrade() -> None:
         batch_op.drop_column('other_data')
 
     with op.batch_alter_table('attempts', schema=None) as batch_op:
+        batch_op.drop_column('bad_step')
         batch_op.drop_column('revised_at')
         batch_op.drop_column('revised_from')
 
@@ -259,6 +278,9 @@ def downgrade() -> None:
         batch_op.drop_index('ix_pages_next_try_at')
 
     op.drop_table('pages')
+    with op.batch_alter_table('events', schema=None) as batch_op:
+        batch_op.drop_index('ix_events_run_id_kind_id')
+
     with op.batch_alter_table('claims', schema=None) as batch_op:
         batch_op.drop_index('ix_claims_run_id')
 

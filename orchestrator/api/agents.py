@@ -10,10 +10,12 @@ import asyncio
 import math
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Depends, Header, Request
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from sqlalchemy.exc import DataError, IntegrityError
 
 from orchestrator.api.errors import Refused, problem_responses
@@ -33,8 +35,14 @@ from worker.protocol import (
 
 OTHER_REPLICA_SECONDS = 1.0  # while another replica's decisions wake nobody here
 LOST_WAKE_SECONDS = 10.0
-NEXT_REPORT_SECONDS = 1.0
 LEAVE = "End the trainer and this agent; a newer one has this host, or nobody needs it."
+
+REPORT_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/AgentReport"}}},
+    }
+}
 
 log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/api/v1/agents", tags=["agents"])
@@ -70,25 +78,44 @@ async def register(call: Register, service: TheService, secret: Secret) -> Regis
     return answer.model_copy(update={"commands": found})
 
 
-@router.post("/report", responses=problem_responses(401, 409, 422))
-async def report(
-    call: AgentReport, request: Request, service: TheService, secret: Secret
-) -> ReportAnswer:
-    """Events and heartbeat in one; answered at once when there is something new to command."""
-    now = service.clock.now()
+@router.post(
+    "/report",
+    response_model=ReportAnswer,
+    responses=problem_responses(401, 409, 422),
+    openapi_extra=REPORT_BODY,
+)
+async def report(request: Request, service: TheService, secret: Secret) -> Response:
+    """Events and heartbeat in one; answered at once when there is something new to command.
+
+    Body and answer pass by the framework's own conversions: this is the call that all agents make
+    all the time, and those would take most of it.
+    """
+    call = _read_report(await request.body())
+    seen = service.wakes.count(group_topic(call.group))
+    delivery = ingest.Delivery(call, secret, service.clock.now(), _storage_root(service))
     with _refusals():
-        stored = await service.writer.run(
-            lambda connection: ingest.report(connection, call, secret, now)
-        )
+        stored = await service.writer.run_batched(ingest.reports, delivery)
     _announce(service, call, stored)
     stopping: asyncio.Event = request.app.state.stopping
-    found = await _new_commands(service, call, stopping)
-    return ReportAnswer(
+    found = await _new_commands(service, call, stored.commands, seen, stopping)
+    watched = service.wakes.awaited(run_topic(stored.run_id))
+    answer = ReportAnswer(
         acked_seq=stored.acked_seq,
         commands=found,
         commands_digest=commands.commands_digest(found),
-        next_report_seconds=NEXT_REPORT_SECONDS,
+        next_report_seconds=service.pace.next_report(call.group, call.host, watched),
     )
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _read_report(body: bytes) -> AgentReport:
+    try:
+        return AgentReport.model_validate_json(body)
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        raise RequestValidationError(
+            [{**detail, "loc": ("body", *detail["loc"])} for detail in found]
+        ) from None
 
 
 @router.post("/checkpoints", responses=problem_responses(401, 409, 422))
@@ -118,20 +145,27 @@ def _announce(service: Service, call: AgentReport, stored: ingest.Stored) -> Non
 
 
 async def _new_commands(
-    service: Service, call: AgentReport, stopping: asyncio.Event
+    service: Service,
+    call: AgentReport,
+    found: tuple[Command, ...],
+    seen: int,
+    stopping: asyncio.Event,
 ) -> tuple[Command, ...]:
-    """Waits until the commands are other than the agent knows, its patience or the service ends."""
+    """Waits until the commands are other than the agent knows, its patience or the service ends.
+
+    `found` are those of the report's own transaction, `seen` the count of wake-ups before it.
+    """
     topic = group_topic(call.group)
     deadline = service.clock.monotonic() + call.wait_seconds
     while True:
-        seen = service.wakes.count(topic)
-        found = await asyncio.to_thread(_commands, service, call.group, call.host)
         left = deadline - service.clock.monotonic()
         news = commands.commands_digest(found) != call.known_commands
         if left <= 0 or news or stopping.is_set():
             return found
         patience = min(left, _longest_sleep(service))
         await _first_of(service.wakes.wait(topic, seen, patience), stopping.wait())
+        seen = service.wakes.count(topic)
+        found = await asyncio.to_thread(_commands, service, call.group, call.host)
 
 
 def _longest_sleep(service: Service) -> float:
@@ -150,9 +184,12 @@ async def _first_of(*waits: Coroutine[object, object, bool]) -> None:
 
 
 def _commands(service: Service, group: str, host: int) -> tuple[Command, ...]:
-    root = str(service.settings.storage_root.absolute())
     with service.read.connect() as connection:
-        return commands.commands_for(connection, group, host, root)
+        return commands.commands_for(connection, group, host, _storage_root(service))
+
+
+def _storage_root(service: Service) -> str:
+    return str(service.settings.storage_root.absolute())
 
 
 def _run_of(service: Service, group: str) -> str:

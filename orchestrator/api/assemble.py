@@ -16,15 +16,16 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from orchestrator.api import health, orphans, runs, sessions, stream, tokens
+from orchestrator.api import fleet, health, orphans, runs, sessions, stream, tokens, wishes
 from orchestrator.api.access_schemas import TokenRequest
 from orchestrator.api.auth import Gate
 from orchestrator.api.errors import install_handlers
-from orchestrator.api.guards import KnownHost, Proxied, SecurityHeaders
-from orchestrator.api.schemas import Problem, ResumeRequest
+from orchestrator.api.guards import BodyLimit, KnownHost, Proxied, RequestId, SecurityHeaders
+from orchestrator.api.requests import BODIES
+from orchestrator.api.schemas import Problem
 from orchestrator.preflight import DiskFree, disk_free
 from orchestrator.service import Service
-from worker.protocol import JobSpec
+from worker.protocol import AgentReport, JobSpec
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -40,17 +41,11 @@ def bare_app(lifespan: Lifespan | None = None) -> FastAPI:
         generate_unique_id_function=_operation_id,
     )
     install_handlers(app)
-    for guard in (KnownHost, SecurityHeaders, Proxied):  # the last is passed first
+    # The last is passed first.
+    for guard in (BodyLimit, KnownHost, SecurityHeaders, RequestId, Proxied):
         app.add_middleware(guard)
-    for router in (
-        health.router,
-        sessions.router,
-        tokens.router,
-        runs.router,
-        stream.router,
-        orphans.router,
-    ):
-        app.include_router(router)
+    for part in (health, sessions, tokens, runs, wishes, fleet, orphans, stream):
+        app.include_router(part.router)
     app.openapi = lambda: _openapi(app)
     return app
 
@@ -82,9 +77,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(title=app.title, version=app.version, routes=app.routes)
         _, extra = models_json_schema(
             [
-                (JobSpec, "validation"),
-                (ResumeRequest, "validation"),
-                (TokenRequest, "validation"),
+                *((model, "validation") for model in (JobSpec, TokenRequest, AgentReport, *BODIES)),
                 (Problem, "serialization"),
             ],
             ref_template="#/components/schemas/{model}",

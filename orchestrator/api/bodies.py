@@ -19,6 +19,8 @@ LIMIT_BYTES = 256 * 1024
 JSON_TYPE = "application/json"
 YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml"})
 
+_READABLE = "Mend it there; 'longhaul preflight FILE' shows the line."
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -32,7 +34,11 @@ async def read_model(request: Request, model: type[M], *, optional: bool = False
 
 def parse(raw: bytes, content_type: str, model: type[M]) -> M:
     """The same for bytes at hand."""
-    body = _decode(raw, content_type.partition(";")[0].strip().lower())
+    return fitted(_decode(raw, content_type.partition(";")[0].strip().lower()), model)
+
+
+def fitted(body: Any, model: type[M]) -> M:
+    """Plain data as `model`; refuses with 422, naming each field at fault."""
     try:
         return model.model_validate(body)
     except ValidationError as error:
@@ -76,11 +82,11 @@ def _decode_json(raw: bytes) -> Any:
     try:
         return json.loads(raw)
     except (UnicodeDecodeError, RecursionError):
-        raise Refused(400, "unreadable-body", "The body is not JSON text.") from None
+        raise Refused(400, "unreadable-body", "The body is not JSON text.", _READABLE) from None
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise Refused(
-            400, "unreadable-body", f"The body is not JSON: {error.msg} at {where}."
+            400, "unreadable-body", f"The body is not JSON: {error.msg} at {where}.", _READABLE
         ) from None
 
 
@@ -99,11 +105,14 @@ def _decode_yaml(raw: bytes) -> Any:
         _refuse_aliases(raw)
         return yaml.load(raw, Loader=StrictLoader)  # noqa: S506 - the safe loader, made stricter
     except RecursionError:
-        raise Refused(400, "unreadable-body", "The YAML is nested too deeply.") from None
+        raise Refused(400, "unreadable-body", "The YAML is nested too deeply.", _READABLE) from None
     except yaml.YAMLError as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         where = "" if mark is None else f" at line {mark.line + 1}, column {mark.column + 1}"
         said = error.problem if isinstance(error, yaml.MarkedYAMLError) else None
         raise Refused(
-            400, "unreadable-body", f"The body is not YAML: {said or 'it can not be read'}{where}."
+            400,
+            "unreadable-body",
+            f"The body is not YAML: {said or 'it can not be read'}{where}.",
+            _READABLE,
         ) from None

@@ -15,9 +15,11 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from orchestrator.api.fields import query_errors
+from orchestrator.api.problems import PREFIX
 from orchestrator.api.schemas import FieldError, Problem
 
 PROBLEM = "application/problem+json"
+REQUEST_ID = "longhaul.request_id"  # in the scope of a request
 log = structlog.get_logger(__name__)
 
 
@@ -60,7 +62,7 @@ def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def answer(request: Request, refused: Refused) -> Response:
     """The problem document of `refused`."""
     problem = Problem(
-        type=f"urn:longhaul:problem:{refused.slug}",
+        type=PREFIX + refused.slug,
         title=refused.slug.replace("-", " ").capitalize(),
         status=refused.status,
         detail=refused.detail,
@@ -82,11 +84,23 @@ async def _on_invalid(request: Request, error: Exception) -> Response:
     errors = query_errors(error.errors())
     return answer(
         request,
-        Refused(422, "invalid-request", "The request does not fit.", errors=errors),
+        Refused(
+            422,
+            "invalid-request",
+            "The request does not fit.",
+            "The parameters and bodies are described at /api/v1/openapi.json.",
+            errors,
+        ),
     )
 
 
-_HTTP_SLUGS = {401: "sign-in-needed", 404: "not-found", 405: "method-not-allowed"}
+# What the framework itself refuses: the slug, and what to do.
+_OF_THE_FRAMEWORK = {
+    401: ("sign-in-needed", "Send a token."),
+    404: ("not-found", "The API's paths are listed at /api/v1/openapi.json."),
+    405: ("method-not-allowed", "The header 'Allow' and /api/v1/openapi.json name its methods."),
+    413: ("body-too-large", "Send less at once."),
+}
 
 
 async def _on_http(request: Request, error: Exception) -> Response:
@@ -94,24 +108,29 @@ async def _on_http(request: Request, error: Exception) -> Response:
     status = error.status_code
     if status < 400:
         return Response(status_code=status, headers=error.headers)
-    slug = _HTTP_SLUGS.get(status, HTTPStatus(status).phrase.lower().replace(" ", "-"))
+    slug, hint = _OF_THE_FRAMEWORK.get(status, ("refused", "Compare it with the API's document."))
     details = {
         404: f"There is nothing at {request.url.path}.",
         405: f"{request.url.path} does not take {request.method}.",
     }
-    hints = {404: "The API's paths are listed at /api/v1/openapi.json."}
     refused = Refused(
         status,
         slug,
         details.get(status, str(error.detail)),
-        hints.get(status),
+        hint,
         headers=dict(error.headers or {}),
     )
     return answer(request, refused)
 
 
 async def _on_unexpected(request: Request, error: Exception) -> Response:
-    log.error("request failed", method=request.method, path=request.url.path, exc_info=error)
+    log.error(
+        "request failed",
+        method=request.method,
+        path=request.url.path,
+        request=request.scope.get(REQUEST_ID),
+        exc_info=error,
+    )
     return answer(
         request,
         Refused(

@@ -6,16 +6,22 @@ Plain ASGI, so that streams pass through unbuffered.
 from __future__ import annotations
 
 import asyncio
+import re
+import uuid
 from typing import Any, cast
 
 from fastapi import Request
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from orchestrator.api.errors import Refused, answer
+from orchestrator.api.errors import REQUEST_ID, Refused, answer
 from orchestrator.settings import Settings, is_loopback
 
+BODY = 1 << 20
+AGENT_BODY = 16 << 20
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -51,6 +57,62 @@ class SecurityHeaders:
             await send(message)
 
         await self.app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+class RequestId:
+    """Gives each answer the `X-Request-ID` that the caller sent, or a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get("X-Request-ID", "")
+        name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope[REQUEST_ID] = name
+
+        async def with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)["X-Request-ID"] = name
+            await send(message)
+
+        await self.app(scope, receive, with_id)
+
+
+class BodyLimit:
+    """Stops reading a body where it is too long: agents' reports may be larger than the rest."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        limit = AGENT_BODY if scope["path"].startswith("/api/v1/agents/") else BODY
+        told = Headers(scope=scope).get("Content-Length", "0")
+        if told.isdecimal() and int(told) > limit:
+            refused = Refused(413, "body-too-large", _too_large(limit), "Send less at once.")
+            await answer(Request(scope), refused)(scope, receive, send)
+            return
+        size = 0
+
+        async def counted() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > limit:
+                # The one kind of exception that whoever reads the body passes on.
+                raise HTTPException(413, _too_large(limit))
+            return message
+
+        await self.app(scope, counted, send)
+
+
+def _too_large(limit: int) -> str:
+    return f"The body is larger than {limit // 1024} KiB."
 
 
 class KnownHost:

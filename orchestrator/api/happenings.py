@@ -1,25 +1,25 @@
-"""From rows to what people read: incidents, events and log lines.
+"""From rows to what people read: incidents and events.
 
-Owns the causal story of a stop and what of a log may be shown. Must not write, nor import FastAPI.
+Owns the causal story of a stop. Must not write, nor import FastAPI.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection
 
+from orchestrator.api import cursors
+from orchestrator.api.logs import clean
 from orchestrator.api.schemas import (
     EventPage,
     EventView,
     EvidenceView,
+    IncidentPage,
     IncidentView,
-    LogLine,
-    LogPage,
 )
 from orchestrator.api.stories import STORIES
 from orchestrator.records import Evidence
@@ -31,62 +31,33 @@ from orchestrator.store.wishes import find
 
 EVIDENCE = TypeAdapter(tuple[Evidence, ...])
 LINES = TypeAdapter(tuple[str, ...])
-# Terminal sequences first, then whatever control character is left except the tab.
-_CONTROL = re.compile(
-    r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|[\x00-\x08\x0a-\x1f\x7f-\x9f]"
-)
-
-
-def clean(line: str) -> str:
-    """A machine's words without what could steer a terminal or a page."""
-    return _CONTROL.sub("", line)
 
 
 def events(
-    connection: Connection, service: Service, id_or_name: str, after: int = 0, limit: int = 100
-) -> EventPage:
-    """Oldest first; `next_cursor` is the id to hand in as `after`."""
-    run = find(connection, id_or_name)
-    found = rows.events_after(connection, run.id, after, limit + 1)
-    items = tuple(
-        EventView(
-            id=row.id,
-            attempt=row.attempt,
-            rank=row.rank,
-            kind=row.kind,
-            at=row.at,
-            body=json.loads(row.body),
-        )
-        for row in found[:limit]
-    )
-    return EventPage(items=items, next_cursor=str(items[-1].id) if len(found) > limit else None)
-
-
-def logs(
     connection: Connection,
     service: Service,
     id_or_name: str,
-    after: int | None = None,
-    attempt: int | None = None,
-    limit: int = 200,
-) -> LogPage:
-    """The lines after id `after`, or the last `limit` ones; oldest first either way.
-
-    `next_cursor` goes into `after` for the next page; None where no more lines are stored now.
-    """
+    cursor: str | None = None,
+    limit: int = 100,
+    kinds: Collection[str] = (),
+) -> EventPage:
+    """Oldest first, of these kinds alone where there are any; the cursor is an event's id."""
     run = find(connection, id_or_name)
-    more = False
-    if after is None:
-        found = rows.log_tail(connection, run.id, limit, attempt)
-    else:
-        found = rows.log_after(connection, run.id, after, limit + 1, attempt)
-        found, more = found[:limit], len(found) > limit
-    items = tuple(log_line(row) for row in found)
-    return LogPage(items=items, next_cursor=items[-1].id if more else None)
+    after = cursors.optional(cursors.number, cursor) or 0
+    found = rows.events_after(connection, run.id, after, limit + 1, kinds)
+    shown, more = cursors.page(found, limit, lambda row: str(row.id))
+    return EventPage(items=tuple(_event(row) for row in shown), next_cursor=more)
 
 
-def log_line(row: rows.AnyRow) -> LogLine:
-    return LogLine(id=row.id, attempt=row.attempt, rank=row.rank, at=row.at, line=clean(row.line))
+def _event(row: rows.AnyRow) -> EventView:
+    return EventView(
+        id=row.id,
+        attempt=row.attempt,
+        rank=row.rank,
+        kind=row.kind,
+        at=row.at,
+        body=json.loads(row.body),
+    )
 
 
 def incidents(
@@ -94,35 +65,64 @@ def incidents(
 ) -> tuple[IncidentView, ...]:
     """Newest first."""
     run = find(connection, id_or_name)
+    return _stories(connection, service, run, rows.incidents_of(connection, run.id))
+
+
+def incident_page(
+    connection: Connection,
+    service: Service,
+    id_or_name: str,
+    cursor: str | None = None,
+    limit: int = 100,
+) -> IncidentPage:
+    """Newest first; the cursor is the number of the last one shown."""
+    run = find(connection, id_or_name)
+    before = cursors.optional(cursors.number, cursor)
+    found = rows.incidents_of(connection, run.id, before, limit + 1)
+    shown, more = cursors.page(found, limit, lambda row: str(row.number))
+    return IncidentPage(items=_stories(connection, service, run, shown), next_cursor=more)
+
+
+def _stories(
+    connection: Connection, service: Service, run: rows.AnyRow, opened: Sequence[rows.AnyRow]
+) -> tuple[IncidentView, ...]:
+    if not opened:
+        return ()
     told = history.told(connection, run.id)
     made = {row.number: row for row in rows.attempts_of(connection, run.id)}
-    now = service.clock.now()
-    found: list[IncidentView] = []
-    for row in rows.incidents_of(connection, run.id):
-        story = STORIES[Verdict(row.verdict)]
-        waits = row.needs_person and row.closed_at is None
-        last = _last_step_at(connection, run.id, row.attempt) or row.opened_at
-        found.append(
-            IncidentView(
-                number=row.number,
-                attempt=row.attempt,
-                verdict=row.verdict,
-                opened_at=row.opened_at,
-                closed_at=row.closed_at,
-                closed_by_attempt=row.closed_by_attempt,
-                needs_person=waits,
-                headline=story.headline.format(attempt=row.attempt),
-                seen=evidence(row.evidence),
-                concluded=f"{_sentence(clean(row.summary))} {story.concluded}",
-                done=tuple(clean(line) for line in LINES.validate_json(row.done)),
-                left=story.left if waits else (),
-                command=story.command.format(name=run.name) if waits else None,
-                how_to_tell=story.how_to_tell,
-                lost_seconds=max(0.0, ((row.closed_at or now) - last).total_seconds()),
-                lost_steps=_lost_steps(connection, run.id, row.attempt, told, made),
-            )
-        )
-    return tuple(found)
+    return tuple(_story(connection, service, run, row, told, made) for row in opened)
+
+
+def _story(
+    connection: Connection,
+    service: Service,
+    run: rows.AnyRow,
+    row: rows.AnyRow,
+    told: Mapping[int, int],
+    made: Mapping[int, rows.AnyRow],
+) -> IncidentView:
+    story = STORIES[Verdict(row.verdict)]
+    waits = row.needs_person and row.closed_at is None
+    last = _last_step_at(connection, run.id, row.attempt) or row.opened_at
+    until = row.closed_at or service.clock.now()
+    return IncidentView(
+        number=row.number,
+        attempt=row.attempt,
+        verdict=row.verdict,
+        opened_at=row.opened_at,
+        closed_at=row.closed_at,
+        closed_by_attempt=row.closed_by_attempt,
+        needs_person=waits,
+        headline=story.headline.format(attempt=row.attempt),
+        seen=evidence(row.evidence),
+        concluded=f"{_sentence(clean(row.summary))} {story.concluded}",
+        done=tuple(clean(line) for line in LINES.validate_json(row.done)),
+        left=story.left if waits else (),
+        command=story.command.format(name=run.name) if waits else None,
+        how_to_tell=story.how_to_tell,
+        lost_seconds=max(0.0, (until - last).total_seconds()),
+        lost_steps=_lost_steps(connection, run.id, row.attempt, told, made),
+    )
 
 
 def _last_step_at(connection: Connection, run_id: str, attempt: int) -> datetime | None:

@@ -1,4 +1,4 @@
-"""The routes of runs: submit, read, wish, delete.
+"""The routes of runs: submit and read. What people want of them then is `api.wishes`'s.
 
 Owns status codes and parameters alone: what is answered is made by `views`, what is written by
 `store.wishes`, what is refused beforehand by `preflight`.
@@ -11,32 +11,36 @@ from typing import Annotated, Any, Concatenate, ParamSpec, TypeVar
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import StringConstraints
 from sqlalchemy import Connection
 
 from orchestrator import preflight
 from orchestrator.api import views
 from orchestrator.api.auth import Checked, csrf_checked, service_of
 from orchestrator.api.bodies import read_model
+from orchestrator.api.cursors import DatabaseTime, NotACursor
 from orchestrator.api.errors import Refused, problem_responses
+from orchestrator.api.logs import NotARegex, Search
 from orchestrator.api.schemas import (
-    AttemptView,
+    AttemptPage,
     Chart,
-    CheckpointView,
+    CheckpointPage,
     EventPage,
     Facts,
     GoodputView,
-    IncidentView,
+    IncidentPage,
     LogPage,
     Metrics,
-    ResumeRequest,
-    RevisionView,
+    RevisionPage,
     RunDetail,
     RunPage,
 )
 from orchestrator.service import Service
-from orchestrator.state import Desired, RunState
+from orchestrator.state import RunState
 from orchestrator.store import wishes
 from orchestrator.store.audit import Actor
+from orchestrator.store.log_rows import Lines
+from orchestrator.store.views import Asked, Order
 from orchestrator.wakes import LOOP, run_topic
 from worker.protocol import JobSpec
 
@@ -54,21 +58,18 @@ SPEC_BODY: dict[str, Any] = {
         },
     }
 }
-RESUME_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": False,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/ResumeRequest"}}},
-    }
-}
 READS = problem_responses(401, 404, 422)
 SUBMITS = problem_responses(400, 401, 403, 409, 413, 415, 422)
-WISHES = problem_responses(401, 403, 404, 409, 422)
 Key = Annotated[str | None, Header(alias="Idempotency-Key", min_length=1, max_length=200)]
 Limit = Annotated[int, Query(ge=1, le=200)]
 BigLimit = Annotated[int, Query(ge=1, le=5000)]
 Step = Annotated[int, Query(ge=1, le=1 << 31)]
 LastStep = Annotated[int | None, Query(ge=1, le=1 << 31)]
 RowId = Annotated[int | None, Query(ge=0, le=1 << 62)]
+Cursor = Annotated[str | None, Query(max_length=120)]
+Kind = Annotated[str, StringConstraints(max_length=40)]
+Since = Annotated[DatabaseTime | None, Query(description="Included")]
+Until = Annotated[DatabaseTime | None, Query(description="Not included")]
 
 
 async def read(
@@ -87,6 +88,10 @@ async def read(
         return await to_thread.run_sync(work)
     except wishes.NoSuchRun:
         raise no_such_run() from None
+    except NotACursor:
+        raise Refused(
+            422, "invalid-request", "The cursor is not one of this list.", "Begin without a cursor."
+        ) from None
 
 
 def no_such_run() -> Refused:
@@ -117,12 +122,12 @@ async def submit(
     """
     service = service_of(request)
     job = await read_model(request, JobSpec)
-    run_id = await _known(service, job, key)
+    run_id = await _known(service, job, key, session.actor)
     made = run_id is None
     if run_id is None:
-        await _check(request, service, job)
+        await refuse_unfit(request, service, job)
         now, who = service.clock.now(), session.actor
-        submitted = await _wish(
+        submitted = await write(
             service, lambda connection: wishes.submit(connection, now, job, key, who)
         )
         run_id, made = submitted.run_id, submitted.made
@@ -140,22 +145,22 @@ async def check(request: Request, session: Checked) -> Facts:
     """
     service = service_of(request)
     job = await read_model(request, JobSpec)
-    await _known(service, job, None)
-    await _check(request, service, job)
+    await _known(service, job, None, session.actor)
+    await refuse_unfit(request, service, job)
     return await read(service, views.facts, job)
 
 
-async def _known(service: Service, job: JobSpec, key: str | None) -> str | None:
+async def _known(service: Service, job: JobSpec, key: str | None, who: Actor) -> str | None:
     def look(connection: Connection, service: Service) -> str | None:
-        return wishes.known_submission(connection, job, key)
+        return wishes.known_submission(connection, job, key, who.name)
 
     try:
         return await read(service, look)
     except wishes.NotAccepted as refusal:
-        raise _conflict(refusal) from None
+        raise conflict(refusal) from None
 
 
-async def _check(request: Request, service: Service, job: JobSpec) -> None:
+async def refuse_unfit(request: Request, service: Service, job: JobSpec) -> None:
     free: preflight.DiskFree = request.app.state.disk_free
     found = await to_thread.run_sync(preflight.problems, job, service.settings, free)
     if found:
@@ -173,20 +178,20 @@ async def _check(request: Request, service: Service, job: JobSpec) -> None:
 @router.get("/runs", response_model=RunPage, responses=problem_responses(401, 422))
 async def list_runs(
     request: Request,
-    state: Annotated[list[RunState] | None, Query()] = None,
+    state: Annotated[list[RunState] | None, Query(description="May be repeated")] = None,
+    owner: Annotated[str | None, Query(min_length=1, max_length=80)] = None,
     name: Annotated[
         str, Query(pattern="^[a-z0-9-]{0,40}$", description="Beginning of the name")
     ] = "",
-    cursor: Annotated[str | None, Query(max_length=80)] = None,
+    created_after: Since = None,
+    created_before: Until = None,
+    order: Order = Order.NEWEST,
+    cursor: Cursor = None,
     limit: Limit = 50,
 ) -> RunPage:
-    """Newest first; `next_cursor` goes into `cursor` for the next page."""
-    try:
-        return await read(service_of(request), views.run_page, state or (), name, cursor, limit)
-    except ValueError:
-        raise Refused(
-            422, "invalid-request", "The cursor is not one of this list.", "Begin without a cursor."
-        ) from None
+    """Newest first; `next_cursor` goes into `cursor` for the next page of the same question."""
+    asked = Asked(tuple(state or ()), owner, name, created_after, created_before, order)
+    return await read(service_of(request), views.run_page, asked, cursor, limit)
 
 
 @router.get("/runs/{run}", response_model=RunDetail, responses=READS)
@@ -195,26 +200,36 @@ async def show(request: Request, run: str) -> RunDetail:
     return await read(service_of(request), views.run_detail, run)
 
 
-@router.get("/runs/{run}/attempts", response_model=tuple[AttemptView, ...], responses=READS)
-async def attempts(request: Request, run: str) -> tuple[AttemptView, ...]:
-    return await read(service_of(request), views.attempts, run)
+@router.get("/runs/{run}/attempts", response_model=AttemptPage, responses=READS)
+async def attempts(
+    request: Request, run: str, cursor: Cursor = None, limit: Limit = 100
+) -> AttemptPage:
+    """In order of their numbers."""
+    return await read(service_of(request), views.attempt_page, run, cursor, limit)
 
 
-@router.get("/runs/{run}/checkpoints", response_model=tuple[CheckpointView, ...], responses=READS)
-async def checkpoints(request: Request, run: str) -> tuple[CheckpointView, ...]:
+@router.get("/runs/{run}/checkpoints", response_model=CheckpointPage, responses=READS)
+async def checkpoints(
+    request: Request, run: str, cursor: Cursor = None, limit: Limit = 100
+) -> CheckpointPage:
     """Newest first."""
-    return await read(service_of(request), views.checkpoints, run)
+    return await read(service_of(request), views.checkpoint_page, run, cursor, limit)
 
 
-@router.get("/runs/{run}/incidents", response_model=tuple[IncidentView, ...], responses=READS)
-async def incidents(request: Request, run: str) -> tuple[IncidentView, ...]:
+@router.get("/runs/{run}/incidents", response_model=IncidentPage, responses=READS)
+async def incidents(
+    request: Request, run: str, cursor: Cursor = None, limit: Limit = 100
+) -> IncidentPage:
     """Newest first."""
-    return await read(service_of(request), views.incidents, run)
+    return await read(service_of(request), views.incident_page, run, cursor, limit)
 
 
-@router.get("/runs/{run}/revisions", response_model=tuple[RevisionView, ...], responses=READS)
-async def revisions(request: Request, run: str) -> tuple[RevisionView, ...]:
-    return await read(service_of(request), views.revisions, run)
+@router.get("/runs/{run}/revisions", response_model=RevisionPage, responses=READS)
+async def revisions(
+    request: Request, run: str, cursor: Cursor = None, limit: Limit = 100
+) -> RevisionPage:
+    """In order of their numbers."""
+    return await read(service_of(request), views.revisions, run, cursor, limit)
 
 
 @router.get("/runs/{run}/goodput", response_model=GoodputView, responses=READS)
@@ -223,9 +238,15 @@ async def goodput(request: Request, run: str) -> GoodputView:
 
 
 @router.get("/runs/{run}/events", response_model=EventPage, responses=READS)
-async def events(request: Request, run: str, cursor: RowId = None, limit: Limit = 100) -> EventPage:
+async def events(
+    request: Request,
+    run: str,
+    kind: Annotated[list[Kind] | None, Query(max_length=50, description="May be repeated")] = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+) -> EventPage:
     """Oldest first."""
-    return await read(service_of(request), views.events, run, cursor or 0, limit)
+    return await read(service_of(request), views.events, run, cursor, limit, tuple(kind or ()))
 
 
 @router.get("/runs/{run}/metrics", response_model=Metrics, responses=READS)
@@ -259,89 +280,45 @@ async def chart(
 async def logs(
     request: Request,
     run: str,
-    after: Annotated[int, Query(ge=0, le=1 << 62)] = 0,
+    after: RowId = None,
+    before: RowId = None,
     tail: Annotated[int | None, Query(ge=1, le=5000)] = None,
     attempt: Annotated[int | None, Query(ge=1, le=1 << 31)] = None,
+    rank: Annotated[int | None, Query(ge=0, le=1 << 31)] = None,
+    since: Since = None,
+    until: Until = None,
+    search: Annotated[str | None, Query(max_length=200, description="In any case")] = None,
+    regex: Annotated[str | None, Query(max_length=200, description="RE2 syntax")] = None,
     limit: BigLimit = 1000,
 ) -> LogPage:
-    """The lines after the one with id `after`, or the last `tail` lines; oldest first."""
-    service = service_of(request)
-    if tail is not None:
-        return await read(service, views.logs, run, None, attempt, tail)
-    return await read(service, views.logs, run, after, attempt, limit)
+    """Lines beyond the id `after`, below the id `before`, or the last `tail` ones; oldest first.
+
+    With `before` and no `after`, or with `tail`, those nearest to the end are answered. A search
+    looks at a limited number of lines a call: go on while there is a cursor, also where a page is
+    empty. `rank` is that of the trainer.
+    """
+    wanted = Lines(after, before, attempt, rank, since, until)
+    newest = tail is not None or (before is not None and after is None)
+    try:
+        return await read(
+            service_of(request),
+            views.logs,
+            run,
+            wanted,
+            tail or limit,
+            Search(search, regex),
+            newest=newest,
+        )
+    except NotARegex as error:
+        raise Refused(
+            422,
+            "invalid-regex",
+            f"The regular expression is not one of RE2: {error}",
+            "RE2 has no look-around and no back-references; 'search' takes plain text.",
+        ) from None
 
 
-# ---- wishes ------------------------------------------------------------------------------------
-
-
-@router.post(
-    "/runs/{run}/pause",
-    status_code=202,
-    response_model=RunDetail,
-    responses={**WISHES, 200: {"model": RunDetail, "description": "So wished already"}},
-)
-async def pause(request: Request, response: Response, run: str, session: Checked) -> RunDetail:
-    """The trainers save and leave; a later resume goes on from there."""
-    return await _wished(request, response, run, Desired.PAUSE, session.actor)
-
-
-@router.post(
-    "/runs/{run}/cancel",
-    status_code=202,
-    response_model=RunDetail,
-    responses={**WISHES, 200: {"model": RunDetail, "description": "So wished already"}},
-)
-async def cancel(request: Request, response: Response, run: str, session: Checked) -> RunDetail:
-    """Ends the run for good; its checkpoints stay."""
-    return await _wished(request, response, run, Desired.CANCEL, session.actor)
-
-
-@router.post(
-    "/runs/{run}/resume",
-    status_code=202,
-    response_model=RunDetail,
-    responses={
-        **problem_responses(400, 401, 403, 404, 409, 413, 415, 422),
-        200: {"model": RunDetail, "description": "It runs already"},
-    },
-    openapi_extra=RESUME_BODY,
-)
-async def resume(request: Request, response: Response, run: str, session: Checked) -> RunDetail:
-    """A paused or failed run goes on from its newest good checkpoint, with fresh budgets."""
-    asked = await read_model(request, ResumeRequest, optional=True)
-    return await _wished(request, response, run, Desired.RUN, session.actor, asked.reason)
-
-
-@router.delete("/runs/{run}", status_code=204, response_model=None, responses=WISHES)
-async def remove(request: Request, run: str, session: Checked) -> None:
-    """Forgets a run that is over and holds no hosts; its files in the storage stay."""
-    service = service_of(request)
-    now, who = service.clock.now(), session.actor
-    run_id = await _wish(service, lambda connection: wishes.remove(connection, now, run, who))
-    service.wakes.notify(LOOP, run_topic(run_id))
-
-
-async def _wished(
-    request: Request,
-    response: Response,
-    run: str,
-    desired: Desired,
-    who: Actor,
-    reason: str | None = None,
-) -> RunDetail:
-    service = service_of(request)
-    now = service.clock.now()
-    wished = await _wish(
-        service, lambda connection: wishes.wish(connection, now, run, desired, who, reason)
-    )
-    if wished.changed:
-        service.wakes.notify(LOOP, run_topic(wished.run_id))
-    else:
-        response.status_code = 200
-    return await read(service, views.run_detail, wished.run_id)
-
-
-async def _wish(service: Service, work: Callable[[Connection], T]) -> T:
+async def write(service: Service, work: Callable[[Connection], T]) -> T:
     try:
         return await service.writer.run(work)
     except wishes.NoSuchRun:
@@ -349,8 +326,8 @@ async def _wish(service: Service, work: Callable[[Connection], T]) -> T:
     except wishes.NotAllowed as refusal:
         raise Refused(403, "not-your-run", str(refusal), "Ask its owner or an admin.") from None
     except wishes.NotAccepted as refusal:
-        raise _conflict(refusal) from None
+        raise conflict(refusal) from None
 
 
-def _conflict(refusal: wishes.NotAccepted) -> Refused:
+def conflict(refusal: wishes.NotAccepted) -> Refused:
     return Refused(409, refusal.slug, refusal.detail, refusal.hint)

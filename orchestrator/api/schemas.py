@@ -101,6 +101,7 @@ class GoodputView(View):
 class RunSummary(View):
     id: str
     name: str
+    owner: str
     state: RunState
     desired: Desired
     reason: str | None
@@ -170,6 +171,11 @@ class AttemptView(View):
     recovery_seconds: float | None
 
 
+class AttemptPage(View):
+    items: tuple[AttemptView, ...]
+    next_cursor: str | None = None
+
+
 class CheckpointView(View):
     id: str
     attempt: int
@@ -186,6 +192,11 @@ class CheckpointView(View):
     accepted_at: AwareDatetime | None
     verified_at: AwareDatetime | None
     reason: str | None
+
+
+class CheckpointPage(View):
+    items: tuple[CheckpointView, ...]
+    next_cursor: str | None = None
 
 
 class HostView(View):
@@ -224,6 +235,11 @@ class IncidentView(View):
     how_to_tell: str
     lost_seconds: float
     lost_steps: int
+
+
+class IncidentPage(View):
+    items: tuple[IncidentView, ...]
+    next_cursor: str | None = None
 
 
 class EventView(View):
@@ -268,7 +284,10 @@ class Metrics(View):
 
 
 class ChartColumn(View):
-    """Steps `first..last` of one attempt; NaN is left out, and a column of NaN alone is None."""
+    """Steps `first..last` of one attempt; NaN is left out, and a column of NaN alone is None.
+
+    `loss_last` and `learning_rate` are those of step `last`.
+    """
 
     first: int
     last: int
@@ -276,6 +295,7 @@ class ChartColumn(View):
     loss_min: float | None
     loss_max: float | None
     loss_mean: float | None
+    loss_last: float | None
     grad_norm_max: float | None
     grad_norm_mean: float | None
     learning_rate: float
@@ -301,8 +321,15 @@ class LogLine(View):
 
 
 class LogPage(View):
+    """`next_cursor` goes into `after`, `previous_cursor` into `before`.
+
+    `through` is the last line that was looked at, where a follower goes on: None for no line.
+    """
+
     items: tuple[LogLine, ...]
     next_cursor: int | None = None
+    previous_cursor: int | None = None
+    through: int | None = None
 
 
 class RevisionView(View):
@@ -313,10 +340,9 @@ class RevisionView(View):
     created_at: AwareDatetime
 
 
-class ResumeRequest(View):
-    """`reason` is kept in the history."""
-
-    reason: str | None = None
+class RevisionPage(View):
+    items: tuple[RevisionView, ...]
+    next_cursor: str | None = None
 
 
 class LoginLink(View):

@@ -18,6 +18,7 @@ from orchestrator.api.schemas import (
 )
 from orchestrator.ledger.goodput import Ledger, account, shares
 from orchestrator.ledger.history import within
+from orchestrator.ledger.rollups import column_width
 from orchestrator.service import Service
 from orchestrator.store import history
 from orchestrator.store import views as rows
@@ -74,10 +75,10 @@ def chart(
     from_step: int = 1,
     to_step: int | None = None,
 ) -> Chart:
-    """The canonical history in about `points` columns, each with lowest, highest and mean.
+    """The canonical history in about `points` columns, each with lowest, highest, mean and last.
 
-    A column holds the steps of one attempt, so there is one more for each attempt that begins
-    inside of a column's width.
+    Of a long history, summaries are read in place of points. A column holds the steps of one
+    attempt, so there is one more for each attempt that begins inside of a column's width.
     """
     run = find(connection, id_or_name)
     parts = history.segments(connection, run.id, run.branch)
@@ -86,15 +87,15 @@ def chart(
         return Chart(width=1, first_step=from_step, last_step=from_step, columns=(), evals=())
     through = last[0].step
     shown = within(parts, from_step - 1, through)
-    width = max(1, -(-(through - from_step + 1) // points))
-    looked = history.evaluations(connection, run.id, shown)
+    width, longest = column_width(through - from_step + 1, points)
+    looked = history.evaluations(connection, run.id, shown, width)
     return Chart(
         width=width,
         first_step=from_step,
         last_step=through,
         columns=tuple(
             ChartColumn(**vars(column))
-            for column in history.columns(connection, run.id, shown, width)
+            for column in history.columns(connection, run.id, shown, width, longest)
         ),
         evals=tuple(EvalPoint(step=s, attempt=a, loss=loss) for s, a, loss in looked),
     )

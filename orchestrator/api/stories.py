@@ -88,7 +88,8 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
         ),
         Verdict.DIVERGED: Story(
             "The training of attempt {attempt} diverged",
-            "A number of the training state is not finite. No such state was saved.",
+            "A number of the training state is not finite, or the loss left its bound. No state"
+            " that is not finite was saved.",
             ("Lower optimizer.learning_rate or lengthen optimizer.warmup_steps in a new run.",),
             _RESUME,
             "The loss stays finite past the step at which it was not.",
@@ -140,6 +141,13 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
             "Somebody wished it; it saved before it left, if it still could.",
             (),
             _RESUME,
+            _AGAIN,
+        ),
+        Verdict.OVER_LIMIT: Story(
+            "The run has reached a limit of its spec",
+            "The spec bounds the hours or the cost of the run; the arithmetic is below.",
+            ("Raise policy.max_hours or policy.max_cost if the run is worth it.",),
+            _RESUME + " --set policy.max_hours=HOURS",
             _AGAIN,
         ),
         Verdict.UNKNOWN: Story(

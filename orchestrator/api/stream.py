@@ -25,14 +25,15 @@ from sqlalchemy import Connection
 from orchestrator.api import views
 from orchestrator.api.auth import service_of, signed_in
 from orchestrator.api.errors import Refused, problem_responses
-from orchestrator.api.happenings import log_line
+from orchestrator.api.logs import log_line
 from orchestrator.api.runs import read
 from orchestrator.api.schemas import AttemptView, IncidentView, LogLine, MetricPoint, RunSummary
 from orchestrator.api.series import metric_point
 from orchestrator.service import Service
 from orchestrator.state import TERMINAL_RUNS
-from orchestrator.store import history
+from orchestrator.store import history, log_rows
 from orchestrator.store import views as rows
+from orchestrator.store.log_rows import Lines
 from orchestrator.store.wishes import find
 from orchestrator.wakes import run_topic
 
@@ -92,7 +93,9 @@ def look(connection: Connection, service: Service, run_id: str, after: Cursor | 
         low = begin.step if part.attempt == begin.attempt else 0
         found = history.points(connection, run.id, (part,), low, limit=BATCH - len(points))
         points.extend(metric_point(row) for row in found)
-    lines = [log_line(row) for row in rows.log_after(connection, run.id, begin.line, BATCH)]
+    lines = [
+        log_line(row) for row in log_rows.lines(connection, run.id, Lines(after=begin.line), BATCH)
+    ]
     cursor = begin
     if points:
         cursor = replace(cursor, attempt=points[-1].attempt, step=points[-1].step)
@@ -111,7 +114,7 @@ def look(connection: Connection, service: Service, run_id: str, after: Cursor | 
 
 def _newest(connection: Connection, run: rows.AnyRow, parts: tuple[history.Segment, ...]) -> Cursor:
     last = history.newest(connection, run.id, parts)
-    tail = rows.log_tail(connection, run.id, 1)
+    tail = log_rows.lines(connection, run.id, limit=1, newest=True)
     attempt, step = (last[0].attempt, last[0].step) if last else (0, 0)
     return Cursor(attempt, step, tail[0].id if tail else 0)
 

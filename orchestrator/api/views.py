@@ -7,20 +7,21 @@ offered here too. Must not write, nor import FastAPI.
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from datetime import datetime, timedelta
-
 from sqlalchemy import Connection
 
 from orchestrator import preflight
-from orchestrator.api.happenings import events, evidence, incidents, logs
+from orchestrator.api import cursors
+from orchestrator.api.attempts import attempt_page, attempts
+from orchestrator.api.happenings import events, incident_page, incidents
+from orchestrator.api.logs import logs
 from orchestrator.api.schemas import (
-    AttemptView,
+    CheckpointPage,
     CheckpointView,
     Facts,
     GroupView,
     HostView,
     Progress,
+    RevisionPage,
     RevisionView,
     RunDetail,
     RunPage,
@@ -31,18 +32,20 @@ from orchestrator.service import Service
 from orchestrator.state import AttemptState, Desired, RunState
 from orchestrator.store import history, speeds
 from orchestrator.store import views as rows
-from orchestrator.store.tables import EPOCH
 from orchestrator.store.upcasters import job_spec
 from orchestrator.store.wishes import find
 from worker.protocol import JobSpec
 
 __all__ = [
+    "attempt_page",
     "attempts",
     "chart",
+    "checkpoint_page",
     "checkpoints",
     "events",
     "facts",
     "goodput",
+    "incident_page",
     "incidents",
     "logs",
     "metrics",
@@ -58,19 +61,29 @@ RECENT_STEPS = 20
 def run_page(
     connection: Connection,
     service: Service,
-    states: Collection[RunState] = (),
-    name_prefix: str = "",
+    asked: rows.Asked = rows.ALL_RUNS,
     cursor: str | None = None,
     limit: int = 50,
 ) -> RunPage:
-    """Newest first; raises `ValueError` for a cursor that this function did not make."""
-    after = None if cursor is None else _place(cursor)
-    found = rows.page_of_runs(connection, states, name_prefix, after, limit + 1)
-    items = tuple(_summary(connection, service, row) for row in found[:limit])
-    more = len(found) > limit
-    last = found[limit - 1] if more else None
-    next_cursor = None if last is None else f"{rows.micros(last.created_at)}.{last.id}"
-    return RunPage(items=items, next_cursor=next_cursor)
+    """Raises `NotACursor` for a cursor that this list, in this order, did not make."""
+    after = None if cursor is None else _place(cursor, asked.order)
+    found = rows.page_of_runs(connection, asked, after, limit + 1)
+    shown, more = cursors.page(found, limit, lambda row: _named(row, asked.order))
+    return RunPage(
+        items=tuple(_summary(connection, service, row) for row in shown), next_cursor=more
+    )
+
+
+def _named(row: rows.AnyRow, order: rows.Order) -> str:
+    first = row.name if order is rows.Order.NAME else cursors.micros(row.created_at)
+    return f"{order}.{first}.{row.id}"
+
+
+def _place(cursor: str, order: rows.Order) -> rows.Place:
+    given, first, run_id = cursors.parts(cursor, 3)
+    if given != order:
+        raise cursors.NotACursor(cursor)
+    return rows.Place(first if order is rows.Order.NAME else cursors.instant(first), run_id)
 
 
 def run_summary(connection: Connection, service: Service, id_or_name: str) -> RunSummary:
@@ -101,53 +114,6 @@ def facts(
     return preflight.facts(job, service.settings, speeds.known(connection, job, run_id))
 
 
-def attempts(connection: Connection, service: Service, id_or_name: str) -> tuple[AttemptView, ...]:
-    """In order of their numbers."""
-    run = find(connection, id_or_name)
-    compared = history.replays(connection, run.id)
-    reached = history.told(connection, run.id)
-    found: list[AttemptView] = []
-    ended_before: datetime | None = None
-    for row in rows.attempts_of(connection, run.id):
-        first = rows.first_point(connection, run.id, row.number)
-        first_at = row.first_step_at if first is None else first.at
-        recovery = None
-        if ended_before is not None and first_at is not None:
-            recovery = max(0.0, (first_at - ended_before).total_seconds())
-        replay = compared[row.number]
-        replayed_until = None
-        if replay.steps:
-            last = row.resumed_from_step + replay.steps
-            replayed_until = rows.replay_end(connection, run.id, row.number, last)
-        found.append(
-            AttemptView(
-                number=row.number,
-                state=row.state,
-                revision=row.revision,
-                branch=row.branch,
-                group=row.group,
-                processes=row.processes,
-                created_at=row.created_at,
-                first_step_at=first_at,
-                ended_at=row.ended_at,
-                resume_checkpoint=row.resume_checkpoint,
-                resumed_from_step=row.resumed_from_step,
-                last_step=reached.get(row.number),
-                accepted_step=row.accepted_step,
-                verdict=row.verdict,
-                summary=row.summary,
-                evidence=evidence(row.evidence),
-                replayed_steps=replay.steps,
-                replayed_until=replayed_until,
-                replayed_bit_identical=replay.identical,
-                first_difference_step=replay.first_difference,
-                recovery_seconds=recovery,
-            )
-        )
-        ended_before = row.ended_at
-    return tuple(found)
-
-
 def checkpoints(
     connection: Connection, service: Service, id_or_name: str
 ) -> tuple[CheckpointView, ...]:
@@ -156,28 +122,51 @@ def checkpoints(
     return tuple(_checkpoint(row) for row in rows.checkpoints_of(connection, run.id))
 
 
+def checkpoint_page(
+    connection: Connection,
+    service: Service,
+    id_or_name: str,
+    cursor: str | None = None,
+    limit: int = 100,
+) -> CheckpointPage:
+    """Newest first."""
+    run = find(connection, id_or_name)
+    after = cursors.optional(_saved_place, cursor)
+    found = rows.checkpoints_of(connection, run.id, after, limit + 1)
+    shown, more = cursors.page(
+        found, limit, lambda row: f"{cursors.micros(row.written_at)}.{row.step}.{row.id}"
+    )
+    return CheckpointPage(items=tuple(_checkpoint(row) for row in shown), next_cursor=more)
+
+
+def _saved_place(cursor: str) -> rows.Saved:
+    written_at, step, name = cursors.parts(cursor, 3)
+    return rows.Saved(cursors.instant(written_at), cursors.number(step), name)
+
+
 def revisions(
-    connection: Connection, service: Service, id_or_name: str
-) -> tuple[RevisionView, ...]:
+    connection: Connection,
+    service: Service,
+    id_or_name: str,
+    cursor: str | None = None,
+    limit: int = 100,
+) -> RevisionPage:
     """In order of their numbers."""
     run = find(connection, id_or_name)
-    return tuple(
-        RevisionView(
-            number=row.number,
-            spec=job_spec(row.spec_version, row.spec),
-            author=row.author,
-            note=row.note,
-            created_at=row.created_at,
-        )
-        for row in rows.revisions_of(connection, run.id)
+    after = cursors.optional(cursors.number, cursor) or 0
+    found = rows.revisions_of(connection, run.id, after, limit + 1)
+    shown, more = cursors.page(found, limit, lambda row: str(row.number))
+    return RevisionPage(items=tuple(_revision(row) for row in shown), next_cursor=more)
+
+
+def _revision(row: rows.AnyRow) -> RevisionView:
+    return RevisionView(
+        number=row.number,
+        spec=job_spec(row.spec_version, row.spec),
+        author=row.author,
+        note=row.note,
+        created_at=row.created_at,
     )
-
-
-def _place(cursor: str) -> rows.Place:
-    instant, _, run_id = cursor.partition(".")
-    if not instant.isdigit() or not run_id.isalnum() or len(instant) > 18:
-        raise ValueError("not a cursor of this list")
-    return rows.Place(EPOCH + timedelta(microseconds=int(instant)), run_id)
 
 
 def _summary(connection: Connection, service: Service, run: rows.AnyRow) -> RunSummary:
@@ -186,6 +175,7 @@ def _summary(connection: Connection, service: Service, run: rows.AnyRow) -> RunS
     return RunSummary(
         id=run.id,
         name=run.name,
+        owner=run.owner,
         state=run.state,
         desired=run.desired,
         reason=run.reason,
@@ -218,7 +208,8 @@ def _progress(connection: Connection, run: rows.AnyRow, job: JobSpec) -> Progres
     parts = history.segments(connection, run.id, run.branch)
     recent = history.newest(connection, run.id, parts, RECENT_STEPS)
     if not recent:
-        return Progress(step=0, steps=job.steps)
+        # A fork stands at the checkpoint that it inherited until it has trained a step itself.
+        return Progress(step=rows.branch_start(connection, run.id, run.branch), steps=job.steps)
     last = recent[0]
     seconds = sum(point.seconds for point in recent)
     step_seconds = seconds / len(recent)

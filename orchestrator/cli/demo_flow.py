@@ -149,7 +149,7 @@ class Flow:
             return
         deadline = self.monotonic() + CANCEL_SECONDS
         try:
-            state = self.client.cancel(self.run.id).state
+            state = self.client.wishes.cancel(self.run.id).state
             while state not in TERMINAL_RUNS and not is_hurried() and self.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS / 2)
                 state = self.client.run(self.run.id).state

@@ -15,6 +15,7 @@ from typing import cast
 
 import yaml
 
+from orchestrator import spec_paths
 from orchestrator.cli.options import CommandFailed, Exit
 from orchestrator.strict_yaml import StrictLoader
 
@@ -170,18 +171,32 @@ def with_settings(spec: dict[str, object], settings: Sequence[str]) -> dict[str,
 
     `model=NAME` and `hosts=COUNT` are short for `model.preset` and `hosts.count`.
     """
-    changed = cast(dict[str, object], json.loads(json.dumps(spec)))
+    changed = spec_paths.copy(spec)
     for setting in settings:
-        path, equals, value = setting.partition("=")
-        names = path.strip().split(".")
-        if not equals or not all(names):
-            raise CommandFailed(
-                f"--set {setting} is not path=value.",
-                "For example: --set steps=50 --set batch.sequences=8",
-                Exit.USAGE,
-            )
-        _put(changed, names, _value(setting, value), setting)
+        path, value = read_setting(setting)
+        try:
+            spec_paths.put(changed, path, value)
+        except spec_paths.BadPath as error:
+            raise CommandFailed(f"--set {setting}: {error}.", code=Exit.USAGE) from error
     return changed
+
+
+def read_settings(settings: Sequence[str]) -> dict[str, object]:
+    """Each `path=value` by its path; of two for one path the later counts."""
+    return dict(map(read_setting, settings))
+
+
+def read_setting(setting: str) -> tuple[str, object]:
+    """The path and the value, which is YAML."""
+    path, equals, value = setting.partition("=")
+    path = path.strip()
+    if not equals or not all(path.split(".")):
+        raise CommandFailed(
+            f"--set {setting} is not path=value.",
+            "For example: --set steps=50 --set batch.sequences=8",
+            Exit.USAGE,
+        )
+    return path, _value(setting, value)
 
 
 def _value(setting: str, value: str) -> object:
@@ -193,29 +208,3 @@ def _value(setting: str, value: str) -> object:
     for _, what in _not_json(read):
         raise CommandFailed(f"--set {setting}: the value {what}.", code=Exit.USAGE)
     return read
-
-
-SHORT_FOR = {"model": "preset", "hosts": "count"}
-
-
-def _put(spec: dict[str, object], names: list[str], value: object, setting: str) -> None:
-    first = names[0]
-    short = SHORT_FOR.get(first)
-    held = spec.get(first)
-    if short and len(names) == 1 and first == "hosts" and isinstance(held, dict):
-        names = [first, short]
-    elif short and len(names) > 1 and first in spec and not isinstance(held, dict):
-        spec[first] = {short: held}
-    group = spec
-    for depth, name in enumerate(names[:-1]):
-        inside = group.setdefault(name, {})
-        if inside is None:
-            inside = group[name] = {}
-        if not isinstance(inside, dict):
-            raise CommandFailed(
-                f"--set {setting}: {'.'.join(names[: depth + 1])} is {json.dumps(inside)},"
-                " not a group of fields.",
-                code=Exit.USAGE,
-            )
-        group = cast(dict[str, object], inside)
-    group[names[-1]] = value

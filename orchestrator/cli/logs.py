@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
 from orchestrator.cli.options import AsJson, DataDir, Exit, RunName, connect
 
 if TYPE_CHECKING:
-    from orchestrator.api.schemas import LogLine
+    from orchestrator.api.schemas import LogLine, LogPage
     from orchestrator.client import Client
 
 LOOK_SECONDS = 0.5
+Wanted: TypeAlias = dict[str, str | int | None]
 
 
 def logs(
@@ -23,7 +24,17 @@ def logs(
         bool, typer.Option("--follow", "-f", help="Go on printing until the run is over.")
     ] = False,
     attempt: Annotated[
-        int | None, typer.Option("--attempt", metavar="N", help="Only this attempt's lines.")
+        int | None, typer.Option("--attempt", metavar="N", min=1, help="Only this attempt's lines.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", metavar="N", min=0, help="Only this trainer's lines.")
+    ] = None,
+    grep: Annotated[
+        str | None, typer.Option("--grep", metavar="TEXT", help="Only lines with TEXT in any case.")
+    ] = None,
+    regex: Annotated[
+        str | None,
+        typer.Option("--regex", metavar="PATTERN", help="Only lines that match, in RE2's syntax."),
     ] = None,
     tail: Annotated[
         int | None,
@@ -33,46 +44,43 @@ def logs(
     data: DataDir = None,
 ) -> None:
     """Print a run's log lines, oldest first."""
+    wanted: Wanted = {"attempt": attempt, "rank": rank, "search": grep, "regex": regex}
     with connect(data) as client:
-        last = 0
-        for line in _first_lines(client, run, attempt, tail):
-            last = line.id
-            _print(line, as_json)
+        after = 0
+        for page in _first_pages(client, run, wanted, tail):
+            after = _print_page(page, as_json) or after
         if not follow:
             return
         try:
-            for line in new_lines(client, run, attempt, after=last):
-                _print(line, as_json)
+            for page in new_pages(client, run, wanted, after):
+                _print_page(page, as_json)
         except KeyboardInterrupt:
             raise typer.Exit(Exit.INTERRUPTED) from None
 
 
-def _first_lines(
-    client: Client, run: str, attempt: int | None, tail: int | None
-) -> Iterator[LogLine]:
+def _first_pages(client: Client, run: str, wanted: Wanted, tail: int | None) -> Iterator[LogPage]:
     if tail is None:
-        yield from stored_lines(client, run, attempt, after=0)
+        yield from stored_pages(client, run, wanted, after=0)
     else:
-        yield from client.logs(run, tail=tail, attempt=attempt).items
+        yield client.logs(run, tail=tail, filters=wanted)
 
 
-def stored_lines(client: Client, run: str, attempt: int | None, after: int) -> Iterator[LogLine]:
+def stored_pages(client: Client, run: str, wanted: Wanted, after: int) -> Iterator[LogPage]:
     """Every line after `after` that the service has now, oldest first."""
-    while True:
-        page = client.logs(run, after=after, attempt=attempt)
-        yield from page.items
-        if not page.items or page.next_cursor is None:
-            return
-        after = page.items[-1].id
+    cursor: int | None = after
+    while cursor is not None:
+        page = client.logs(run, after=cursor, filters=wanted)
+        yield page
+        cursor = page.next_cursor
 
 
-def new_lines(
+def new_pages(
     client: Client,
     run: str,
-    attempt: int | None,
+    wanted: Wanted,
     after: int,
     sleep: Callable[[float], None] = time.sleep,
-) -> Iterator[LogLine]:
+) -> Iterator[LogPage]:
     """Lines as they come, until the run is over; a service that is away is asked again."""
     from orchestrator.cli.follow import is_over
     from orchestrator.client import Unreachable
@@ -81,14 +89,21 @@ def new_lines(
         try:
             # Read before the lines, so that the last lines of a run are not missed.
             over = is_over(client.run(run))
-            for line in stored_lines(client, run, attempt, after):
-                after = line.id
-                yield line
+            for page in stored_pages(client, run, wanted, after):
+                yield page
+                after = page.through or after
             if over:
                 return
         except Unreachable:
             pass
         sleep(LOOK_SECONDS)
+
+
+def _print_page(page: LogPage, as_json: bool) -> int | None:
+    """Where to go on."""
+    for line in page.items:
+        _print(line, as_json)
+    return page.through
 
 
 def _print(line: LogLine, as_json: bool) -> None:

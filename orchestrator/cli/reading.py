@@ -26,7 +26,14 @@ if TYPE_CHECKING:
 
 def runs(
     state: Annotated[
-        str | None, typer.Option("--state", metavar="STATE", help="Only runs in this state.")
+        list[str] | None,
+        typer.Option("--state", metavar="STATE", help="Only in this state; may be repeated."),
+    ] = None,
+    owner: Annotated[
+        str | None, typer.Option("--owner", metavar="NAME", help="Only of this owner.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="TEXT", help="Only names that begin so.")
     ] = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="At most so many runs.")] = 100,
     as_json: AsJson = False,
@@ -37,15 +44,16 @@ def runs(
     from orchestrator.cli import render
 
     with connect(data) as client:
-        listed = tuple(client.all_runs(state=state, limit=limit))
+        listed = tuple(client.all_runs(limit=limit, state=state, owner=owner, name=name))
     if as_json:
         render.print_json(RunPage(items=listed))
         return
     out = render.console()
     if not listed:
-        which = f" in state {state}" if state else ""
-        out.print(f"There are no runs{which}.")
-        out.print("→ Submit one with: longhaul submit demo-1m")
+        asked = state or owner or name
+        out.print("There are no such runs." if asked else "There are no runs.")
+        if not asked:
+            out.print("→ Submit one with: longhaul submit demo-1m")
         return
     render.put(out, runs_table(listed, out.width, datetime.now(UTC)))
     waiting = [run.name for run in listed if run.needs_person]
@@ -204,6 +212,7 @@ def checkpoints_table(saved: Sequence[CheckpointView], width: int, now: datetime
     columns = (
         render.Column("CHECKPOINT"),
         render.Column("STEP", right=True),
+        render.Column("BRANCH", right=True, drop=5),
         render.Column("STATE"),
         render.Column("SIZE", right=True),
         render.Column("WRITTEN", right=True),
@@ -217,6 +226,7 @@ def checkpoints_table(saved: Sequence[CheckpointView], width: int, now: datetime
         (
             c.id,
             f"{c.step:,}",
+            str(c.branch),
             str(c.state),
             text.size(c.bytes),
             text.ago(c.written_at, now),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
 
 import typer
 
-from orchestrator.cli.options import AsJson, DataDir, connect
+from orchestrator.cli.options import AsJson, DataDir, Settings, connect
 
 if TYPE_CHECKING:
     from orchestrator.api.schemas import Facts, RunDetail
@@ -24,15 +24,6 @@ Given: TypeAlias = Annotated[
     str,
     typer.Argument(
         metavar="FILE|PRESET", help="A spec in YAML or JSON, or a preset.", show_default=False
-    ),
-]
-Settings: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="PATH=VALUE",
-        help="Change one field, as in --set batch.sequences=8; may be repeated.",
-        show_default=False,
     ),
 ]
 

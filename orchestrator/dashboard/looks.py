@@ -67,6 +67,7 @@ VERDICTS: Mapping[Verdict, Look] = MappingProxyType(
         Verdict.SUPERSEDED: Look("cancelled", "superseded", "past"),
         Verdict.CANCELLED: Look("cancelled", "cancelled", "past"),
         Verdict.PAUSED: Look("paused", "paused", "past"),
+        Verdict.OVER_LIMIT: Look("paused", "over its limit", "need"),
         Verdict.UNKNOWN: Look("unknown", "unknown cause", "warn"),
     }
 )
@@ -99,6 +100,7 @@ DEEDS: Mapping[Verdict, str] = MappingProxyType(
         Verdict.SUPERSEDED: "was superseded",
         Verdict.CANCELLED: "was cancelled",
         Verdict.PAUSED: "was paused",
+        Verdict.OVER_LIMIT: "reached a limit of its spec",
         Verdict.UNKNOWN: "stopped for an unknown reason",
     }
 )

@@ -66,7 +66,7 @@ class ViewsReader:
         return views.goodput(self._connection, self._service, run_id)
 
     def logs(self, run_id: str, lines: int) -> tuple[LogLine, ...]:
-        return views.logs(self._connection, self._service, run_id, limit=lines).items
+        return views.logs(self._connection, self._service, run_id, limit=lines, newest=True).items
 
 
 def reader(request: Request) -> Iterator[Reader]:

@@ -64,6 +64,11 @@ class Provider(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def hold_seconds(self) -> float | None:
+        """How long a pause keeps the hosts where the spec does not say; None: not at all."""
+        ...
+
     def acquire(self, group: str, hosts: int, devices: int) -> None:
         """Ask for the group's hosts. Returns once asked; readiness is observed."""
         ...

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
+from orchestrator.local_runs import LocalUser, give
 from orchestrator.providers.base import (
     GroupProbe,
     HostProbe,
@@ -31,12 +32,14 @@ from orchestrator.providers.processes import LocalHost, RecordedProcess
 ADDRESS = "127.0.0.1"
 GROUP_NAME = re.compile(r"[a-z0-9-]{1,80}")
 KILL_SECONDS = 10.0
+HOLD_SECONDS = 600.0  # one's own machine costs nothing while it waits
 LEAVE_SECONDS = 2.0  # an agent's time to deliver its last events before its host is taken away
 POLL_SECONDS = 0.005
+AS_USER = Path(__file__).with_name("as_user.py")
 SOURCE = Path(__file__).resolve().parent.parent.parent
 PASSED_ON = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"}
-    | {"LD_LIBRARY_PATH", "XDG_CACHE_HOME"}
+    | {"LD_LIBRARY_PATH", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"}
 )
 PASSED_ON_PREFIXES = ("XLA_", "JAX_", "CUDA_", "NVIDIA_", "NCCL_", "TPU_", "LIBTPU_")
 
@@ -48,14 +51,22 @@ class HostsBusy(ProviderError):
 
 
 class LocalProvider:
-    """`control_url` is where agents find the control plane, or a function that tells it."""
+    """`control_url` is where agents find the control plane, or a function that tells it.
+
+    `user` is whom agents and trainers are to belong to, where that is not the service's own user.
+    `refused` says why nothing may be started here; what runs already can still be ended.
+    """
 
     def __init__(
         self,
         root: Path,
         control_url: str | Callable[[], str],
         agent: Sequence[str] = (sys.executable, "-m", "worker.agent"),
+        user: LocalUser | None = None,
+        refused: str | None = None,
     ) -> None:
+        self._user = user
+        self._refused = refused
         self._root = root
         self._control_url = control_url
         self._agent = tuple(agent)
@@ -66,8 +77,13 @@ class LocalProvider:
     def name(self) -> str:
         return "local"
 
+    @property
+    def hold_seconds(self) -> float | None:
+        return HOLD_SECONDS
+
     def acquire(self, group: str, hosts: int, devices: int) -> None:
         """Makes the folders; the group counts once `group.json` stands. Adopts the same again."""
+        self._refuse()
         folder = self._folder(group)
         wanted: dict[str, object] = {"group": group, "hosts": hosts, "devices": devices}
         if hosts < 1 or devices < 1:
@@ -80,7 +96,10 @@ class LocalProvider:
             for index in range(hosts):
                 (folder / str(index) / "logs").mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in (self._root, folder, *(folder / str(i) for i in range(hosts))):
-                path.chmod(0o700)
+                path.chmod(0o700 if self._user is None else 0o711)
+            if self._user is not None:
+                for index in range(hosts):
+                    give(folder / str(index), self._user)
             _write(folder / "group.json", json.dumps(wanted) + "\n")
 
     def probe(self, group: str) -> GroupProbe:
@@ -89,7 +108,7 @@ class LocalProvider:
         made = self._made(group)
         if made is None:
             return GroupProbe(exists=folder.exists(), ready=False)
-        hosts = [(index, LocalHost(folder / str(index))) for index in range(_hosts(made))]
+        hosts = [(index, self._host(folder / str(index))) for index in range(_hosts(made))]
         return GroupProbe(
             exists=True,
             ready=all(host.folder.is_dir() for _, host in hosts),
@@ -100,12 +119,15 @@ class LocalProvider:
         )
 
     def launch(self, group: str, host: int, secret: str) -> None:
+        self._refuse()
         made = self._made(group)
         if made is None or not 0 <= host < _hosts(made):
             raise ProviderError(f"host group {group} has no host {host}")
-        place = LocalHost(self._folder(group) / str(host))
+        place = self._host(self._folder(group) / str(host))
         with _as_provider_error(f"start the agent of host {host} of {group}"):
             self._end([place])
+            if self._user is not None:
+                give(place.folder, self._user)
             _write(place.folder / "control-url", self._url() + "\n")
             handed = json.dumps({"group": group, "host": host, "secret": secret})
             self._spawn(place, handed.encode())
@@ -116,7 +138,7 @@ class LocalProvider:
         if not folder.exists():
             return
         with _as_provider_error(f"remove host group {group}"):
-            places = [LocalHost(path) for path in folder.iterdir() if path.is_dir()]
+            places = [self._host(path) for path in folder.iterdir() if path.is_dir()]
             self._let_leave(places)
             self._end(places)
             for place in places:
@@ -155,6 +177,13 @@ class LocalProvider:
             raise ProvisionRefused(f"{group!r} is no name of a host group")
         return self._root / group
 
+    def _refuse(self) -> None:
+        if self._refused is not None:
+            raise ProvisionRefused(self._refused)
+
+    def _host(self, folder: Path) -> LocalHost:
+        return LocalHost(folder, None if self._user is None else self._user.uid)
+
     def _made(self, group: str) -> dict[str, object] | None:
         """What `acquire` made, None if it did not finish or nothing is there."""
         try:
@@ -170,28 +199,13 @@ class LocalProvider:
 
     def _spawn(self, place: LocalHost, handed: bytes) -> None:
         """Starts the agent in a session of its own, so that it outlives the control plane."""
+        argv = (*self._agent, "--home", str(place.folder.absolute()))
         reading, writing = os.pipe()
         try:
-            output = os.open(
-                place.folder / "logs" / "agent.out",
-                os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
-                0o600,
-            )
-            try:
-                argv = (*self._agent, "--home", str(place.folder.absolute()))
-                pid = os.posix_spawn(
-                    argv[0],
-                    argv,
-                    _agent_environment(),
-                    file_actions=[
-                        (os.POSIX_SPAWN_DUP2, reading, 0),
-                        (os.POSIX_SPAWN_DUP2, output, 1),
-                        (os.POSIX_SPAWN_DUP2, output, 2),
-                    ],
-                    setsid=True,
-                )
-            finally:
-                os.close(output)
+            if self._user is None:
+                pid = _spawn_here(argv, place.folder, reading)
+            else:
+                pid = _spawn_as(self._user, argv, place.folder, reading)
             with self._lock:
                 self._children.add(pid)
             process = RecordedProcess.running(pid)
@@ -243,6 +257,43 @@ def _hosts(made: dict[str, object]) -> int:
     return hosts
 
 
+def _spawn_here(argv: tuple[str, ...], home: Path, reading: int) -> int:
+    output = os.open(
+        home / "logs" / "agent.out",
+        os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
+        0o600,
+    )
+    try:
+        return os.posix_spawn(
+            argv[0],
+            argv,
+            _agent_environment(),
+            file_actions=[
+                (os.POSIX_SPAWN_DUP2, reading, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ],
+            setsid=True,
+        )
+    finally:
+        os.close(output)
+
+
+def _spawn_as(user: LocalUser, argv: tuple[str, ...], home: Path, reading: int) -> int:
+    """The same as another user; `as_user.py` takes the rights away before the agent begins."""
+    names = {"HOME": user.home, "USER": user.name, "LOGNAME": user.name}
+    kept = {k: v for k, v in _agent_environment().items() if k != "XDG_CACHE_HOME"}
+    place = (str(user.uid), str(user.gid), str(home.absolute()))
+    words = (sys.executable, "-I", "-S", str(AS_USER), *place, *argv)
+    return os.posix_spawn(
+        words[0],
+        words,
+        kept | names,
+        file_actions=[(os.POSIX_SPAWN_DUP2, reading, 0)],
+        setsid=True,
+    )
+
+
 def _agent_environment() -> dict[str, str]:
     """What a trainer needs of this machine, and none of the control plane's own settings."""
     kept = {
@@ -254,9 +305,13 @@ def _agent_environment() -> dict[str, str]:
 
 
 def _write(path: Path, text: str) -> None:
-    """Replaces the file in one move."""
+    """Replaces the file in one move; a link that somebody put in its place is not followed."""
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(temporary, flags, 0o644), "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o644)  # nothing secret, and another user may have to read it
+        file.write(text)
     temporary.replace(path)
 
 

@@ -13,6 +13,10 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
+RECORD_CHARACTERS = 200
+# The folder may be another user's, who could put a link or a pipe there.
+_AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+
 
 @dataclass(frozen=True)
 class RecordedProcess:
@@ -34,9 +38,11 @@ class RecordedProcess:
     @classmethod
     def read(cls, path: Path) -> RecordedProcess | None:
         try:
-            words = path.read_text(encoding="utf-8").split()
+            fd = os.open(path, os.O_RDONLY | _AS_IT_IS)
         except FileNotFoundError:
             return None
+        with os.fdopen(fd, encoding="utf-8", errors="replace") as file:
+            words = file.read(RECORD_CHARACTERS).split()
         if len(words) < 2 or not all(word.isdigit() for word in words[:2]):
             return None
         return cls(int(words[0]), int(words[1]))
@@ -45,19 +51,27 @@ class RecordedProcess:
     def alive(self) -> bool:
         return RecordedProcess.running(self.pid) == self
 
-    def signal_group(self, number: signal.Signals) -> None:
-        """To the group that it leads; nothing if it is gone."""
-        if self.alive:
+    def signal_group(self, number: signal.Signals, uid: int | None = None) -> None:
+        """To the group that it leads; nothing if it is gone, or is another user's than `uid`."""
+        if self.alive and (uid is None or _uid(self.pid) == uid):
             try:
                 os.killpg(self.pid, number)
             except ProcessLookupError:
                 return
 
 
+def _uid(pid: int) -> int | None:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("Uid:"))
+
+
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock; a file that is not there is not locked."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | _AS_IT_IS)
     except FileNotFoundError:
         return False
     try:
@@ -71,9 +85,14 @@ def is_locked(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class LocalHost:
-    """One host's folder. `launched` names the agent process from before it holds its lock."""
+    """One host's folder. `launched` names the agent process from before it holds its lock.
+
+    Where its processes belong to another user, `uid` is that one: the files that name them are that
+    user's too, and must not lead a signal to anybody else's process.
+    """
 
     folder: Path
+    uid: int | None = None
 
     @property
     def launched(self) -> Path:
@@ -98,11 +117,11 @@ class LocalHost:
         for name in ("launched.pid", "agent.pid"):
             process = RecordedProcess.read(self.folder / name)
             if process is not None:
-                process.signal_group(number)
+                process.signal_group(number, self.uid)
 
     def kill(self) -> None:
         """SIGKILL to the agent first, so that it starts no other trainer, then to the trainer."""
         self.signal_agent(signal.SIGKILL)
         trainer = RecordedProcess.read(self.folder / "trainer.pid")
         if trainer is not None:
-            trainer.signal_group(signal.SIGKILL)
+            trainer.signal_group(signal.SIGKILL, self.uid)

@@ -11,6 +11,7 @@ from datetime import datetime
 
 from orchestrator.records import Evidence
 from orchestrator.state import AttemptCause, GroupCause, RunCause, Verdict
+from worker.protocol import Skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,26 @@ class MakeGroup:
     provider: str
     hosts: int
     devices: int
+    price_per_hour: float | None = None
+
+
+@dataclass(frozen=True)
+class NoteTaken:
+    """The cloud took the group's hosts away: kept, because the probe that saw it will not last."""
+
+    group: str
+    notice: str
+    text: str
+
+
+@dataclass(frozen=True)
+class MarkHost:
+    """Nothing is heard of the host, or something is again: told once each time."""
+
+    group: str
+    host: int
+    unreachable: bool
+    words: str
 
 
 @dataclass(frozen=True)
@@ -61,12 +82,37 @@ class MoveAttempt:
 
 @dataclass(frozen=True)
 class EndAttempt:
-    """The attempt is known dead (`AttemptCause.ALL_DEAD`), and why."""
+    """The attempt is known dead (`AttemptCause.ALL_DEAD`), and why.
+
+    `bad_step` is the step at which a diverged one was found so.
+    """
 
     number: int
     verdict: Verdict
     summary: str
     evidence: tuple[Evidence, ...]
+    bad_step: int | None = None
+
+
+@dataclass(frozen=True)
+class ReviseVerdict:
+    """Evidence came in after the attempt had ended, and it says otherwise."""
+
+    number: int
+    verdict: Verdict
+    summary: str
+    evidence: tuple[Evidence, ...]
+    bad_step: int | None = None
+
+
+@dataclass(frozen=True)
+class OpenBranch:
+    """The run goes on from an older checkpoint, and never trains the batches of `skips`."""
+
+    from_checkpoint: str
+    from_step: int
+    skips: tuple[Skip, ...]
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -97,20 +143,28 @@ class PlanLaunch:
 
 @dataclass(frozen=True)
 class BuryTrainer:
-    """The trainer is known dead although nobody told of its exit, and how that is known."""
+    """The trainer counts as dead although nobody told of its exit, and why.
+
+    `host_gone`: it went with its host, or can not count any more because its host is given up.
+    """
 
     attempt: int
     rank: int
     why: str
+    host_gone: bool = False
 
 
 Change = (
     MoveRun
     | MakeGroup
     | MoveGroup
+    | NoteTaken
+    | MarkHost
     | MakeAttempt
     | MoveAttempt
     | EndAttempt
+    | ReviseVerdict
+    | OpenBranch
     | OpenIncident
     | CloseIncident
     | PlanLaunch

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Run, Trainer
-from worker.protocol import JobSpec
+from orchestrator.state import AttemptState
+from worker.protocol import DataPlan, JobSpec
 
 
 @dataclass(frozen=True)
@@ -42,14 +43,18 @@ class Admission:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`job` is the current revision's spec.
+    """`job` is the current revision's spec, `data_plan` that of the current branch.
 
-    `attempts` are in order of their number; `hosts` those of `group`; `trainers` those of the last
-    attempt; `checkpoints` the usable ones of the run's branch, newest first; `incident` the open
-    one. `listening_since` is when this control plane began to take reports, `host_lost_after` how
-    long a host may be silent before its probes decide. `hours_held` and `cost` are what the run has
-    used of hosts over its whole life, `price_per_hour` what a new group would cost. `admission` is
-    whether it is the run's turn to ask for hosts.
+    `attempts` are in order of their number; `groups` all of the run's, `group` the newest of them
+    as its provider sees it now; `hosts` those of `group`; `trainers` those of the last attempt and
+    of the ones whose verdict may still be revised; `past_hosts` the hosts of such attempts where
+    they are not in `group`; `checkpoints` the usable ones of the run's branch, newest first;
+    `incident` the open one. `listening_since` is when this control plane began to take reports,
+    `awake_since` since when it has run without a gap, `host_lost_after` how long a host may be
+    silent before its probes decide, `provider_hold` how long the provider's hosts outlive a pause.
+    `hours_held` and `cost` are what the run has used of hosts over its whole life,
+    `price_per_hour` what a new group would cost. `admission` says whether it is the run's turn to
+    ask for hosts.
     """
 
     now: datetime
@@ -69,8 +74,43 @@ class Snapshot:
     cost: float = 0.0
     price_per_hour: float | None = None
     admission: Admission = Admission()
+    awake_since: datetime | None = None
+    groups: tuple[HostGroup, ...] = ()
+    past_hosts: tuple[Host, ...] = ()
+    data_plan: DataPlan | None = None
 
     @property
     def attempt(self) -> Attempt | None:
         """The last attempt, current or ended."""
         return self.attempts[-1] if self.attempts else None
+
+    @property
+    def current(self) -> Attempt | None:
+        """The attempt that has not ended."""
+        last = self.attempt
+        return None if last is None or last.state is AttemptState.ENDED else last
+
+    @property
+    def newest(self) -> Checkpoint | None:
+        """The newest checkpoint that a resume may use."""
+        return self.checkpoints[0] if self.checkpoints else None
+
+    @property
+    def hearing_since(self) -> datetime:
+        """Since when a host's silence is the host's own."""
+        return max(self.listening_since, self.awake_since or self.listening_since)
+
+    def gang(self, attempt: Attempt) -> list[Trainer]:
+        """One record per rank, also for those that nobody told of yet."""
+        told = {t.rank: t for t in self.trainers if t.attempt == attempt.number}
+        return [told.get(rank, Trainer(attempt.number, rank)) for rank in range(attempt.processes)]
+
+    def hosts_of(self, attempt: Attempt) -> tuple[Host, ...]:
+        known = (*self.past_hosts, *self.hosts)
+        return tuple(host for host in known if host.group == attempt.group)
+
+    def group_of(self, attempt: Attempt) -> HostGroup | None:
+        """As seen now, where it is the run's newest."""
+        if self.group is not None and self.group.name == attempt.group:
+            return self.group
+        return next((group for group in self.groups if group.name == attempt.group), None)

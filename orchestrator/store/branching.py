@@ -103,13 +103,19 @@ def open_branch(
         "skip_batches": asked.skip_batches,
         "reason": asked.reason,
     }
-    told: dict[str, object] = {
-        **after,
-        "left": run.branch,
-        "skips": _words(plan.skips),
-        "by": who.name,
-    }
-    tell(connection, run.id, "branch_opened", now, **told)
+    tell(
+        connection,
+        run.id,
+        "branch_opened",
+        now,
+        branch=number,
+        left=run.branch,
+        from_checkpoint=after["from_checkpoint"],
+        from_step=start.step,
+        skips=_words(plan.skips),
+        reason=why,
+        by=who.name,
+    )
     audit.note(connection, now, who, "run.rollback", run.id, before, after)
     return number
 

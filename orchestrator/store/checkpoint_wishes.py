@@ -11,16 +11,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
 
+from orchestrator.records import Attempt
 from orchestrator.state import CheckpointState
 from orchestrator.store import audit, reads
 from orchestrator.store.audit import Actor
+from orchestrator.store.commands import SAVES_ON_REQUEST
 from orchestrator.store.tables import checkpoints, hosts, runs
 from orchestrator.store.timeline import tell
 from orchestrator.store.wishes import NotAccepted, Unchanged, Wished, decided, locked
 from orchestrator.wish_table import Wish
 
 AnyRow = Row[*tuple[Any, ...]]
-SAVES_ON_REQUEST = 2  # the first protocol version whose agents can be asked for a save
 
 
 def save_now(
@@ -34,19 +35,18 @@ def save_now(
     found = decided(run, Wish.CHECKPOINT)
     if isinstance(found, Unchanged) or run.save_request > run.save_served:
         return Wished(run.id, changed=False)
-    _refuse_old_agents(connection, run)
+    attempt = reads.current_attempt(connection, run.id)
+    if attempt is not None:
+        _refuse_old_agents(connection, run, attempt)
     request = run.save_request + 1
     connection.execute(update(runs).where(runs.c.id == run.id).values(save_request=request))
     tell(connection, run.id, "save_asked", now, request=request, by=who.name, reason=reason)
     after = {"request": request, "reason": reason}
     audit.note(connection, now, who, "run.checkpoint", run.id, None, after)
-    return Wished(run.id, changed=True)
+    return Wished(run.id, changed=True, group=attempt.group if attempt is not None else None)
 
 
-def _refuse_old_agents(connection: Connection, run: AnyRow) -> None:
-    attempt = reads.current_attempt(connection, run.id)
-    if attempt is None:
-        return
+def _refuse_old_agents(connection: Connection, run: AnyRow, attempt: Attempt) -> None:
     h = hosts.c
     first = select(h.protocol).where(h.group == attempt.group, h.index == 0)
     spoken = connection.scalar(first)
@@ -94,8 +94,16 @@ def quarantine(
         .where(*here)
         .values(state=CheckpointState.QUARANTINED, reason=f"{who.name}: {asked.reason}")
     )
-    body = {"checkpoint_id": row.id, "step": row.step, "by": who.name, "reason": asked.reason}
-    tell(connection, run.id, "checkpoint_quarantined", now, **body)
+    tell(
+        connection,
+        run.id,
+        "checkpoint_quarantined",
+        now,
+        checkpoint_id=row.id,
+        step=row.step,
+        by=who.name,
+        reason=asked.reason,
+    )
     before = {"checkpoint": row.id, "state": row.state}
     after = {"state": CheckpointState.QUARANTINED, "reason": asked.reason}
     audit.note(connection, now, who, "run.quarantine", run.id, before, after)

@@ -7,41 +7,50 @@ same bytes, because an agent's long poll ends when the digest of its commands ch
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, bindparam, func, select
 
-from orchestrator.reconcile.policy import how_it_ended
+from orchestrator.reconcile.evidence import how_it_ended
 from orchestrator.reconcile.versions import understood
 from orchestrator.records import Attempt, Host, Trainer
 from orchestrator.state import AttemptState, Desired, GroupState
 from orchestrator.store import reads, rows
 from orchestrator.store.tables import attempts, host_groups, hosts, runs, trainers, upsert
 from worker.protocol import (
-    AgentReport,
     AttemptSpec,
     Command,
     DrainTrainer,
     ExitCode,
     KillTrainer,
     Retire,
+    SaveNow,
     StartTrainer,
 )
 
+AnyRow = Row[*tuple[Any, ...]]
 NO_COMMANDS = ""
+SAVES_ON_REQUEST = 2  # the first protocol version whose agents know `SaveNow`
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What the commands for one host follow from; `attempt` is the run's last one."""
+    """What the commands for one host follow from; `attempt` is the run's last one.
+
+    `branch` is the run's; an attempt on another one has nothing to save.
+    """
 
     group_state: GroupState
     desired: Desired
     host: Host
     attempt: Attempt | None
     trainers: tuple[Trainer, ...]
+    branch: int | None = None
+    save_request: int = 0  # the newest wish for a save that no checkpoint has answered, else 0
 
 
 def commands_for(
@@ -49,8 +58,11 @@ def commands_for(
 ) -> tuple[Command, ...]:
     """The commands for one host of a group; none for a host that is not known."""
     sight = see(connection, group, host)
-    if sight is None:
-        return ()
+    return () if sight is None else commands_of(connection, sight, storage_root)
+
+
+def commands_of(connection: Connection, sight: Sight, storage_root: str) -> tuple[Command, ...]:
+    """The commands that follow from `sight`."""
 
     def spec(attempt: Attempt) -> AttemptSpec:
         return reads.attempt_spec(connection, attempt.run_id, attempt.number, storage_root)
@@ -94,9 +106,19 @@ def _for_current(
     if attempt.state is AttemptState.DRAINING:
         grace = spec(attempt).job.policy.grace_seconds
         return [DrainTrainer(attempt=attempt.number, grace_seconds=grace)]
+    if running and _saves(sight):
+        return [SaveNow(attempt=attempt.number, request=sight.save_request)]
     if running or _has_started(mine) or not _registered_before(sight.host, attempt):
         return []
     return [StartTrainer(spec=spec(attempt), rank=rank)]
+
+
+def _saves(sight: Sight) -> bool:
+    """Host 0 alone is told: the wish goes round the gang with the next step, and two hosts that
+    hear of it at different steps would save twice. Older agents do not know the command."""
+    host = sight.host
+    new_enough = host.protocol is not None and host.protocol >= SAVES_ON_REQUEST
+    return sight.save_request > 0 and host.index == 0 and new_enough
 
 
 def _stop_reason(sight: Sight, attempt: Attempt) -> str | None:
@@ -111,6 +133,8 @@ def _stop_reason(sight: Sight, attempt: Attempt) -> str | None:
         return f"the trainer on host {first.rank} {how_it_ended(first)}"
     if attempt.state is AttemptState.DRAINING and sight.desired is Desired.CANCEL:
         return "the run is cancelled"
+    if attempt.state is AttemptState.DRAINING and sight.branch not in (None, attempt.branch):
+        return f"the run goes on as branch {sight.branch}"
     return None
 
 
@@ -144,76 +168,123 @@ def _why_not_current(sight: Sight, running: int) -> str:
 
 
 def see(connection: Connection, group: str, host: int) -> Sight | None:
-    row = connection.execute(
-        select(host_groups.c.state, host_groups.c.run_id, runs.c.desired)
-        .join(runs, runs.c.id == host_groups.c.run_id)
-        .where(host_groups.c.name == group)
-    ).one_or_none()
-    here = (
-        connection.execute(select(hosts).where(hosts.c.group == group, hosts.c.index == host))
-        .mappings()
-        .one_or_none()
-    )
-    if row is None or here is None:
-        return None
-    attempt = _last_attempt(connection, row.run_id)
-    return Sight(
-        group_state=GroupState(row.state),
-        desired=Desired(row.desired),
-        host=rows.host(here),
-        attempt=attempt,
-        trainers=_gang(connection, attempt) if attempt else (),
-    )
+    return see_all(connection, [(group, host)]).get((group, host))
 
 
-def _last_attempt(connection: Connection, run_id: str) -> Attempt | None:
-    row = (
-        connection.execute(
-            select(attempts)
-            .where(attempts.c.run_id == run_id)
-            .order_by(attempts.c.number.desc())
-            .limit(1)
+def see_all(
+    connection: Connection, wanted: Collection[tuple[str, int]]
+) -> dict[tuple[str, int], Sight]:
+    """What the commands for these (group, index) follow from; unknown hosts are left out.
+
+    A few more hosts of the same groups may be among them.
+    """
+    owners = _owners(connection, {group for group, _ in wanted})
+    last = _last_attempts(connection, {row.run_id for row in owners.values()})
+    gangs = _gangs(connection, last.values())
+    indices = {index for _, index in wanted}
+    found = connection.execute(_HOSTS, {"groups": list(owners), "indices": list(indices)})
+    sights: dict[tuple[str, int], Sight] = {}
+    for host in map(rows.host, found.mappings()):
+        owner = owners[host.group]
+        sights[host.group, host.index] = Sight(
+            group_state=GroupState(owner.state),
+            desired=Desired(owner.desired),
+            host=host,
+            attempt=last.get(owner.run_id),
+            trainers=tuple(gangs[owner.run_id]),
+            branch=owner.branch,
+            save_request=owner.save_request if owner.save_request > owner.save_served else 0,
         )
-        .mappings()
-        .one_or_none()
+    return sights
+
+
+# Made once: agents report all the time, and to make a statement costs more than to run it.
+_HOSTS = select(hosts).where(
+    hosts.c.group.in_(bindparam("groups", expanding=True)),
+    hosts.c.index.in_(bindparam("indices", expanding=True)),
+)
+_OWNERS = (
+    select(
+        host_groups.c.name,
+        host_groups.c.state,
+        host_groups.c.run_id,
+        runs.c.desired,
+        runs.c.branch,
+        runs.c.save_request,
+        runs.c.save_served,
     )
-    return rows.attempt(row) if row else None
-
-
-def _gang(connection: Connection, attempt: Attempt) -> tuple[Trainer, ...]:
-    found = connection.execute(
-        select(trainers)
-        .where(trainers.c.run_id == attempt.run_id, trainers.c.attempt == attempt.number)
-        .order_by(trainers.c.rank)
+    .join(runs, runs.c.id == host_groups.c.run_id)
+    .where(host_groups.c.name.in_(bindparam("groups", expanding=True)))
+)
+_later = attempts.alias("later")
+_LAST_ATTEMPTS = select(attempts).where(
+    attempts.c.run_id.in_(bindparam("runs", expanding=True)),
+    attempts.c.number
+    == select(func.max(_later.c.number))
+    .where(_later.c.run_id == attempts.c.run_id)
+    .correlate(attempts)
+    .scalar_subquery(),
+)
+_GANGS = (
+    select(trainers)
+    .where(
+        trainers.c.run_id.in_(bindparam("runs", expanding=True)),
+        trainers.c.attempt.in_(bindparam("numbers", expanding=True)),
     )
-    return tuple(map(rows.trainer, found.mappings()))
+    .order_by(trainers.c.run_id, trainers.c.rank)
+)
 
 
-def settle_never_started(connection: Connection, call: AgentReport, now: datetime) -> bool:
+def _owners(connection: Connection, groups: Collection[str]) -> dict[str, AnyRow]:
+    """Each group's state with its run and what people want of that."""
+    found = connection.execute(_OWNERS, {"groups": list(groups)})
+    return {row.name: row for row in found.all()}
+
+
+def _last_attempts(connection: Connection, run_ids: Collection[str]) -> dict[str, Attempt]:
+    found = connection.execute(_LAST_ATTEMPTS, {"runs": list(run_ids)})
+    return {attempt.run_id: attempt for attempt in map(rows.attempt, found.mappings())}
+
+
+def _gangs(
+    connection: Connection, of_attempts: Collection[Attempt]
+) -> defaultdict[str, list[Trainer]]:
+    """The trainers of these attempts by run, in order of their ranks."""
+    numbers = {attempt.run_id: attempt.number for attempt in of_attempts}
+    gangs: defaultdict[str, list[Trainer]] = defaultdict(list)
+    wanted = {"runs": list(numbers), "numbers": list(set(numbers.values()))}
+    for row in connection.execute(_GANGS, wanted).mappings():
+        if row["attempt"] == numbers[row["run_id"]]:
+            gangs[row["run_id"]].append(rows.trainer(row))
+    return gangs
+
+
+def settle_never_started(
+    connection: Connection, sight: Sight, known_commands: str, now: datetime
+) -> bool:
     """Records the end of a trainer that was never begun and never will be.
 
     A gang may be stopped before each host was told to start. An agent that has the stop in hand
-    and runs nothing has no exit to tell of, and the attempt would wait for it for ever.
+    (`known_commands` is its digest) and runs nothing has no exit to tell of, and the attempt would
+    wait for it for ever.
     """
-    sight = see(connection, call.group, call.host)
-    attempt = _current(sight) if sight else None
-    if sight is None or attempt is None or call.running_attempt == attempt.number:
+    attempt, host = _current(sight), sight.host
+    if attempt is None or host.running_attempt == attempt.number:
         return False
-    mine = next((t for t in sight.trainers if t.rank == call.host), None)
+    mine = next((t for t in sight.trainers if t.rank == host.index), None)
     if _has_started(mine) or (mine is not None and mine.exited):
         return False
     stop = _stop_reason(sight, attempt)
     if stop is None and attempt.state is not AttemptState.DRAINING:
         return False
-    told = commands_for(connection, call.group, call.host, storage_root="")
-    if call.known_commands != commands_digest(told):
+    if known_commands != commands_digest(commands_of(connection, sight, storage_root="")):
         return False
     values = {
         "exited_at": now,
         "killed_by_agent": True,
         "why_killed": f"never started; {stop or 'a stop was asked for'}",
     }
-    key = {"run_id": attempt.run_id, "attempt": attempt.number, "rank": call.host}
+    key = {"run_id": attempt.run_id, "attempt": attempt.number, "rank": host.index}
     connection.execute(
         upsert(connection, trainers)
         .values(**key, **values)

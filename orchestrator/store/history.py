@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, and_, func, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from orchestrator.ledger.history import Launch, Origin, Segment, canonical, within
+from orchestrator.store.summaries import columns_of
 from orchestrator.store.tables import attempts, branches, evals, metric_points
 
 SEGMENTS_A_QUERY = 100
@@ -38,7 +39,10 @@ class Replay:
 
 @dataclass(frozen=True)
 class Column:
-    """Steps `first..last` in one column of a chart; NULL (not a number) values are left out."""
+    """Steps `first..last` in one column of a chart; NULL (not a number) values are left out.
+
+    `loss_last` and `learning_rate` are those of step `last`.
+    """
 
     first: int
     last: int
@@ -46,6 +50,7 @@ class Column:
     loss_min: float | None
     loss_max: float | None
     loss_mean: float | None
+    loss_last: float | None
     grad_norm_max: float | None
     grad_norm_mean: float | None
     learning_rate: float
@@ -99,41 +104,51 @@ def newest(
 
 
 def columns(
-    connection: Connection, run_id: str, parts: Sequence[Segment], width: int
+    connection: Connection, run_id: str, parts: Sequence[Segment], width: int, longest: int
 ) -> list[Column]:
-    """The steps of `parts` in columns of `width` steps; a column never spans two attempts."""
-    m = metric_points.c
-    bucket = (m.step - 1) // width
-    query = select(
-        func.min(m.step),
-        func.max(m.step),
-        m.attempt,
-        func.min(m.loss),
-        func.max(m.loss),
-        func.avg(m.loss),
-        func.max(m.grad_norm),
-        func.avg(m.grad_norm),
-        func.max(m.learning_rate),
-        func.sum(m.tokens) / func.nullif(func.sum(m.seconds), 0.0),
-    ).group_by(m.attempt, bucket)
-    found: list[Column] = []
-    for some in _some(parts):
-        where = or_(*(_inside(run_id, part) for part in some))
-        found.extend(Column(*row) for row in connection.execute(query.where(where)))
-    return sorted(found, key=lambda column: column.first)
+    """The steps of `parts` in columns of `width` steps; a column never spans two attempts.
+
+    `longest` is that of the summaries which are read in place of points.
+    """
+    return [
+        Column(
+            first=one.first,
+            last=one.last,
+            attempt=one.attempt,
+            loss_min=one.loss_min,
+            loss_max=one.loss_max,
+            loss_mean=one.loss_sum / one.losses if one.losses else None,
+            loss_last=one.loss_last,
+            grad_norm_max=one.grad_norm_max,
+            grad_norm_mean=one.grad_norm_sum / one.grad_norms if one.grad_norms else None,
+            learning_rate=one.learning_rate_last,
+            tokens_per_second=one.tokens / one.seconds if one.seconds else None,
+        )
+        for one in columns_of(connection, run_id, parts, width, longest)
+    ]
 
 
 def evaluations(
-    connection: Connection, run_id: str, parts: Sequence[Segment]
+    connection: Connection, run_id: str, parts: Sequence[Segment], width: int = 1
 ) -> list[tuple[int, int, float | None]]:
-    """(step, attempt, loss) of the evaluations of the canonical history, in order."""
+    """(step, attempt, loss) of the evaluations of the canonical history, in order.
+
+    Of those within the same `width` steps of an attempt, the last one.
+    """
     e = evals.c
     found: list[tuple[int, int, float | None]] = []
     for some in _some(parts):
         ranges = (_range(e.attempt, e.step, part) for part in some)
-        query = select(e.step, e.attempt, e.loss).where(e.run_id == run_id, or_(*ranges))
+        last = (
+            select(e.attempt, func.max(e.step).label("step"))
+            .where(e.run_id == run_id, or_(*ranges))
+            .group_by(e.attempt, (e.step - 1) // width)
+            .subquery()
+        )
+        both = and_(e.run_id == run_id, e.attempt == last.c.attempt, e.step == last.c.step)
+        query = select(e.step, e.attempt, e.loss).select_from(last).join(evals, both)
         found.extend((step, attempt, loss) for step, attempt, loss in connection.execute(query))
-    return sorted(found)
+    return sorted(found, key=lambda one: one[:2])
 
 
 def told(connection: Connection, run_id: str) -> dict[int, int]:

@@ -15,7 +15,7 @@ from orchestrator.records import Attempt
 from orchestrator.state import AttemptState, CheckpointState
 from orchestrator.store import rows
 from orchestrator.store.callers import Caller, StaleAttempt, identify_instance
-from orchestrator.store.tables import attempts, checkpoints, upsert
+from orchestrator.store.tables import attempts, checkpoints, runs, upsert
 from orchestrator.store.timeline import fit, tell
 from worker.protocol import (
     CheckpointAccepted,
@@ -144,6 +144,8 @@ def _accept(
         )
         .values(accepted_step=told.step)
     )
+    if told.save_request > 0:
+        _serve(connection, attempt.run_id, told.save_request)
     body = {"checkpoint_id": told.checkpoint_id, "step": told.step, "bytes": told.bytes}
     tell(connection, attempt.run_id, "checkpoint_accepted", now, attempt=attempt.number, **body)
 
@@ -165,6 +167,16 @@ def _written(attempt: Attempt, told: CheckpointWritten, at: datetime) -> dict[st
         "write_seconds": told.write_seconds,
         "written_at": at,
     }
+
+
+def _serve(connection: Connection, run_id: str, request: int) -> None:
+    """A person's wish for a save is answered; one that nobody made is not."""
+    r = runs.c
+    connection.execute(
+        update(runs)
+        .where(r.id == run_id, r.save_served < request, r.save_request >= request)
+        .values(save_served=request)
+    )
 
 
 def _answer(attempt: Attempt, told: CheckpointWritten, at: datetime) -> CheckpointAccepted:

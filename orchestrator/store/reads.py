@@ -6,13 +6,14 @@ people see is read elsewhere (`views.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import datetime
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 
 from sqlalchemy import Connection, and_, exists, or_, select
 
 from orchestrator.providers.base import GroupProbe, HostProbe
+from orchestrator.reconcile.revising import REVISABLE
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Run, Trainer
 from orchestrator.state import (
@@ -62,14 +63,33 @@ class Sighting:
     probe: GroupProbe
 
 
+def _no_price(_: JobSpec) -> float | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a decision sees that lies in no row: the process that decides, and its settings.
+
+    `holds` are how long each provider's hosts outlive a pause; `price_per_hour` is that of a whole
+    new host group.
+    """
+
+    awake_since: datetime | None = None
+    host_lost_after: timedelta = timedelta(seconds=30)
+    holds: Mapping[str, timedelta] = field(default_factory=dict[str, timedelta])
+    price_per_hour: Callable[[JobSpec], float | None] = _no_price
+
+
 def active_runs(connection: Connection) -> list[str]:
     return [run.id for run in active(connection)]
 
 
-def active(connection: Connection) -> list[Active]:
+def active(connection: Connection, now: datetime | None = None) -> list[Active]:
     """Every run that the loop must look at, oldest first.
 
-    A resting run counts while it holds hosts, or when there is a wish that it does not answer yet.
+    A resting run counts while it holds hosts, when there is a wish that it does not answer yet,
+    and, where `now` is given, while the verdict that it rests for may still be revised.
     """
     holds = exists().where(
         host_groups.c.run_id == runs.c.id, host_groups.c.state != GroupState.GONE
@@ -77,9 +97,15 @@ def active(connection: Connection) -> list[Active]:
     newer_wish = runs.c.desired_generation > runs.c.settled_generation
     wanted = and_(runs.c.state.in_((RunState.PAUSED, RunState.FAILED)), newer_wish)
     cancel = and_(runs.c.state == RunState.PAUSED, runs.c.desired == Desired.CANCEL)
+    causes = [runs.c.state.not_in(RESTING), holds, wanted, cancel]
+    if now is not None:
+        recent = exists().where(
+            attempts.c.run_id == runs.c.id, attempts.c.ended_at >= now - REVISABLE
+        )
+        causes.append(and_(runs.c.state == RunState.PAUSED, recent))
     found = connection.execute(
         select(runs.c.id, runs.c.desired_generation)
-        .where(or_(runs.c.state.not_in(RESTING), holds, wanted, cancel))
+        .where(or_(*causes))
         .order_by(runs.c.created_at, runs.c.id)
     )
     return [Active(run_id, generation) for run_id, generation in found]
@@ -102,28 +128,59 @@ def snapshot(
     installation: str,
     listening_since: datetime,
     probes: Mapping[str, Sighting],
+    beside: Beside | None = None,
 ) -> Snapshot | None:
     """Everything that a decision about the run sees; None when there is no such run."""
     row = connection.execute(select(runs).where(runs.c.id == run_id)).mappings().one_or_none()
     if row is None:
         return None
-    run = rows.run(row)
-    group = _newest_group(connection, run_id)
+    run, beside = rows.run(row), beside or Beside()
+    groups = _groups(connection, run_id)
+    group = groups[-1] if groups else None
     sighting = probes.get(group.name) if group else None
+    if sighting is not None and sighting.probe.hosts:
+        sighting = _if_fresh(sighting, now - beside.host_lost_after)
     tried = _attempts(connection, run_id)
+    recent = [one for one in tried if one is tried[-1] or _revisable(one, now)]
+    hours, cost = _used(groups, now)
+    job = job_spec(connection, run_id, run.revision)
     return Snapshot(
         now=now,
         installation=installation,
         listening_since=listening_since,
         run=run,
-        job=job_spec(connection, run_id, run.revision),
+        job=job,
         attempts=tried,
         group=_as_seen(group, sighting) if group else None,
         hosts=_hosts(connection, group.name, sighting) if group else (),
-        trainers=_trainers(connection, run_id, tried[-1].number) if tried else (),
+        trainers=_trainers(connection, run_id, [one.number for one in recent]),
         checkpoints=_usable(connection, run),
         incident=_open_incident(connection, run_id),
+        host_lost_after=beside.host_lost_after,
+        provider_hold=beside.holds.get(job.hosts.provider),
+        hours_held=hours,
+        cost=cost,
+        price_per_hour=beside.price_per_hour(job),
+        awake_since=beside.awake_since,
+        groups=groups,
+        past_hosts=_past_hosts(connection, {one.group for one in recent}, group),
+        data_plan=_plan_of_branch(connection, run_id, run.branch),
     )
+
+
+def _revisable(attempt: Attempt, now: datetime) -> bool:
+    return attempt.ended_at is not None and now - attempt.ended_at <= REVISABLE
+
+
+def _used(groups: Collection[HostGroup], now: datetime) -> tuple[float, float]:
+    """Hours that the run has held hosts over its whole life, and what they cost."""
+    hours, cost = 0.0, 0.0
+    for group in groups:
+        if group.ready_at is not None:
+            held = ((group.released_at or now) - group.ready_at) / timedelta(hours=1)
+            hours += max(0.0, held)
+            cost += max(0.0, held) * (group.price_per_hour or 0.0)
+    return hours, cost
 
 
 def job_spec(connection: Connection, run_id: str, revision: int) -> JobSpec:
@@ -172,12 +229,17 @@ def attempt_spec(
 
 
 def _data_plan(connection: Connection, run_id: str, branch: int) -> DataPlan:
+    plan = _plan_of_branch(connection, run_id, branch)
+    if plan is None:
+        raise NotFound(f"run {run_id} has no branch {branch}")
+    return plan
+
+
+def _plan_of_branch(connection: Connection, run_id: str, branch: int) -> DataPlan | None:
     text = connection.scalar(
         select(branches.c.data_plan).where(branches.c.run_id == run_id, branches.c.number == branch)
     )
-    if text is None:
-        raise NotFound(f"run {run_id} has no branch {branch}")
-    return rows.data_plan(text)
+    return None if text is None else rows.data_plan(text)
 
 
 def _resume_point(connection: Connection, attempt: Attempt) -> ResumePoint | None:
@@ -193,35 +255,54 @@ def _resume_point(connection: Connection, attempt: Attempt) -> ResumePoint | Non
         step=row.step,
         uri=row.uri,
         manifest_sha256=row.manifest_sha256,
-        other_data=row.attempt == 0 and _has_other_data(connection, attempt.run_id, row.branch),
+        other_data=row.attempt == 0 and has_other_data(connection, attempt.run_id, row.branch),
     )
 
 
-def _has_other_data(connection: Connection, run_id: str, branch: int) -> bool:
+def has_other_data(connection: Connection, run_id: str, branch: int) -> bool:
     """Whether the branch is a fork's that reads other data than its first checkpoint knows."""
     b = branches.c
     query = select(b.other_data).where(b.run_id == run_id, b.number == branch)
     return bool(connection.scalar(query))
 
 
-def _newest_group(connection: Connection, run_id: str) -> HostGroup | None:
-    row = (
-        connection.execute(
-            select(host_groups)
-            .where(host_groups.c.run_id == run_id)
-            .order_by(host_groups.c.generation.desc())
-            .limit(1)
-        )
-        .mappings()
-        .one_or_none()
+def _groups(connection: Connection, run_id: str) -> tuple[HostGroup, ...]:
+    found = connection.execute(
+        select(host_groups).where(host_groups.c.run_id == run_id).order_by(host_groups.c.generation)
     )
-    return rows.group(row) if row else None
+    return tuple(map(rows.group, found.mappings()))
 
 
 def _as_seen(group: HostGroup, sighting: Sighting | None) -> HostGroup:
     if sighting is None:
         return group
-    return replace(group, exists=sighting.probe.exists, up=sighting.probe.ready)
+    probe = sighting.probe
+    seen = replace(group, exists=probe.exists, up=probe.ready)
+    if group.taken is not None or probe.taken is None:
+        return seen
+    return replace(seen, taken=probe.taken, taken_text=probe.words)
+
+
+def _if_fresh(sighting: Sighting, oldest: datetime) -> Sighting:
+    """A probe from long ago says nothing of who lives now: its provider can not be asked."""
+    if sighting.began_at >= oldest:
+        return sighting
+    blind = tuple(
+        replace(host, agent_alive=None, trainer_alive=None) for host in sighting.probe.hosts
+    )
+    return replace(sighting, probe=replace(sighting.probe, hosts=blind))
+
+
+def _past_hosts(
+    connection: Connection, names: Collection[str], group: HostGroup | None
+) -> tuple[Host, ...]:
+    past = sorted(name for name in names if group is None or name != group.name)
+    if not past:
+        return ()
+    found = connection.execute(
+        select(hosts).where(hosts.c.group.in_(past)).order_by(hosts.c.group, hosts.c.index)
+    )
+    return tuple(map(rows.host, found.mappings()))
 
 
 def _hosts(connection: Connection, group: str, sighting: Sighting | None) -> tuple[Host, ...]:
@@ -252,11 +333,13 @@ def _attempts(connection: Connection, run_id: str) -> tuple[Attempt, ...]:
     return tuple(map(rows.attempt, found.mappings()))
 
 
-def _trainers(connection: Connection, run_id: str, attempt: int) -> tuple[Trainer, ...]:
+def _trainers(connection: Connection, run_id: str, numbers: Collection[int]) -> tuple[Trainer, ...]:
+    if not numbers:
+        return ()
     found = connection.execute(
         select(trainers)
-        .where(trainers.c.run_id == run_id, trainers.c.attempt == attempt)
-        .order_by(trainers.c.rank)
+        .where(trainers.c.run_id == run_id, trainers.c.attempt.in_(numbers))
+        .order_by(trainers.c.attempt, trainers.c.rank)
     )
     return tuple(map(rows.trainer, found.mappings()))
 

@@ -75,8 +75,13 @@ def group(of: RowMapping) -> HostGroup:
         state=GroupState(of["state"]),
         created_at=of["created_at"],
         ready_at=of["ready_at"],
+        released_at=of["released_at"],
         price_per_hour=of["price_per_hour"],
         refused=of["refused"],
+        taken=of["taken"],
+        taken_at=of["taken_at"],
+        taken_text=of["taken_text"],
+        lost_in_wish=of["lost_in_wish"],
     )
 
 
@@ -96,6 +101,7 @@ def host(of: RowMapping) -> Host:
         notice=of["notice"],
         notice_at=of["notice_at"],
         notice_text=of["notice_text"],
+        unreachable_at=of["unreachable_at"],
     )
 
 
@@ -146,6 +152,8 @@ def attempt(of: RowMapping) -> Attempt:
         accepted_step=of["accepted_step"],
         verdict=None if of["verdict"] is None else Verdict(of["verdict"]),
         summary=of["summary"],
+        bad_step=of["bad_step"],
+        revised_from=None if of["revised_from"] is None else Verdict(of["revised_from"]),
         revised_at=of["revised_at"],
     )
 

@@ -172,6 +172,10 @@ host_groups = Table(
     Column("released_at", Instant),
     Column("zone", String(60)),
     Column("price_per_hour", Float(53)),  # of the whole group, in the service's currency
+    Column("taken", String(16)),
+    Column("taken_at", Instant),
+    Column("taken_text", Text),
+    Column("lost_in_wish", Integer),
     UniqueConstraint("run_id", "generation"),
     Index("ix_host_groups_state", "state"),
 )
@@ -196,6 +200,7 @@ hosts = Table(
     Column("notice", String(16)),
     Column("notice_at", Instant),
     Column("notice_text", Text),
+    Column("unreachable_at", Instant),
     PrimaryKeyConstraint("group", "index"),
 )
 
@@ -224,6 +229,7 @@ attempts = Table(
     Column("evidence", Text),
     Column("revised_from", String(20)),
     Column("revised_at", Instant),
+    Column("bad_step", Integer),
     PrimaryKeyConstraint("run_id", "number"),
 )
 # At most one current attempt per run, whatever the code above it believes.
@@ -350,7 +356,13 @@ pages = Table(
     Column("given_up_at", Instant),
     Column("error", Text),
     UniqueConstraint("run_id", "incident"),
-    Index("ix_pages_next_try_at", "next_try_at"),
+)
+_WAITING = pages.c.sent_at.is_(None) & pages.c.given_up_at.is_(None)
+Index(
+    "ix_pages_next_try_at",
+    pages.c.next_try_at,
+    sqlite_where=_WAITING,
+    postgresql_where=_WAITING,
 )
 
 events = Table(
@@ -365,6 +377,7 @@ events = Table(
     Column("received_at", Instant, nullable=False),
     Column("body", Text, nullable=False),
     Index("ix_events_run_id_id", "run_id", "id"),
+    Index("ix_events_run_id_kind_id", "run_id", "kind", "id"),
 )
 
 metric_points = Table(
@@ -396,11 +409,12 @@ metric_rollups = Table(
     Column("last_step", Integer, nullable=False),
     Column("count", Integer, nullable=False),
     Column("last_at", Instant, nullable=False),
-    Column("not_finite", Integer, nullable=False),
+    Column("losses", Integer, nullable=False),  # the finite ones, of which the sums are
     Column("loss_min", Float(53)),
     Column("loss_max", Float(53)),
     Column("loss_sum", Float(53), nullable=False),
     Column("loss_last", Float(53)),
+    Column("grad_norms", Integer, nullable=False),
     Column("grad_norm_min", Float(53)),
     Column("grad_norm_max", Float(53)),
     Column("grad_norm_sum", Float(53), nullable=False),

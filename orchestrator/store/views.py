@@ -7,26 +7,30 @@ API, and writes nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, Table, and_, case, collate, func, or_, select
 
 from orchestrator.ledger.goodput import AttemptTime, RunTime, Span
+from orchestrator.ledger.history import Segment
+from orchestrator.ledger.rollups import Summary
 from orchestrator.state import CheckpointState, RunState
 from orchestrator.store.history import told
+from orchestrator.store.summaries import totals
 from orchestrator.store.tables import (
     EPOCH,
     attempts,
+    branches,
     checkpoints,
     evals,
     events,
     host_groups,
     hosts,
     incidents,
-    log_lines,
     metric_points,
     revisions,
     runs,
@@ -41,32 +45,93 @@ RUN_MOVED = "run_moved"  # the timeline's word for a move of the run's state
 RESTING = frozenset({RunState.PAUSED, RunState.FAILED})
 
 
+class Order(StrEnum):
+    """Of a list of runs."""
+
+    NEWEST = "newest"
+    OLDEST = "oldest"
+    NAME = "name"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which runs are wanted; `since` is included and `until` is not."""
+
+    states: Collection[RunState] = ()
+    owner: str | None = None
+    name_prefix: str = ""
+    since: datetime | None = None
+    until: datetime | None = None
+    order: Order = Order.NEWEST
+
+
+ALL_RUNS = Asked()
+
+
 @dataclass(frozen=True)
 class Place:
-    """Where a page of runs goes on: after the run made at `at` with this id."""
+    """Where a page of runs goes on: after the run made at `first`, or named so, with this id."""
 
-    at: datetime
+    first: datetime | str
     run_id: str
 
 
+@dataclass(frozen=True)
+class Saved:
+    """Where a page of checkpoints goes on, newest first."""
+
+    written_at: datetime
+    step: int
+    id: str
+
+
 def page_of_runs(
-    connection: Connection,
-    states: Collection[RunState] = (),
-    name_prefix: str = "",
-    after: Place | None = None,
-    limit: int = 50,
+    connection: Connection, asked: Asked, after: Place | None = None, limit: int = 50
 ) -> Sequence[AnyRow]:
-    """Newest first."""
     r = runs.c
-    query = select(runs).order_by(r.created_at.desc(), r.id.desc()).limit(limit)
-    if states:
-        query = query.where(r.state.in_(list(states)))
-    if name_prefix:
-        query = query.where(r.name.startswith(name_prefix, autoescape=True))
+    query = select(runs).where(*_asked(asked)).limit(limit)
+    match asked.order:
+        case Order.NEWEST:
+            query = query.order_by(r.created_at.desc(), r.id.desc())
+        case Order.OLDEST:
+            query = query.order_by(r.created_at, r.id)
+        case Order.NAME:
+            query = query.order_by(_by_bytes(connection, r.name), r.id)
     if after is not None:
-        older = and_(r.created_at == after.at, r.id < after.run_id)
-        query = query.where(or_(r.created_at < after.at, older))
+        query = query.where(_beyond(connection, asked.order, after))
     return connection.execute(query).all()
+
+
+def _asked(asked: Asked) -> Iterator[ColumnElement[bool]]:
+    r = runs.c
+    if asked.states:
+        yield r.state.in_(list(asked.states))
+    if asked.owner is not None:
+        yield r.owner == asked.owner
+    if asked.name_prefix:
+        yield r.name.startswith(asked.name_prefix, autoescape=True)
+    if asked.since is not None:
+        yield r.created_at >= asked.since
+    if asked.until is not None:
+        yield r.created_at < asked.until
+
+
+def _beyond(connection: Connection, order: Order, after: Place) -> ColumnElement[bool]:
+    r = runs.c
+    match order:
+        case Order.NEWEST:
+            same = and_(r.created_at == after.first, r.id < after.run_id)
+            return or_(r.created_at < after.first, same)
+        case Order.OLDEST:
+            same = and_(r.created_at == after.first, r.id > after.run_id)
+            return or_(r.created_at > after.first, same)
+        case Order.NAME:  # names are unique
+            return _by_bytes(connection, r.name) > after.first
+
+
+def _by_bytes(connection: Connection, column: ColumnElement[str]) -> ColumnElement[str]:
+    """Text in one order everywhere: PostgreSQL would else take the locale of its database."""
+    return collate(column, "C") if connection.dialect.name == "postgresql" else column
 
 
 def job_of(connection: Connection, run_id: str, revision: int) -> JobSpec:
@@ -76,9 +141,19 @@ def job_of(connection: Connection, run_id: str, revision: int) -> JobSpec:
     return job_spec(*connection.execute(query).one())
 
 
-def attempts_of(connection: Connection, run_id: str) -> Sequence[AnyRow]:
-    query = select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.number)
-    return connection.execute(query).all()
+def attempts_of(
+    connection: Connection, run_id: str, after: int = 0, limit: int | None = None
+) -> Sequence[AnyRow]:
+    """In order, those beyond the number `after`."""
+    a = attempts.c
+    query = select(attempts).where(a.run_id == run_id, a.number > after).order_by(a.number)
+    return connection.execute(query.limit(limit)).all()
+
+
+def attempt_end(connection: Connection, run_id: str, number: int) -> datetime | None:
+    a = attempts.c
+    query = select(a.ended_at).where(a.run_id == run_id, a.number == number)
+    return connection.execute(query).scalar()
 
 
 def last_attempt(connection: Connection, run_id: str) -> AnyRow | None:
@@ -107,49 +182,44 @@ def hosts_of(connection: Connection, run_id: str) -> Sequence[AnyRow]:
     return connection.execute(query.order_by(h.group, h.index)).all()
 
 
-def checkpoints_of(connection: Connection, run_id: str) -> Sequence[AnyRow]:
+def checkpoints_of(
+    connection: Connection, run_id: str, after: Saved | None = None, limit: int | None = None
+) -> Sequence[AnyRow]:
     """Newest first."""
     c = checkpoints.c
     query = select(checkpoints).where(c.run_id == run_id)
-    return connection.execute(query.order_by(c.written_at.desc(), c.step.desc())).all()
+    if after is not None:
+        older = or_(c.step < after.step, and_(c.step == after.step, c.id < after.id))
+        same = and_(c.written_at == after.written_at, older)
+        query = query.where(or_(c.written_at < after.written_at, same))
+    newest = (c.written_at.desc(), c.step.desc(), c.id.desc())
+    return connection.execute(query.order_by(*newest).limit(limit)).all()
 
 
-def incidents_of(connection: Connection, run_id: str) -> Sequence[AnyRow]:
+def incidents_of(
+    connection: Connection, run_id: str, before: int | None = None, limit: int | None = None
+) -> Sequence[AnyRow]:
     """Newest first."""
-    query = select(incidents).where(incidents.c.run_id == run_id)
-    return connection.execute(query.order_by(incidents.c.number.desc())).all()
+    i = incidents.c
+    query = select(incidents).where(i.run_id == run_id)
+    query = query if before is None else query.where(i.number < before)
+    return connection.execute(query.order_by(i.number.desc()).limit(limit)).all()
 
 
-def revisions_of(connection: Connection, run_id: str) -> Sequence[AnyRow]:
-    query = select(revisions).where(revisions.c.run_id == run_id)
-    return connection.execute(query.order_by(revisions.c.number)).all()
+def revisions_of(
+    connection: Connection, run_id: str, after: int = 0, limit: int | None = None
+) -> Sequence[AnyRow]:
+    v = revisions.c
+    query = select(revisions).where(v.run_id == run_id, v.number > after).order_by(v.number)
+    return connection.execute(query.limit(limit)).all()
 
 
 def events_after(
-    connection: Connection, run_id: str, after: int, limit: int, kind: str | None = None
+    connection: Connection, run_id: str, after: int, limit: int, kinds: Collection[str] = ()
 ) -> Sequence[AnyRow]:
     e = events.c
     query = select(events).where(e.run_id == run_id, e.id > after).order_by(e.id).limit(limit)
-    return connection.execute(query if kind is None else query.where(e.kind == kind)).all()
-
-
-def log_after(
-    connection: Connection, run_id: str, after: int, limit: int, attempt: int | None = None
-) -> Sequence[AnyRow]:
-    line = log_lines.c
-    query = select(log_lines).where(line.run_id == run_id, line.id > after)
-    query = query if attempt is None else query.where(line.attempt == attempt)
-    return connection.execute(query.order_by(line.id).limit(limit)).all()
-
-
-def log_tail(
-    connection: Connection, run_id: str, limit: int, attempt: int | None = None
-) -> Sequence[AnyRow]:
-    """The last `limit` lines, oldest first."""
-    line = log_lines.c
-    query = select(log_lines).where(line.run_id == run_id)
-    query = query if attempt is None else query.where(line.attempt == attempt)
-    return connection.execute(query.order_by(line.id.desc()).limit(limit)).all()[::-1]
+    return connection.execute(query.where(e.kind.in_(list(kinds))) if kinds else query).all()
 
 
 def first_point(connection: Connection, run_id: str, attempt: int) -> AnyRow | None:
@@ -177,6 +247,13 @@ def newest_usable_step(connection: Connection, run_id: str, branch: int) -> int:
     c = checkpoints.c
     usable = c.state.in_([CheckpointState.ACCEPTED, CheckpointState.VERIFIED])
     query = select(func.max(c.step)).where(c.run_id == run_id, c.branch == branch, usable)
+    return connection.execute(query).scalar() or branch_start(connection, run_id, branch)
+
+
+def branch_start(connection: Connection, run_id: str, branch: int) -> int:
+    """The step of the checkpoint that the branch was opened at; 0 is the run's beginning."""
+    b = branches.c
+    query = select(b.from_step).where(b.run_id == run_id, b.number == branch)
     return connection.execute(query).scalar() or 0
 
 
@@ -188,10 +265,15 @@ def times_of(connection: Connection, run: AnyRow, now: datetime) -> RunTime:
     """What the goodput ledger needs to know about the run."""
     rows = attempts_of(connection, run.id)
     highest, before = told(connection, run.id), 0
-    spans: list[AttemptTime] = []
+    again: list[Segment] = []
     for row in rows:
-        spans.append(_time_of(connection, row, before))
+        again.append(Segment(row.number, 0, before))
         before = max(before, highest.get(row.number, 0))
+    whole = totals(connection, run.id, [Segment(row.number, 0, None) for row in rows])
+    replayed = totals(connection, run.id, again)
+    spans = [
+        _time_of(connection, row, whole.get(row.number), replayed.get(row.number)) for row in rows
+    ]
     first_group = connection.execute(
         select(func.min(host_groups.c.created_at)).where(host_groups.c.run_id == run.id)
     ).scalar()
@@ -205,36 +287,42 @@ def times_of(connection: Connection, run: AnyRow, now: datetime) -> RunTime:
     )
 
 
-def _time_of(connection: Connection, row: AnyRow, told_before: int) -> AttemptTime:
+def _time_of(
+    connection: Connection, row: AnyRow, whole: Summary | None, replayed: Summary | None
+) -> AttemptTime:
+    """`whole` sums up what the attempt told, `replayed` what of it was told before."""
     ended = None if row.ended_at is None else micros(row.ended_at)
     first = first_point(connection, row.run_id, row.number)
-    if first is None:
+    if first is None or whole is None:
         return AttemptTime(made_at=micros(row.created_at), ended_at=ended)
-    m, run_id = metric_points.c, row.run_id
-    mine = and_(m.run_id == run_id, m.attempt == row.number)
-    again = and_(mine, m.step <= told_before)
-    last = last_point(connection, run_id, row.number) or first
-    number, total = connection.execute(select(func.count(), func.sum(m.seconds)).where(mine)).one()
-    replayed = connection.execute(select(func.sum(m.seconds)).where(again)).scalar() or 0.0
-    c, e = checkpoints.c, evals.c
-    saves = and_(c.run_id == run_id, c.attempt == row.number)
-    tests = and_(e.run_id == run_id, e.attempt == row.number)
-    stalls = connection.execute(select(c.step, c.stall_seconds).where(saves)).all()
-    looks = connection.execute(select(e.step, e.seconds).where(tests)).all()
+    again = replayed.seconds if replayed else 0.0
+    stalls, late_stalls = _waits(connection, checkpoints, "stall_seconds", row, whole.last)
+    looks, late_looks = _waits(connection, evals, "seconds", row, whole.last)
     return AttemptTime(
         made_at=micros(row.created_at),
         first_dispatch_at=micros(first.at) - _whole(first.seconds),
-        last_step_at=micros(last.at),
+        last_step_at=whole.last_at,
         ended_at=ended,
-        steps=number,
-        new_steps=_whole(total - replayed),
-        replayed_steps=_whole(replayed),
-        stalls=_whole(sum(seconds for _, seconds in stalls)),
-        evals=_whole(sum(seconds for _, seconds in looks)),
-        after_last_step=_whole(
-            sum(seconds for step, seconds in (*stalls, *looks) if step >= last.step)
-        ),
+        steps=whole.count,
+        new_steps=_whole(whole.seconds - again),
+        replayed_steps=_whole(again),
+        stalls=_whole(stalls),
+        evals=_whole(looks),
+        after_last_step=_whole(late_stalls + late_looks),
     )
+
+
+def _waits(
+    connection: Connection, table: Table, seconds: str, row: AnyRow, last: int
+) -> tuple[float, float]:
+    """The attempt's sum of this column in seconds, and the part of it at step `last` or later."""
+    c = table.c
+    late = func.sum(case((c.step >= last, c[seconds]), else_=0.0))
+    query = select(func.sum(c[seconds]), late).where(
+        c.run_id == row.run_id, c.attempt == row.number
+    )
+    total, after = connection.execute(query).one()
+    return total or 0.0, after or 0.0
 
 
 def _whole(seconds: float) -> int:
@@ -245,7 +333,7 @@ def _pauses(connection: Connection, run_id: str, until: datetime) -> list[Span]:
     """Stretches in which only a person's wish could make the run go on: paused or failed."""
     spans: list[Span] = []
     began: datetime | None = None
-    for row in events_after(connection, run_id, 0, 10_000, RUN_MOVED):
+    for row in events_after(connection, run_id, 0, 10_000, (RUN_MOVED,)):
         if began is not None:
             spans.append(Span(micros(began), micros(max(row.at, began))))
         began = row.at if json.loads(row.body)["to"] in RESTING else None

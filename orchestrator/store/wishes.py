@@ -28,6 +28,7 @@ from orchestrator.store.tables import (
     evals,
     host_groups,
     metric_points,
+    metric_rollups,
     request_keys,
     revisions,
     runs,
@@ -67,10 +68,14 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Wished:
-    """`changed` is False when the run already stood as wished."""
+    """`changed` is False when the run already stood as wished.
+
+    `group` is the host group whose agents have something new to do at once.
+    """
 
     run_id: str
     changed: bool
+    group: str | None = None
 
 
 def fingerprint(job: JobSpec) -> str:
@@ -322,8 +327,16 @@ def keep_wish(
     connection.execute(update(runs).where(runs.c.id == run.id).values(values))
     desired = Desired(str(values["desired"]))
     generation = values.get("desired_generation", run.desired_generation)
-    said = {"desired": desired, "generation": generation, "by": who.name, "reason": reason}
-    tell(connection, run.id, "wish", now, **said)
+    tell(
+        connection,
+        run.id,
+        "wish",
+        now,
+        desired=desired,
+        generation=generation,
+        by=who.name,
+        reason=reason,
+    )
     before = {"desired": run.desired, "state": run.state}
     after = {"desired": desired, "reason": reason}
     audit.note(connection, now, who, f"run.{_WISHES[desired]}", run.id, before, after)
@@ -340,7 +353,7 @@ def remove(connection: Connection, now: datetime, id_or_name: str, who: Actor) -
     decided(run, Wish.DELETE)
     _refuse_held_hosts(connection, run.id)
     _refuse_dependent_forks(connection, run.id)
-    for table in (metric_points, evals):
+    for table in (metric_points, metric_rollups, evals):
         connection.execute(delete(table).where(table.c.run_id == run.id))
     connection.execute(delete(attempts).where(attempts.c.run_id == run.id))
     connection.execute(delete(runs).where(runs.c.id == run.id))

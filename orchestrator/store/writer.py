@@ -1,28 +1,37 @@
 """The one thread that writes: many pieces of work, one commit.
 
-Each piece runs under a savepoint of its own, so that one that fails takes no other with it. A
-result is handed back only after the commit, so whoever sees it may rely on it after a crash.
+Each piece runs under a savepoint of its own, so that one that fails takes no other with it. Pieces
+that ask for the same work of a batch run as one; when that fails, each runs by itself. A result is
+handed back only after the commit, so whoever sees it may rely on it after a crash.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 
+A = TypeVar("A")
 T = TypeVar("T")
+E = TypeVar("E", bound=Exception)
 MAX_GROUP = 256
+
+Batch = Callable[[Connection, Sequence[A]], Sequence[T | E]]
 
 
 @dataclass(frozen=True)
 class _Piece:
-    work: Callable[[Connection], Any]
+    """Work on `arguments`, which yields a result, or an exception as a value, for each of them."""
+
+    work: Callable[[Connection, Sequence[Any]], Sequence[Any]]
+    argument: Any
     future: Future[Any]
 
 
@@ -48,12 +57,26 @@ class Writer:
         """Runs `work` inside a write transaction; returns after its commit."""
         return await asyncio.wrap_future(self.submit(work))
 
+    async def run_batched(self, work: Batch[A, T, E], argument: A) -> T:
+        """Runs `work` on this argument and on those of other callers together.
+
+        `work` answers with a result for each argument, in order; an exception among them is raised
+        for its own caller.
+        """
+        return await asyncio.wrap_future(self.submit_batched(work, argument))
+
     def submit(self, work: Callable[[Connection], T]) -> Future[T]:
+        def alone(connection: Connection, _: Sequence[None]) -> Sequence[T]:
+            return (work(connection),)
+
+        return self.submit_batched(alone, None)
+
+    def submit_batched(self, work: Batch[A, T, E], argument: A) -> Future[T]:
         future: Future[T] = Future()
         with self._closing:
             if self._closed:
                 raise WriterClosed
-            self._pieces.put(_Piece(work, future))
+            self._pieces.put(_Piece(work, argument, future))
         return future
 
     def close(self) -> None:
@@ -96,12 +119,27 @@ class Writer:
 
     def _commit(self, group: list[_Piece]) -> list[_Outcome]:
         with self._engine.begin() as connection:
-            return [self._attempt(connection, piece) for piece in group]
+            return [
+                outcome
+                for work, pieces in itertools.groupby(group, key=lambda piece: piece.work)
+                for outcome in self._attempt(connection, work, list(pieces))
+            ]
 
-    def _attempt(self, connection: Connection, piece: _Piece) -> _Outcome:
+    def _attempt(
+        self,
+        connection: Connection,
+        work: Callable[[Connection, Sequence[Any]], Sequence[Any]],
+        pieces: list[_Piece],
+    ) -> list[_Outcome]:
         try:
             with connection.begin_nested():
-                result = piece.work(connection)
+                results = work(connection, [piece.argument for piece in pieces])
         except Exception as error:  # noqa: BLE001 - handed to whoever asked
-            return piece, None, error
-        return piece, result, None
+            if len(pieces) == 1:
+                return [(pieces[0], None, error)]
+            return [one for piece in pieces for one in self._attempt(connection, work, [piece])]
+        return [_outcome(piece, result) for piece, result in zip(pieces, results, strict=True)]
+
+
+def _outcome(piece: _Piece, result: Any) -> _Outcome:
+    return (piece, None, result) if isinstance(result, Exception) else (piece, result, None)

@@ -19,14 +19,19 @@ from orchestrator.reconcile.plan import (
     EndAttempt,
     MakeAttempt,
     MakeGroup,
+    MarkHost,
     MoveAttempt,
     MoveGroup,
     MoveRun,
+    NoteTaken,
+    OpenBranch,
     OpenIncident,
     Plan,
     PlanLaunch,
+    ReviseVerdict,
 )
 from orchestrator.reconcile.snapshot import Snapshot
+from orchestrator.records import HOST_GONE
 from orchestrator.state import (
     ATTEMPT_TABLE,
     GROUP_TABLE,
@@ -34,12 +39,13 @@ from orchestrator.state import (
     TERMINAL_RUNS,
     AttemptCause,
     AttemptState,
+    GroupCause,
     GroupState,
     IllegalMove,
     RunState,
     move,
 )
-from orchestrator.store import claims, lease, rows
+from orchestrator.store import claims, lease, pages, revising, rows
 from orchestrator.store.reads import USABLE
 from orchestrator.store.tables import (
     attempts,
@@ -156,8 +162,17 @@ def _apply(commit: _Commit, change: Change) -> None:
             _make_attempt(commit, change)
         case MoveAttempt():
             _move_attempt(commit, change)
+        case NoteTaken():
+            _note_taken(commit, change)
+        case MarkHost():
+            _mark_host(commit, change)
         case EndAttempt():
             _end_attempt(commit, change)
+        case ReviseVerdict():
+            revising.revise(commit.connection, commit.run_id, change, commit.now)
+        case OpenBranch():
+            parent = commit.snap.run.branch
+            revising.open_branch(commit.connection, commit.run_id, parent, change, commit.now)
         case OpenIncident():
             _open_incident(commit, change)
         case CloseIncident():
@@ -227,6 +242,8 @@ def _move_group(commit: _Commit, change: MoveGroup) -> None:
     )
     new = move(GROUP_TABLE, old, change.cause)
     values: dict[str, object] = {"state": new, "detail": change.detail}
+    if change.cause is GroupCause.HOSTS_LOST:
+        values["lost_in_wish"] = commit.snap.run.desired_generation
     if new is GroupState.READY:
         values["ready_at"] = commit.now
     if new is GroupState.GONE:
@@ -234,6 +251,25 @@ def _move_group(commit: _Commit, change: MoveGroup) -> None:
     commit.connection.execute(update(host_groups).where(here).values(values))
     words = {"from": old, "to": new, "cause": change.cause, "detail": change.detail}
     commit.tell("group_moved", None, group=change.name, **words)
+
+
+def _note_taken(commit: _Commit, change: NoteTaken) -> None:
+    values = {"taken": change.notice, "taken_at": commit.now, "taken_text": change.text}
+    commit.connection.execute(
+        update(host_groups).where(host_groups.c.name == change.group).values(values)
+    )
+    commit.tell("group_taken", None, group=change.group, notice=change.notice, text=change.text)
+
+
+def _mark_host(commit: _Commit, change: MarkHost) -> None:
+    since = commit.now if change.unreachable else None
+    commit.connection.execute(
+        update(hosts)
+        .where(hosts.c.group == change.group, hosts.c.index == change.host)
+        .values(unreachable_at=since)
+    )
+    kind = "host_unreachable" if change.unreachable else "host_heard_again"
+    commit.tell(kind, None, group=change.group, host=change.host, words=change.words)
 
 
 def _make_attempt(commit: _Commit, change: MakeAttempt) -> None:
@@ -290,15 +326,29 @@ def _move_attempt(commit: _Commit, change: MoveAttempt) -> None:
 
 def _end_attempt(commit: _Commit, change: EndAttempt) -> None:
     old = _attempt_state(commit, change.number)
+    _refuse_overtaken(commit, change.number)
     values: dict[str, object] = {
         "state": move(ATTEMPT_TABLE, old, AttemptCause.ALL_DEAD),
         "ended_at": commit.now,
         "verdict": change.verdict,
         "summary": change.summary,
         "evidence": rows.evidence_text(change.evidence),
+        "bad_step": change.bad_step,
     }
     _update_attempt(commit, change.number, values)
     commit.tell("attempt_ended", change.number, verdict=change.verdict, summary=change.summary)
+
+
+def _refuse_overtaken(commit: _Commit, number: int) -> None:
+    """A checkpoint accepted since the look may be the last one: then the attempt is complete."""
+    accepted = commit.connection.scalar(
+        select(attempts.c.accepted_step)
+        .where(attempts.c.run_id == commit.run_id, attempts.c.number == number)
+        .with_for_update()
+    )
+    seen = next((one for one in commit.snap.attempts if one.number == number), None)
+    if seen is not None and accepted != seen.accepted_step:
+        raise Stale(f"step {accepted} of attempt {number} has just been accepted")
 
 
 def _update_attempt(commit: _Commit, number: int, values: dict[str, object]) -> None:
@@ -327,6 +377,8 @@ def _open_incident(commit: _Commit, change: OpenIncident) -> None:
             needs_person=change.needs_person,
         )
     )
+    if change.needs_person:
+        pages.want(commit.connection, commit.run_id, number, commit.now)
     words = {"number": number, "verdict": change.verdict, "summary": change.summary}
     commit.tell("incident_opened", change.attempt or None, **words)
 
@@ -368,7 +420,9 @@ def _plan_launch(commit: _Commit, change: PlanLaunch) -> None:
 
 
 def _bury_trainer(commit: _Commit, change: BuryTrainer) -> None:
-    values = {"exited_at": commit.now, "why_killed": change.why}
+    values: dict[str, object] = {"exited_at": commit.now, "why_killed": change.why}
+    if change.host_gone:
+        values["killed_for"] = HOST_GONE
     key = {"run_id": commit.run_id, "attempt": change.attempt, "rank": change.rank}
     commit.connection.execute(
         upsert(commit.connection, trainers)

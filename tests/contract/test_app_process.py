@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator.client import Client
 from tests.unit.api_world import tiny_spec
 
 PATIENCE = 60.0
@@ -101,3 +104,35 @@ def test_a_service_from_its_first_start_to_its_third(plane: Plane) -> None:
     plane.up()
     assert plane.note["url"] == first["url"]
     assert plane.end(signal.SIGINT) == 0
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for loopback that signs itself, and its key."""
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    names = "subjectAltName=IP:127.0.0.1,DNS:localhost"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    words += ["-nodes", "-subj", "/CN=localhost", "-addext", names, "-days", "2"]
+    subprocess.run(
+        [*words, "-out", str(certificate), "-keyout", str(key)], check=True, capture_output=True
+    )
+    return certificate, key
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_the_service_speaks_tls(
+    plane: Plane, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGHAUL_TLS_CERTIFICATE", str(certificate[0]))
+    monkeypatch.setenv("LONGHAUL_TLS_KEY", str(certificate[1]))
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    plane.up()
+    assert plane.note["url"].startswith("https://127.0.0.1:")
+    with Client.of(plane.data) as client:
+        link = client.login_link().url
+    assert link.startswith(f"{plane.note['url']}/login?code=")
+    trusted = ssl.create_default_context(cafile=certificate[0])
+    assert "Secure" in httpx.get(link, verify=trusted).headers["Set-Cookie"]
+    plain = plane.note["url"].replace("https://", "http://")
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(plain)

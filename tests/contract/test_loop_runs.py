@@ -55,7 +55,8 @@ class Plane:
 
     def rows(self, table: str) -> list[Mapping[str, Any]]:
         with self.service.read.connect() as connection:
-            found = connection.execute(select(tables.metadata.tables[table])).mappings()
+            of = tables.metadata.tables[table]
+            found = connection.execute(select(of).order_by(*of.primary_key)).mappings()
             return list(found)
 
     def run(self, run_id: str = "r1") -> Mapping[str, Any]:
@@ -355,5 +356,56 @@ def test_a_loop_that_lost_the_lease_decides_nothing(engine: Engine, tmp_path: Pa
             await made.until(lambda: not loop.leading)
             assert made.run()["state"] == "queued"
             assert made.rows("events") == []
+
+    run(scenario())
+
+
+def test_hosts_that_vanish_are_replaced_by_new_ones(engine: Engine, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            submit(engine)
+            async with looping(made):
+                await made.until(lambda: made.run()["state"] == "running")
+                made.tasks[0].cancel()
+                del made.provider.groups[f"lh-{INSTALLATION}-r1-g1"]
+                await made.until(lambda: made.run()["state"] == "succeeded")
+            told = [(a["verdict"], a["group"][-2:]) for a in made.rows("attempts")]
+            assert told == [("host_lost", "g1"), ("completed", "g2")]
+            lost, served = sorted(made.rows("host_groups"), key=lambda row: row["generation"])
+            assert (lost["lost_in_wish"], served["lost_in_wish"]) == (1, None)
+
+    run(scenario())
+
+
+def test_a_launch_that_is_refused_for_good_pauses_the_run_at_once(
+    engine: Engine, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            made.provider.fail["launch"] = ProvisionRefused("no such image")
+            submit(engine)
+            async with looping(made):
+                await made.until(lambda: made.run()["state"] == "paused")
+            assert "no such image" in made.run()["reason"]
+
+    run(scenario())
+
+
+def test_a_pause_holds_its_hosts_and_a_resume_goes_on_with_them(
+    engine: Engine, tmp_path: Path
+) -> None:
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            made.provider.hold_seconds = 600.0
+            submit(engine)
+            async with looping(made):
+                await made.until(lambda: made.run()["state"] == "running")
+                await made.wish("pause")
+                await made.until(lambda: made.run()["state"] == "paused")
+                assert made.rows("host_groups")[0]["state"] == "ready"
+                await made.wish("run")
+                await made.until(lambda: made.run()["state"] == "succeeded")
+            assert len(made.rows("host_groups")) == 1
+            assert len(made.agents) == 1
 
     run(scenario())

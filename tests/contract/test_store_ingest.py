@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import random
+import threading
 
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.exc import DataError
 
 from orchestrator.reconcile.plan import EndAttempt, MoveGroup, PlanLaunch
 from orchestrator.state import GroupCause, Verdict
 from orchestrator.store import callers, ingest, ledger_events
+from orchestrator.store.writer import Writer
 from tests.contract.conftest import SECRET, House
-from worker.protocol import CheckpointAccepted, CheckpointOffer, CheckpointWritten, Register
+from worker.protocol import (
+    AgentReport,
+    CheckpointAccepted,
+    CheckpointOffer,
+    CheckpointWritten,
+    Envelope,
+    Register,
+)
 
 
 def step(number: int, **changes: object) -> dict[str, object]:
@@ -189,6 +199,91 @@ def test_events_survive_the_agent_that_spooled_them(running: House) -> None:
     late = running.envelope(step(2))
     assert running.register(0, "i2") == 1
     assert running.send(late, instance="i2").acked_seq == 2
+
+
+# ---- many at once ------------------------------------------------------------------------------
+
+
+def deliver(house: House, *calls: AgentReport) -> list[object]:
+    with house.engine.begin() as connection:
+        found = [ingest.Delivery(call, SECRET, house.now) for call in calls]
+        return list(ingest.reports(connection, found))
+
+
+def call(house: House, *envelopes: Envelope, **changes: object) -> AgentReport:
+    told = {"group": house.group, "host": 0, "instance": "i1", "events": envelopes} | changes
+    return AgentReport.model_validate(told)
+
+
+def test_each_sender_of_a_batch_is_answered_by_itself(gang: House) -> None:
+    gang.ready()
+    gang.attempt()
+    found = deliver(
+        gang,
+        call(gang, gang.envelope(step(1))),
+        call(gang, gang.envelope(step(2)), instance="old"),
+        call(
+            gang,
+            gang.envelope({"kind": "beat", "step": 1, "seconds": 1, "data_wait": 0}, host=1),
+            host=1,
+            running_attempt=7,
+        ),
+        call(gang, host=9),
+    )
+    assert [type(one) for one in found] == [
+        ingest.Stored,
+        callers.OldInstance,
+        ingest.Stored,
+        callers.BadSecret,
+    ]
+    assert [point["step"] for point in gang.rows("metric_points")] == [1]
+    assert [(row["rank"], row["last_step"]) for row in gang.rows("trainers")] == [(0, 1), (1, 1)]
+    assert [(h["index"], h["acked_seq"], h["running_attempt"]) for h in gang.rows("hosts")] == [
+        (0, 1, None),
+        (1, 1, 7),
+    ]
+    commands = [one.commands for one in found if isinstance(one, ingest.Stored)]
+    assert [[one.kind for one in told] for told in commands] == [[], ["kill"]]
+
+
+def test_a_report_twice_in_one_batch_counts_once(running: House) -> None:
+    """The answer was lost, and the agent was quicker than the first commit."""
+    told = [running.envelope(step(n)) for n in (1, 2)]
+    more = running.envelope({"kind": "save_failed", "step": 2, "reason": "x"})
+    first, second, third = deliver(
+        running, call(running, *told), call(running, *told), call(running, *told, more)
+    )
+    assert isinstance(first, ingest.Stored)
+    assert isinstance(second, ingest.Stored)
+    assert isinstance(third, ingest.Stored)
+    assert (first.acked_seq, second.acked_seq, third.acked_seq) == (2, 2, 3)
+    assert (first.decisive, second.decisive, third.decisive) == (True, False, False)
+    assert [point["step"] for point in running.rows("metric_points")] == [1, 2]
+    assert [row["kind"] for row in running.rows("events")].count("save_failed") == 1
+    assert running.rows("hosts")[0]["acked_seq"] == 3
+
+
+def test_one_reports_unstorable_value_leaves_the_others_alone(gang: House) -> None:
+    """The writer runs a failed batch again, piece by piece."""
+    gang.ready()
+    gang.attempt()
+    writer = Writer(gang.engine)
+    go = threading.Event()
+    writer.submit(lambda _connection: go.wait(10))
+    calls = [
+        call(gang, gang.envelope(step(1))),
+        call(gang, host=1, running_attempt=1 << 70),
+        call(gang, gang.envelope(step(2))),
+    ]
+    futures = [
+        writer.submit_batched(ingest.reports, ingest.Delivery(one, SECRET, gang.now))
+        for one in calls
+    ]
+    go.set()
+    assert isinstance(futures[1].exception(10), OverflowError | DataError)
+    assert [futures[0].result(10).acked_seq, futures[2].result(10).acked_seq] == [1, 2]
+    writer.close()
+    assert [point["step"] for point in gang.rows("metric_points")] == [1, 2]
 
 
 # ---- what becomes of events --------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -103,6 +103,39 @@ def test_a_failed_commit_fails_every_piece_and_the_writer_lives(
     for future in futures:
         future.result(10)
     assert names(engine) == {"a", "b"}
+
+
+def put_all(connection: Connection, wanted: Sequence[str]) -> list[str | ValueError]:
+    """Refuses "no" by itself; anything that the database refuses fails the whole batch."""
+    for name in wanted:
+        if name != "no":
+            put(name)(connection)
+    return [ValueError("no") if name == "no" else ",".join(wanted) for name in wanted]
+
+
+def test_pieces_of_one_batch_run_as_one_and_each_is_answered_by_itself(
+    writer: Writer, engine: Engine
+) -> None:
+    go = threading.Event()
+    first = writer.submit(lambda _connection: go.wait(10))
+    a, no, b = (writer.submit_batched(put_all, name) for name in ("a", "no", "b"))
+    alone = writer.submit(put("c"))
+    late = writer.submit_batched(put_all, "d")
+    go.set()
+    assert first.result(10)
+    assert [future.result(10) for future in (a, b, alone, late)] == ["a,no,b", "a,no,b", "c", "d"]
+    assert isinstance(no.exception(10), ValueError)
+    assert names(engine) == {"a", "b", "c", "d"}
+
+
+def test_a_batch_that_fails_runs_piece_by_piece(writer: Writer, engine: Engine) -> None:
+    go = threading.Event()
+    writer.submit(lambda _connection: go.wait(10))
+    futures = [writer.submit_batched(put_all, name) for name in ("a", "b", "a", "c")]
+    go.set()
+    assert "UNIQUE" in str(futures[2].exception(10)).upper()
+    assert [future.result(10) for future in (futures[0], futures[1], futures[3])] == ["a", "b", "c"]
+    assert names(engine) == {"a", "b", "c"}
 
 
 def test_closing_finishes_what_was_submitted_and_takes_no_more(engine: Engine) -> None:

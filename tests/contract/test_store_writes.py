@@ -15,17 +15,22 @@ from orchestrator.reconcile.plan import (
     CloseIncident,
     EndAttempt,
     MakeAttempt,
+    MakeGroup,
+    MarkHost,
     MoveAttempt,
     MoveGroup,
     MoveRun,
+    NoteTaken,
+    OpenBranch,
     OpenIncident,
     PlanLaunch,
+    ReviseVerdict,
 )
-from orchestrator.records import Evidence
+from orchestrator.records import HOST_GONE, Evidence
 from orchestrator.state import AttemptCause, GroupCause, IllegalMove, RunCause, RunState, Verdict
 from orchestrator.store import lease, reads, rows, tables, upcasters, writes
 from tests.contract.conftest import INSTALLATION, START, House
-from worker.protocol import ResumePoint
+from worker.protocol import ResumePoint, Skip
 
 
 def kinds(house: House) -> list[object]:
@@ -165,6 +170,17 @@ def test_incidents_are_numbered_and_closed(house: House) -> None:
     house.commit(CloseIncident(1, None))
     assert house.snapshot().incident is None
     assert kinds(house).count("incident_closed") == 2
+
+
+def test_an_incident_that_needs_a_person_asks_for_one_page(house: House) -> None:
+    house.ready()
+    opened = OpenIncident(1, Verdict.CRASHED, "it crashed", (), (), False)
+    house.commit(opened)
+    assert house.rows("pages") == []
+    house.commit(replace(opened, needs_person=True))
+    [page] = house.rows("pages")
+    assert (page["incident"], page["tries"], page["sent_at"]) == (2, 0, None)
+    assert page["next_try_at"] == page["created_at"] == house.now
 
 
 def test_a_launch_voids_the_agent_before_it(house: House) -> None:
@@ -367,3 +383,130 @@ def test_a_resting_run_needs_the_loop_while_it_holds_hosts(house: House, state: 
     house.commit(MoveGroup(house.group, GroupCause.RELEASED))
     with house.engine.connect() as connection:
         assert reads.active_runs(connection) == []
+
+
+# ---- evidence, branches, limits ----------------------------------------------------------------
+
+
+def opened(verdict: Verdict = Verdict.CRASHED) -> OpenIncident:
+    return OpenIncident(1, verdict, "it fell", (), ("Restarting.",), False)
+
+
+def test_a_revised_verdict_keeps_the_first_one_and_tells_its_incident(house: House) -> None:
+    house.ready()
+    house.attempt()
+    house.commit(end(), opened())
+    seen = (Evidence(START, "agent of host 0", "spot"),)
+    house.commit(ReviseVerdict(1, Verdict.PREEMPTED, "the cloud took it", seen))
+    row, incident = house.rows("attempts")[0], house.snapshot().incident
+    assert (row["verdict"], row["revised_from"], row["revised_at"]) == (
+        "preempted",
+        "crashed",
+        house.now,
+    )
+    assert incident is not None
+    assert (incident.verdict, incident.summary) == (Verdict.PREEMPTED, "the cloud took it")
+    assert "verdict_revised" in kinds(house)
+    house.commit(ReviseVerdict(1, Verdict.DIVERGED, "it was not finite", seen, bad_step=7))
+    last = house.snapshot().attempts[-1]
+    assert (last.revised_from, last.verdict, last.bad_step) == ("crashed", "diverged", 7)
+
+
+def test_a_branch_carries_its_parents_plan_and_the_new_skips(house: House) -> None:
+    house.ready()
+    for step in (5, 9):
+        checkpoint(house, step)
+    house.commit(OpenBranch("b1-s5", 5, (Skip(first=5, last=8, reason="bad"),), "it diverged"))
+    house.commit(OpenBranch("b1-s5", 5, (Skip(first=9, last=9, reason="bad"),), "again"))
+    snap = house.snapshot()
+    assert snap.run.branch == 3
+    assert snap.data_plan is not None
+    assert [(skip.first, skip.last) for skip in snap.data_plan.skips] == [(5, 8), (9, 9)]
+    assert snap.data_plan.seed == 17
+    assert usable(house) == ["b1-s5"]
+
+
+def test_a_checkpoint_accepted_since_the_look_is_not_passed_over(house: House) -> None:
+    """It may be the last one, and then nothing was lost."""
+    house.ready()
+    house.attempt()
+    snap = house.snapshot()
+    with house.engine.begin() as connection:
+        connection.execute(update(tables.attempts).values(accepted_step=200))
+    with pytest.raises(writes.Stale, match="just been accepted"):
+        house.commit(end(), snap=snap)
+    house.commit(end())
+
+
+def test_silence_and_the_clouds_word_are_kept(house: House) -> None:
+    house.ready()
+    house.commit(MarkHost(house.group, 0, True, "silent"), NoteTaken(house.group, "preempted", "x"))
+    snap = house.snapshot()
+    assert snap.hosts[0].unreachable_at == house.now
+    assert snap.group is not None
+    assert (snap.group.taken, snap.group.taken_at) == ("preempted", house.now)
+    house.commit(MarkHost(house.group, 0, False, "back"))
+    assert house.snapshot().hosts[0].unreachable_at is None
+    assert kinds(house)[-3:] == ["host_unreachable", "group_taken", "host_heard_again"]
+
+
+def test_a_lost_group_remembers_the_wish_that_it_was_lost_under(house: House) -> None:
+    house.ready()
+    house.commit(MoveGroup(house.group, GroupCause.HOSTS_LOST, "gone"))
+    group = house.snapshot().groups[-1]
+    assert group.lost_in_wish == 1
+
+
+def test_a_trainer_is_buried_with_its_host(house: House) -> None:
+    house.ready()
+    house.attempt()
+    house.commit(BuryTrainer(1, 0, "silent", host_gone=True))
+    assert house.snapshot().trainers[0].killed_for == HOST_GONE
+
+
+def test_hours_and_cost_are_summed_over_every_group(house: House) -> None:
+    house.ready()
+    with house.engine.begin() as connection:
+        connection.execute(update(tables.host_groups).values(price_per_hour=3.0))
+    house.tick(3600)
+    house.commit(MoveGroup(house.group, GroupCause.NOT_WANTED))
+    house.commit(MoveGroup(house.group, GroupCause.RELEASED))
+    house.tick(3600)
+    house.commit(MakeGroup("second", 2, "local", 1, 1, 6.0))
+    house.commit(MoveGroup("second", GroupCause.ASKED), MoveGroup("second", GroupCause.HOSTS_UP))
+    house.tick(1800)
+    snap = house.snapshot()
+    assert (round(snap.hours_held, 3), round(snap.cost, 3)) == (1.5, 6.0)
+
+
+def test_an_old_probe_says_nothing_of_who_lives(house: House) -> None:
+    house.ready()
+    assert sight(house, began=1, alive=True).hosts[0].agent_alive is True
+    house.tick(60)
+    assert sight(house, began=-29, alive=True).hosts[0].agent_alive is True
+    assert sight(house, began=-31, alive=True).hosts[0].agent_alive is None
+
+
+def test_a_paused_run_is_looked_at_while_its_verdict_may_be_revised(house: House) -> None:
+    house.ready()
+    house.attempt()
+    house.commit(end(), MoveRun(RunCause.GAVE_UP, "x", settle=True))
+    house.commit(MoveGroup(house.group, GroupCause.NOT_WANTED))
+    house.commit(MoveGroup(house.group, GroupCause.RELEASED))
+    with house.engine.connect() as connection:
+        assert reads.active(connection) == []
+        assert [run.id for run in reads.active(connection, house.now)] == ["r1"]
+        assert reads.active(connection, house.now + timedelta(minutes=6)) == []
+
+
+def test_late_exits_of_ended_attempts_are_seen(gang: House) -> None:
+    gang.ready()
+    gang.attempt()
+    gang.commit(BuryTrainer(1, 0, "x"), BuryTrainer(1, 1, "x"), end())
+    gang.commit(MoveRun(RunCause.ATTEMPT_LOST))
+    gang.attempt(2)
+    gang.tell({"kind": "trainer_exited", "exit_code": 69}, attempt=1, host=1)
+    told = {(t.attempt, t.rank): t.exit_code for t in gang.snapshot().trainers}
+    assert told == {(1, 0): None, (1, 1): 69}
+    gang.tick(301)
+    assert gang.snapshot().trainers == ()

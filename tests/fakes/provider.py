@@ -23,6 +23,7 @@ class FakeProvider:
     """
 
     name = "local"
+    hold_seconds: float | None = None
 
     def __init__(self, on_launch: Callable[[str, int, str], None] = lambda *_: None) -> None:
         self.on_launch = on_launch

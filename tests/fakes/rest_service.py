@@ -170,6 +170,7 @@ def run(name: str = "demo-1m", step: int = 20, **changes: Any) -> RunDetail:
         "desired": Desired.RUN,
         "reason": None,
         "needs_person": False,
+        "owner": "admin",
         "state_since": after(5),
         "created_at": START,
         "finished_at": None,
@@ -319,6 +320,7 @@ class FakeService:
     asked: list[tuple[str, str]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     submitted: list[dict[str, Any]] = field(default_factory=list)
+    asked_for: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         self.asked.append((method, path))
@@ -366,11 +368,13 @@ class FakeService:
     def _log_page(self, query: dict[str, str]) -> LogPage:
         kept = [x for x in self.logs if query.get("attempt") in {None, str(x.attempt)}]
         if "tail" in query:
-            return LogPage(items=tuple(kept[-int(query["tail"]) :]))
+            last = kept[-1].id if kept else None
+            return LogPage(items=tuple(kept[-int(query["tail"]) :]), through=last)
         left = [line for line in kept if line.id > int(query["after"])]
         page = tuple(left[: self.page_size])
+        last = page[-1].id if page else None
         more = len(left) > len(page)
-        return LogPage(items=page, next_cursor=page[-1].id if more else None)
+        return LogPage(items=page, next_cursor=last if more else None, through=last)
 
     def _event_page(self, query: dict[str, str]) -> EventPage:
         after = int(query["cursor"])
@@ -406,15 +410,22 @@ class FakeService:
             case "POST", ["pause"]:
                 return 202, found.model_copy(update={"desired": Desired.PAUSE})
             case "POST", ["resume"]:
-                return 202, found.model_copy(update={"reason": body["reason"]})
+                self.asked_for.append(body)
+                return 202, found.model_copy(update={"reason": body.get("reason")})
+            case "POST", ["rollback" | "checkpoint"] | ["checkpoints", _, "quarantine"]:
+                self.asked_for.append(body)
+                return 202, found.model_copy(update={"branch": 2})
+            case "POST", ["fork"]:
+                self.asked_for.append(body)
+                return 201, found.model_copy(update={"name": body["name"], "id": "9f"})
             case "POST", ["cancel"]:
                 return 202, found.model_copy(update={"desired": Desired.CANCEL})
             case "GET", ["attempts"]:
-                return 200, list(self.attempts)
+                return 200, {"items": list(self.attempts)}
             case "GET", ["checkpoints"]:
-                return 200, list(self.checkpoints)
+                return 200, {"items": list(self.checkpoints)}
             case "GET", ["incidents"]:
-                return 200, list(self.incidents)
+                return 200, {"items": list(self.incidents)}
             case "GET", ["goodput"]:
                 return 200, ledger()
             case "GET", ["events"]:

@@ -20,8 +20,10 @@ from worker.protocol import (
     CheckpointWritten,
     Report,
     StartTrainer,
+    ToTrainer,
     ToTrainerAccepted,
     ToTrainerDrain,
+    ToTrainerSave,
 )
 
 DEADLINE_SECONDS = 200.0
@@ -110,6 +112,9 @@ class TrainerHost:
     def drain(self) -> None:
         self._write(ToTrainerDrain())
 
+    def ask_to_save(self, request: int) -> None:
+        self._write(ToTrainerSave(request=request))
+
     def hang_up(self) -> None:
         """What the trainer sees when its agent dies."""
         assert self._connection is not None
@@ -140,7 +145,7 @@ class TrainerHost:
         )
         self._write(ToTrainerAccepted(acceptance=acceptance))
 
-    def _write(self, message: StartTrainer | ToTrainerAccepted | ToTrainerDrain) -> None:
+    def _write(self, message: StartTrainer | ToTrainer) -> None:
         assert self._connection is not None
         self._connection.sendall(message.model_dump_json().encode() + b"\n")
 

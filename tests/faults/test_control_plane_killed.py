@@ -74,7 +74,9 @@ def test_a_control_plane_killed_at_random_instants_disturbs_no_gang(
             detail = service.finish(run, 300)
             assert detail["state"] == "succeeded", detail["reason"]
             assert service.history(run) == expected
-            assert [a["verdict"] for a in service.get(f"runs/{run}/attempts")] == ["completed"]
+            assert [a["verdict"] for a in service.get(f"runs/{run}/attempts")["items"]] == [
+                "completed"
+            ]
         assert [found["id"] for found in service.get("runs")["items"]] == runs[::-1]
         until(service.released, "every process of the runs to be gone")
         service.stop()

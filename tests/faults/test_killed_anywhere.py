@@ -44,7 +44,7 @@ def check_outcome(service: Plane, run: str, expected: list, attempts: set[int]) 
     detail = service.finish(run)
     assert detail["state"] == "succeeded", detail["reason"]
     assert service.history(run) == expected
-    told = service.get(f"runs/{run}/attempts")
+    told = service.get(f"runs/{run}/attempts")["items"]
     assert len(told) in attempts
     for attempt in told:
         assert attempt["first_difference_step"] is None
@@ -63,7 +63,7 @@ def test_a_killed_worker_leaves_no_trace_in_the_history(
         MOMENTS[moment](service, run)
         service.kill_one(victim)
         check_outcome(service, run, expected, {2})
-        first = service.get(f"runs/{run}/attempts")[0]
+        first = service.get(f"runs/{run}/attempts")["items"][0]
         assert first["verdict"] == "crashed"
 
 
@@ -90,7 +90,7 @@ def test_a_gang_of_two_fails_and_comes_back_together(tmp_path: Path, text: Path,
         assert len(processes(service.data, TRAINER)) == 2
         service.kill_one(TRAINER)
         check_outcome(service, run, expected, {2})
-        [incident] = service.get(f"runs/{run}/incidents")
+        [incident] = service.get(f"runs/{run}/incidents")["items"]
         assert incident["closed_by_attempt"] == 2
         assert "SIGKILL" in incident["headline"] + incident["concluded"]
 
@@ -115,12 +115,12 @@ def test_a_pause_saves_and_a_resume_goes_on(tmp_path: Path, text: Path, undistur
         assert service.call("POST", f"runs/{run}/pause").status_code == 202
         until(lambda: service.get(f"runs/{run}")["state"] == "paused", "the pause")
         until(service.released, "the hosts to be given back")
-        [attempt] = service.get(f"runs/{run}/attempts")
+        [attempt] = service.get(f"runs/{run}/attempts")["items"]
         assert attempt["verdict"] == "paused"
         assert attempt["accepted_step"] == attempt["last_step"]
         assert service.call("POST", f"runs/{run}/resume", json={}).status_code == 202
         check_outcome(service, run, expected, {2})
-        second = service.get(f"runs/{run}/attempts")[1]
+        second = service.get(f"runs/{run}/attempts")["items"][1]
         assert second["replayed_steps"] == 0
 
 
@@ -131,5 +131,5 @@ def test_a_cancel_ends_every_process_and_keeps_the_checkpoints(tmp_path: Path, t
         assert service.call("POST", f"runs/{run}/cancel").status_code == 202
         assert service.finish(run)["state"] == "cancelled"
         until(service.released, "every process of the run to be gone")
-        [first, *_] = service.get(f"runs/{run}/checkpoints")
+        [first, *_] = service.get(f"runs/{run}/checkpoints")["items"]
         assert (Path(first["uri"]) / "COMMITTED").exists()

@@ -137,7 +137,7 @@ def test_a_leader_that_stood_still_or_died_is_followed_and_the_run_goes_on(
     assert processes(pair.folder, "worker.trainer") == trainers
 
     assert pair.first.finish(run)["state"] == "succeeded"
-    [attempt] = pair.first.get(f"runs/{run}/attempts")
+    [attempt] = pair.first.get(f"runs/{run}/attempts")["items"]
     assert attempt["verdict"] == "completed"
     assert [point[0] for point in pair.first.history(run)] == list(range(1, 901))
     until(lambda: not processes(pair.folder, "worker.agent"), "the hosts to be given back")

@@ -62,6 +62,6 @@ def test_a_run_killed_at_random_ends_as_if_nothing_had_happened(
         detail = service.finish(run, 600)
         assert detail["state"] == "succeeded", detail["reason"]
         assert service.history(run) == expected
-        for attempt in service.get(f"runs/{run}/attempts"):
+        for attempt in service.get(f"runs/{run}/attempts")["items"]:
             assert attempt["first_difference_step"] is None
         until(service.released, "every process of the run to be gone")

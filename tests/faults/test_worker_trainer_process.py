@@ -180,6 +180,12 @@ def test_gang_of_two_loses_one_then_is_drained_then_ends_bit_equal(
 
         start(hosts, 2, resume=killed.point(100))
         first.until_step(max(killed.losses()) + 5)
+        first.ask_to_save(1)
+        first.until(lambda seen: any(e.save_request for e in seen.of("checkpoint_written")))
+        asked = next(e for e in first.seen.of("checkpoint_written") if e.save_request)
+        assert (asked.save_request, asked.final) == (1, False)
+        assert asked.step % job.checkpoint.every_steps, "a save of both, beyond the regular ones"
+        first.until_step(asked.step + 2)
         second.signal(signal.SIGTERM)  # one host asked is enough: all leave at one step
         assert [host.wait() for host in hosts] == [ExitCode.DRAINED, ExitCode.DRAINED]
         drained = first.seen

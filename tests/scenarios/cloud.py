@@ -24,6 +24,7 @@ class Cloud:
     """`faults` draws what goes wrong with one call: the words of a fault, or None."""
 
     name = "local"
+    hold_seconds: float | None = None
 
     def __init__(self, world: World, line: Line, faults: Callable[[str, str], str | None]) -> None:
         self._world = world

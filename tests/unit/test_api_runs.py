@@ -350,7 +350,7 @@ def test_a_crashed_run_tells_each_step_once(client: Client, here: World) -> None
 def test_the_attempts_of_a_crashed_run(client: Client, here: World) -> None:
     run = submitted(client)
     seed_crashed(here, run)
-    first, second = client.get(f"{RUNS}/tiny/attempts").json()
+    first, second = client.get(f"{RUNS}/tiny/attempts").json()["items"]
     assert (first["verdict"], first["last_step"], first["replayed_steps"]) == ("crashed", 16, 0)
     assert first["replayed_bit_identical"] is None
     assert first["evidence"][0]["text"] == "was killed", "control characters are stripped"
@@ -373,7 +373,7 @@ def test_a_replay_that_differs_is_seen(client: Client, here: World) -> None:
         connection.execute(
             m.update().where(m.c.attempt == 2, m.c.step >= 13).values(loss=m.c.loss + 2**-50)
         )
-    second = client.get(f"{RUNS}/tiny/attempts").json()[1]
+    second = client.get(f"{RUNS}/tiny/attempts").json()["items"][1]
     assert second["replayed_bit_identical"] is False
     assert second["first_difference_step"] == 13
 
@@ -384,21 +384,21 @@ def test_nan_equals_nan_in_a_replay(client: Client, here: World) -> None:
     with here.engine.begin() as connection:
         m = tables.metric_points
         connection.execute(m.update().where(m.c.step == 12).values(loss=None))
-    second = client.get(f"{RUNS}/tiny/attempts").json()[1]
+    second = client.get(f"{RUNS}/tiny/attempts").json()["items"][1]
     assert second["replayed_bit_identical"] is True
 
 
 def test_the_story_of_an_incident(client: Client, here: World) -> None:
     run = submitted(client)
     seed_crashed(here, run)
-    [story] = client.get(f"{RUNS}/tiny/incidents").json()
+    [story] = client.get(f"{RUNS}/tiny/incidents").json()["items"]
     assert "SIGKILL" in story["concluded"]
     assert story["closed_by_attempt"] == 2
     assert (story["lost_steps"], story["lost_seconds"]) == (6, 26 - 20)
     assert story["command"] is None
     with here.engine.begin() as connection:
         connection.execute(tables.incidents.update().values(closed_at=None, needs_person=True))
-    [story] = client.get(f"{RUNS}/tiny/incidents").json()
+    [story] = client.get(f"{RUNS}/tiny/incidents").json()["items"]
     assert story["command"] == "longhaul resume tiny"
     assert story["left"]
 
@@ -467,7 +467,7 @@ def test_logs_page_forward_and_lose_control_characters(client: Client, here: Wor
     assert rest["next_cursor"] is None
     after = rest["items"][-1]["id"]
     none = client.get(f"{RUNS}/tiny/logs?after={after}").json()
-    assert none == {"items": [], "next_cursor": None}
+    assert (none["items"], none["next_cursor"]) == ([], None)
     assert client.get(f"{RUNS}/tiny/logs?attempt=2").json()["items"] == []
 
 
@@ -475,7 +475,7 @@ def test_checkpoints_come_newest_first(client: Client, here: World) -> None:
     run = submitted(client)
     for step in (10, 20):
         seed_checkpoint(here, run, 1, step)
-    assert [c["step"] for c in client.get(f"{RUNS}/tiny/checkpoints").json()] == [20, 10]
+    assert [c["step"] for c in client.get(f"{RUNS}/tiny/checkpoints").json()["items"]] == [20, 10]
 
 
 def test_an_unexpected_failure_shows_nothing_of_the_inside(

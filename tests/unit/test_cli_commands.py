@@ -69,6 +69,10 @@ READING: list[tuple[Sequence[str], type[BaseModel] | TypeAdapter[object]]] = [
     (["pause", "demo-1m"], RunDetail),
     (["resume", "demo-1m"], RunDetail),
     (["cancel", "demo-1m", "--yes", "demo-1m"], RunDetail),
+    (["rollback", "demo-1m", "--to", "75"], RunDetail),
+    (["fork", "demo-1m", "--at", "75", "--name", "twin"], RunDetail),
+    (["checkpoint", "demo-1m"], RunDetail),
+    (["quarantine", "demo-1m", "a1-s75", "--reason", "bad disk"], RunDetail),
 ]
 
 
@@ -91,7 +95,7 @@ def test_logs_in_json_are_lines(service: FakeService) -> None:
     assert [LogLine.model_validate_json(line) for line in lines] == service.logs
 
 
-@pytest.mark.parametrize("words", [words for words, _ in READING[:-4]] + [["why", "demo-1m"]])
+@pytest.mark.parametrize("words", [words for words, _ in READING[:6]] + [["why", "demo-1m"]])
 @pytest.mark.parametrize("width", [80, 120])
 def test_what_is_printed_fits(
     service: FakeService, monkeypatch: pytest.MonkeyPatch, words: list[str], width: int
@@ -287,6 +291,70 @@ def test_cancel_asks_and_changes_nothing_without_the_exact_name(service: FakeSer
     run = service.runs["demo-1m"]
     done("cancel", "demo-1m", "--yes", run.id)
     assert service.asked[-1] == ("POST", f"/api/v1/runs/{run.id}/cancel")
+
+
+def test_a_resume_carries_what_was_given(service: FakeService) -> None:
+    done(
+        *("resume", "demo-1m", "--from", "75", "--skip-batches", "8", "--reason", "a spike"),
+        *("--set", "batch.microbatches=2", "--set", "hosts=2", "--expect-revision", "1"),
+    )
+    done("resume", "demo-1m", "--from", "a1-s75")
+    assert service.asked_for == [
+        {
+            "from": 75,
+            "skip_batches": 8,
+            "reason": "a spike",
+            "set": {"batch.microbatches": 2, "hosts": 2},
+            "expected_revision": 1,
+        },
+        {"from": "a1-s75", "skip_batches": 0, "set": {}},
+    ]
+
+
+def test_a_rollback_says_where_it_goes_and_what_is_next(service: FakeService) -> None:
+    printed = done("rollback", "demo-1m", "--to", "0")
+    assert "demo-1m goes back to 0, on branch 2." in printed
+    assert "→ See what it can begin at: longhaul checkpoints demo-1m" in printed
+    assert service.asked_for == [{"to": 0, "skip_batches": 0}]
+
+
+def test_a_fork_is_sent_under_one_key(service: FakeService) -> None:
+    words = ("fork", "demo-1m", "--at", "a1-s75", "--name", "twin", "--set", "seed=5")
+    printed = done(*words)
+    assert "twin (9f) begins at a1-s75 of demo-1m." in printed
+    assert "longhaul watch twin" in printed
+    assert service.asked_for == [{"at": "a1-s75", "name": "twin", "set": {"seed": 5}}]
+    assert len(service.keys) == 1
+
+
+def test_single_checkpoints_are_asked_for_and_set_apart(service: FakeService) -> None:
+    assert "longhaul checkpoints demo-1m" in done("checkpoint", "demo-1m")
+    printed = done("quarantine", "demo-1m", "a1-s75", "--reason", "bad disk")
+    assert "a1-s75 of demo-1m is in quarantine" in printed
+    assert service.asked[-1][1].endswith("/checkpoints/a1-s75/quarantine")
+    assert service.asked_for[-1] == {"reason": "bad disk"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["rollback", "demo-1m"],
+        ["rollback", "demo-1m", "--to", "-5"],
+        ["fork", "demo-1m", "--at", "75", "--name", "Not A Name"],
+        ["fork", "demo-1m", "--at", "75"],
+        ["resume", "demo-1m", "--set", "steps"],
+        ["resume", "demo-1m", "--skip-batches", "-1"],
+        ["resume", "demo-1m", "--skip-batches", "1000000"],
+        ["quarantine", "demo-1m", "a1-s75"],
+        ["quarantine", "demo-1m", "a1-s75", "--reason", " "],
+    ],
+    ids=" ".join,
+)
+def test_what_can_not_be_meant_is_refused_before_anything_is_sent(
+    service: FakeService, words: list[str]
+) -> None:
+    assert call(*words).exit_code == 2
+    assert not any(method == "POST" for method, _ in service.asked)
 
 
 def test_resume_keeps_the_reason(service: FakeService) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.instance import AlreadyRunning, CannotStart, bound, claimed, noted
+from orchestrator.instance import AlreadyRunning, CannotStart, bound, check_tls, claimed, noted
 from orchestrator.settings import Settings
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
@@ -73,3 +73,13 @@ def test_the_note_stands_while_the_service_does(tmp_path: Path) -> None:
         note = json.loads((tmp_path / "service.json").read_text())
         assert (note["url"], note["pid"]) == ("http://127.0.0.1:4321", os.getpid())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_certificate_that_can_not_be_used_is_told(tmp_path: Path) -> None:
+    here = {"data_dir": tmp_path, "tls_certificate": tmp_path / "c.pem"}
+    check_tls(Settings(data_dir=tmp_path))
+    for content in (None, "no certificate"):
+        if content:
+            (tmp_path / "c.pem").write_text(content)
+        with pytest.raises(CannotStart, match=r"c\.pem.*k\.pem can not be used"):
+            check_tls(Settings(**here, tls_key=tmp_path / "k.pem"))

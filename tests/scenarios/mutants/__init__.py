@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 from unittest import mock
 
-from orchestrator.reconcile import rules
-from orchestrator.reconcile.policy import Spent
+from orchestrator.reconcile import between, following, gang, hosts, resting, rules
+from orchestrator.reconcile.budgets import Spent
+from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Trainer
 from orchestrator.state import GroupState, RunState
 from orchestrator.store import ingest, ledger_events, reads, rows, writes
@@ -22,24 +23,24 @@ from orchestrator.store.tables import attempts
 def impatient() -> AbstractContextManager[Any]:
     """1: an attempt ends with its first trainer, while the others may live."""
 
-    def anyone(_snap: Any, attempt: Any, whole: Any) -> list[Trainer]:
-        gang = whole(_snap, attempt)
+    def anyone(snap: Any, attempt: Any) -> list[Trainer]:
+        gang = whole(snap, attempt)
         return [trainer for trainer in gang if trainer.exited] or gang
 
-    whole = rules._gang
-    return mock.patch.object(rules, "_gang", lambda snap, attempt: anyone(snap, attempt, whole))
+    whole = Snapshot.gang
+    return mock.patch.object(Snapshot, "gang", anyone)
 
 
 def unseen_is_dead() -> AbstractContextManager[Any]:
     """1: a trainer whose agent is gone counts as dead, although nobody saw its end."""
 
-    def why(host: Any, attempt: Any, gone: bool) -> str | None:
+    def why(host: Any, attempt: Any) -> str | None:
         if host is not None and host.agent_alive is False and host.launched_at is not None:
             return "its agent ended"
-        return before(host, attempt, gone)
+        return before(host, attempt)
 
-    before = rules._why_dead
-    return mock.patch.object(rules, "_why_dead", why)
+    before = gang.why_dead
+    return mock.patch.object(gang, "why_dead", why)
 
 
 def stale_offers() -> AbstractContextManager[Any]:
@@ -67,8 +68,11 @@ def forgets_hosts() -> Iterator[None]:
             return before(replace(snap, group=replace(group, exists=False)))
         return plan
 
-    before = rules._release
-    with mock.patch.object(rules, "_release", release):
+    before = hosts.release
+    with (
+        mock.patch.object(hosts, "release", release),
+        mock.patch.object(resting, "release", release),
+    ):
         yield
 
 
@@ -80,15 +84,14 @@ def keeps_hosts() -> AbstractContextManager[Any]:
             return rules.Plan()
         return before(snap)
 
-    before = rules._release
-    return mock.patch.object(rules, "_release", release)
+    before = resting.release
+    return mock.patch.object(resting, "release", release)
 
 
 def oldest_checkpoint() -> AbstractContextManager[Any]:
     """6: a resume takes the oldest checkpoint."""
-    return mock.patch.object(
-        rules, "_newest", lambda snap: snap.checkpoints[-1] if snap.checkpoints else None
-    )
+    oldest = property(lambda snap: snap.checkpoints[-1] if snap.checkpoints else None)
+    return mock.patch.object(Snapshot, "newest", oldest)
 
 
 def trusts_rejected() -> AbstractContextManager[Any]:
@@ -96,12 +99,17 @@ def trusts_rejected() -> AbstractContextManager[Any]:
     return mock.patch.object(ledger_events, "_quarantine")
 
 
-def endless_budget() -> AbstractContextManager[Any]:
+@contextmanager
+def endless_budget() -> Iterator[None]:
     """14: no number of failures is too many."""
-    return mock.patch.object(rules, "spent", _spent_nothing)
+    with (
+        mock.patch.object(following, "spent", _spent_nothing),
+        mock.patch.object(between, "spent", _spent_nothing),
+    ):
+        yield
 
 
-def _spent_nothing(ended: Any, verdict: Any, policy: Any) -> Any:
+def _spent_nothing(*_: Any) -> Any:
     return Spent(0, 1)
 
 
@@ -113,15 +121,11 @@ def ignores_lease() -> AbstractContextManager[Any]:
 def ignores_seq() -> AbstractContextManager[Any]:
     """16: what comes twice is stored twice."""
 
-    def again(connection: Any, *given: Any) -> Any:
-        return replace(before(connection, *given), acked_seq=-1)
+    def again(*given: Any) -> Any:
+        return replace(before(*given), acked_seq=-1)
 
-    def report(connection: Any, call: Any, secret: str, now: Any) -> Any:
-        with mock.patch.object(ingest, "identify_instance", again):
-            return whole(connection, call, secret, now)
-
-    before, whole = ingest.identify_instance, ingest.report
-    return mock.patch.object(ingest, "report", report)
+    before = ingest.prove_instance
+    return mock.patch.object(ingest, "prove_instance", again)
 
 
 def acknowledges_early() -> AbstractContextManager[Any]:
@@ -131,8 +135,8 @@ def acknowledges_early() -> AbstractContextManager[Any]:
         if envelope.seq % 7:
             before(intake, envelope)
 
-    before = ingest._Intake.take
-    return mock.patch.object(ingest._Intake, "take", take)
+    before = ingest.Intake.take
+    return mock.patch.object(ingest.Intake, "take", take)
 
 
 def forgets_wishes() -> AbstractContextManager[Any]:

@@ -1,0 +1,86 @@
+"""Hosts that are not heard of: `unreachable` first, and lost only by elapsed time and probes.
+
+Pure. Invariant 11: a control plane that was itself away or asleep hears nothing, so only the time
+counts in which it could have heard; and a host that its provider sees alive is never given up.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+
+from orchestrator.reconcile.plan import Change, MarkHost
+from orchestrator.reconcile.snapshot import Snapshot
+from orchestrator.records import Attempt, Host
+
+# A provider that can not tell may be as cut off as the host: it gets this many times the deadline.
+CAN_NOT_TELL = 10
+
+
+def heard_until(snap: Snapshot, host: Host, attempt: Attempt) -> datetime:
+    """From when on the host could have been heard of and was not."""
+    return max(host.last_seen_at or attempt.created_at, snap.hearing_since)
+
+
+def silent(snap: Snapshot, host: Host, attempt: Attempt) -> timedelta:
+    return snap.now - heard_until(snap, host, attempt)
+
+
+def given_up(snap: Snapshot, host: Host, attempt: Attempt) -> str | None:
+    """Why the host counts as lost, None while it does not."""
+    taken = snap.group is not None and snap.group.taken is not None
+    if True in (host.agent_alive, host.trainer_alive) and not taken:
+        return None
+    for_long = silent(snap, host, attempt)
+    if host.agent_alive is None and not taken:
+        if for_long <= CAN_NOT_TELL * snap.host_lost_after:
+            return None
+        return f"nothing was heard of it for {_seconds(for_long)}, and its provider can not tell"
+    if for_long <= snap.host_lost_after:
+        return None
+    how = "its provider says that it was taken" if taken else "its probes say that no agent lives"
+    return f"nothing was heard of it for {_seconds(for_long)}, and {how}"
+
+
+def marks(snap: Snapshot, attempt: Attempt) -> tuple[Change, ...]:
+    """One line of the timeline when a host falls silent, and one when it is heard of again."""
+    found: list[Change] = []
+    for host in snap.hosts[: attempt.processes]:
+        for_long = silent(snap, host, attempt)
+        if host.unreachable_at is None and for_long > snap.host_lost_after:
+            words = (
+                f"nothing was heard of it for {_seconds(for_long)};"
+                f" {_probe_words(host)}; the attempt goes on"
+            )
+            found.append(MarkHost(host.group, host.index, True, words))
+        elif host.unreachable_at is not None and _heard_since(host, host.unreachable_at):
+            found.append(MarkHost(host.group, host.index, False, "it is heard of again"))
+    return tuple(found)
+
+
+def due(snap: Snapshot, attempt: Attempt) -> datetime | None:
+    """When the silence of a host will next mean something."""
+    limits = (snap.host_lost_after, CAN_NOT_TELL * snap.host_lost_after)
+    times = [
+        heard_until(snap, host, attempt) + limit + timedelta(milliseconds=1)
+        for host in snap.hosts[: attempt.processes]
+        for limit in limits
+    ]
+    return min((at for at in times if at > snap.now), default=None)
+
+
+def _heard_since(host: Host, at: datetime) -> bool:
+    return host.last_seen_at is not None and host.last_seen_at > at
+
+
+def _probe_words(host: Host) -> str:
+    match host.agent_alive:
+        case True:
+            return "its provider says that its agent lives"
+        case False:
+            return "its provider says that no agent lives there"
+        case None:
+            return "its provider can not tell"
+
+
+def _seconds(span: timedelta) -> str:
+    return f"{span.total_seconds():.0f} s"

@@ -1,0 +1,343 @@
+"""From the events of reports to rows, gathered over many reports and written once for each table.
+
+Owns what becomes of each kind of event. Events of an ended attempt are kept as telemetry under
+their own attempt and change no state. Decides nothing, and proves nobody: that is `ingest.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from sqlalchemy import Connection, bindparam, select, update
+
+from orchestrator.records import Attempt
+from orchestrator.state import AttemptState
+from orchestrator.store import bulk, ledger_events, rollups, rows
+from orchestrator.store.callers import Caller
+from orchestrator.store.tables import (
+    attempts,
+    evals,
+    events,
+    hosts,
+    log_lines,
+    trainers,
+    upsert,
+)
+from orchestrator.store.timeline import fit, line
+from worker.protocol import (
+    CheckpointRejected,
+    CheckpointWritten,
+    Envelope,
+    Evaluated,
+    HostNotice,
+    LogLines,
+    PhaseEntered,
+    Resumed,
+    SaveFailed,
+    StateNotFinite,
+    StepBeat,
+    StepCompleted,
+    TrainerExited,
+    TrainerFailed,
+    TrainerFinished,
+    TrainerStarted,
+    Unknown,
+)
+
+LINE_LENGTH = 8192
+INT_LIMIT = 1 << 31
+BIG_LIMIT = 1 << 63
+QUIET = (StepBeat, LogLines)  # no line in the timeline
+DECISIVE = (
+    TrainerStarted,
+    CheckpointRejected,
+    StateNotFinite,
+    TrainerFailed,
+    TrainerFinished,
+    TrainerExited,
+    HostNotice,
+)
+LOG_COLUMNS = ("run_id", "attempt", "rank", "at", "line")
+
+AttemptKey = tuple[str, int]
+TrainerKey = tuple[str, int, int]
+
+
+def find_attempts(
+    connection: Connection, wanted: Collection[AttemptKey]
+) -> dict[AttemptKey, Attempt]:
+    """The attempts of these runs and numbers, perhaps among a few more of the same runs."""
+    numbers = {number for _, number in wanted if abs(number) < INT_LIMIT}
+    runs = {run for run, _ in wanted}
+    found = connection.execute(_ATTEMPTS, {"runs": list(runs), "numbers": list(numbers)})
+    return {(row.run_id, row.number): row for row in map(rows.attempt, found.mappings())}
+
+
+_ATTEMPTS = select(attempts).where(
+    attempts.c.run_id.in_(bindparam("runs", expanding=True)),
+    attempts.c.number.in_(bindparam("numbers", expanding=True)),
+)
+
+
+@dataclass
+class Gathered:
+    """Rows of one or more reports, to be written together."""
+
+    points: list[tuple[bulk.Cell, ...]] = field(default_factory=list)
+    logs: list[tuple[bulk.Cell, ...]] = field(default_factory=list)
+    evals: list[dict[str, object]] = field(default_factory=list)
+    lines: list[dict[str, object]] = field(default_factory=list)
+    trainers: dict[TrainerKey, dict[str, object]] = field(default_factory=dict)
+    marks: dict[AttemptKey, dict[str, datetime]] = field(default_factory=dict)
+    notices: list[tuple[Caller, HostNotice, datetime]] = field(default_factory=list)
+    ledger: list[tuple[Attempt, datetime, CheckpointWritten | CheckpointRejected]] = field(
+        default_factory=list
+    )
+
+    def write(self, connection: Connection) -> None:
+        self._write_trainers(connection)
+        rollups.store_points(connection, self.points)
+        bulk.insert_rows(connection, log_lines, LOG_COLUMNS, self.logs)
+        if self.evals:
+            statement = upsert(connection, evals).on_conflict_do_nothing()
+            connection.execute(statement, self.evals)
+        if self.lines:
+            connection.execute(events.insert(), self.lines)
+        for key, marks in self.marks.items():
+            _mark_attempt(connection, key, marks)
+        for caller, event, at in self.notices:
+            _keep_notice(connection, caller, event, at)
+        for attempt, at, event in self.ledger:
+            ledger_events.note(connection, attempt, at, event)
+
+    def _write_trainers(self, connection: Connection) -> None:
+        """One statement for all trainers of which the same columns are told."""
+        alike: defaultdict[tuple[str, ...], list[dict[str, object]]] = defaultdict(list)
+        for (run_id, attempt, rank), values in sorted(self.trainers.items()):
+            key = {"run_id": run_id, "attempt": attempt, "rank": rank}
+            alike[tuple(sorted(values))].append(key | values)
+        for columns, found in alike.items():
+            statement = upsert(connection, trainers)
+            statement = statement.on_conflict_do_update(
+                index_elements=["run_id", "attempt", "rank"],
+                set_={column: statement.excluded[column] for column in columns},
+            )
+            connection.execute(statement, found)
+
+
+class Intake:
+    """Sorts the events of one report into `gathered`.
+
+    `decisive` when a decision may depend on what came, `exits` when the other hosts' commands may.
+    """
+
+    def __init__(
+        self,
+        gathered: Gathered,
+        caller: Caller,
+        known: dict[AttemptKey, Attempt],
+        now: datetime,
+    ) -> None:
+        self.kinds: Counter[str] = Counter()
+        self.acked = caller.acked_seq
+        self.dropped = 0
+        self.decisive = False
+        self.exits = False
+        self._into = gathered
+        self._caller = caller
+        self._known = known
+        self._now = now
+
+    def take_after(self, acked: int, envelopes: Iterable[Envelope]) -> int:
+        """Takes what is newer than `acked`; returns what may be acknowledged now."""
+        self.acked = acked
+        for envelope in envelopes:
+            if self.acked < envelope.seq < BIG_LIMIT:
+                self.acked = envelope.seq
+                self.take(envelope)
+        return self.acked
+
+    def take(self, envelope: Envelope) -> None:
+        attempt = self._known.get((self._caller.run_id, envelope.attempt))
+        if attempt is None or attempt.group != self._caller.group or not _storable(envelope):
+            self.dropped += 1
+            return
+        if envelope.rank != self._caller.host:
+            self.dropped += 1
+            return
+        event = envelope.event
+        at = min(envelope.at, self._now)
+        self.kinds["unknown" if isinstance(event, Unknown) else event.kind] += 1
+        if isinstance(event, StepCompleted):
+            self._step(attempt, at, event)
+            return
+        self.decisive |= isinstance(event, DECISIVE)
+        self._sort(envelope, attempt, at)
+        if not isinstance(event, QUIET):
+            told = line(
+                self._caller.run_id,
+                event.kind,
+                at,
+                self._now,
+                event.model_dump(),
+                attempt.number,
+                envelope.rank,
+            )
+            self._into.lines.append(told)
+
+    def _step(self, attempt: Attempt, at: datetime, event: StepCompleted) -> None:
+        """Nearly all events are of this kind, so it has a way of its own."""
+        self._mark(attempt, "first_step_at", at)
+        self._trainer(attempt, last_step=event.step, last_step_at=at)
+        self._into.points.append(_point(attempt, at, event))
+
+    def _sort(self, envelope: Envelope, attempt: Attempt, at: datetime) -> None:
+        event = envelope.event
+        match event:
+            case PhaseEntered():
+                self._mark(attempt, "spawned_at", at)
+                self._trainer(attempt, phase=event.phase.value, phase_at=at)
+            case TrainerStarted():
+                self._mark(attempt, "spawned_at", at)
+                key = None if event.numerics_key is None else fit(event.numerics_key, LINE_LENGTH)
+                self._trainer(attempt, pid=event.pid, numerics_key=key)
+            case StepBeat():
+                self._trainer(attempt, last_step=event.step, last_step_at=at)
+            case Evaluated():
+                self._into.evals.append(_eval(attempt, at, event))
+            case CheckpointWritten() | CheckpointRejected():
+                self._into.ledger.append((attempt, at, event))
+            case TrainerFailed():
+                hint = None if event.hint is None else fit(event.hint, LINE_LENGTH)
+                self._trainer(attempt, failure=fit(event.error, LINE_LENGTH), hint=hint)
+            case TrainerFinished():
+                self._trainer(attempt, finished_step=event.step, drained=event.drained)
+            case TrainerExited():
+                self.exits = True
+                self._trainer(attempt, **_exit(event, at))
+            case LogLines():
+                self._into.logs += _log_rows(attempt, envelope.rank, at, event.lines)
+            case StateNotFinite():
+                where = fit(event.where, LINE_LENGTH)
+                self._trainer(attempt, diverged_step=event.step, diverged_where=where)
+            case HostNotice():
+                self._into.notices.append((self._caller, event, at))
+            case StepCompleted() | Resumed() | SaveFailed() | Unknown():
+                pass
+
+    def _mark(self, attempt: Attempt, column: str, at: datetime) -> None:
+        """The first of its kind in the attempt; an ended attempt keeps what it had."""
+        if getattr(attempt, column) is not None or attempt.state is AttemptState.ENDED:
+            return
+        marks = self._into.marks.setdefault((attempt.run_id, attempt.number), {})
+        if column not in marks:
+            marks[column] = at
+            self.decisive = True
+
+    def _trainer(self, attempt: Attempt, **values: object) -> None:
+        key = (attempt.run_id, attempt.number, self._caller.host)
+        self._into.trainers.setdefault(key, {}).update(values)
+
+
+def _mark_attempt(connection: Connection, key: AttemptKey, marks: dict[str, datetime]) -> None:
+    """Each mark once, whichever host told first."""
+    run_id, number = key
+    for column, at in marks.items():
+        connection.execute(
+            update(attempts)
+            .where(
+                attempts.c.run_id == run_id,
+                attempts.c.number == number,
+                attempts.c.state != AttemptState.ENDED,
+                attempts.c[column].is_(None),
+            )
+            .values({column: at})
+        )
+
+
+def _keep_notice(connection: Connection, caller: Caller, event: HostNotice, at: datetime) -> None:
+    """The host's newest word about its own end."""
+    connection.execute(
+        update(hosts)
+        .where(hosts.c.group == caller.group, hosts.c.index == caller.host)
+        .values(notice=event.notice, notice_at=at, notice_text=fit(event.text, LINE_LENGTH))
+    )
+
+
+def _storable(envelope: Envelope) -> bool:
+    """Numbers that no column holds would make the same report fail for ever."""
+    event = envelope.event
+    if isinstance(event, StepCompleted):
+        return 0 < event.step < INT_LIMIT and abs(event.tokens) < INT_LIMIT
+    if isinstance(event, Unknown):
+        return True
+    numbers = {
+        name: value
+        for name, value in event.__dict__.items()
+        if isinstance(value, int) and name != "bytes"
+    }
+    large = getattr(event, "bytes", 0)
+    return all(abs(value) < INT_LIMIT for value in numbers.values()) and abs(large) < BIG_LIMIT
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _point(attempt: Attempt, at: datetime, event: StepCompleted) -> tuple[bulk.Cell, ...]:
+    """In the order of `rollups.POINT_COLUMNS`."""
+    return (
+        attempt.run_id,
+        attempt.number,
+        event.step,
+        bulk.micros(at),
+        _finite(event.loss),
+        _finite(event.grad_norm),
+        _finite(event.learning_rate) or 0.0,
+        event.tokens,
+        _finite(event.seconds) or 0.0,
+        _finite(event.data_wait) or 0.0,
+        fit(event.batch_hash, 32),
+    )
+
+
+def _eval(attempt: Attempt, at: datetime, event: Evaluated) -> dict[str, object]:
+    return {
+        "run_id": attempt.run_id,
+        "attempt": attempt.number,
+        "step": event.step,
+        "at": at,
+        "loss": _finite(event.loss),
+        "batches": event.batches,
+        "seconds": _finite(event.seconds) or 0.0,
+    }
+
+
+def _exit(event: TrainerExited, at: datetime) -> dict[str, object]:
+    values: dict[str, object] = {
+        "exited_at": at,
+        "exit_code": event.exit_code,
+        "signal": event.signal,
+        "killed_by_agent": event.killed_by_agent,
+        "why_killed": None if event.why_killed is None else fit(event.why_killed, LINE_LENGTH),
+        "killed_for": event.killed_for,
+        "memory_killer": None
+        if event.memory_killer is None
+        else fit(event.memory_killer, LINE_LENGTH),
+        "last_lines": rows.lines_text(tuple(fit(text, LINE_LENGTH) for text in event.last_lines)),
+    }
+    if event.last_step is not None:
+        values["last_step"] = event.last_step
+    return values
+
+
+def _log_rows(
+    attempt: Attempt, rank: int, at: datetime, lines: Iterable[str]
+) -> list[tuple[bulk.Cell, ...]]:
+    """In the order of `LOG_COLUMNS`."""
+    when = bulk.micros(at)
+    return [(attempt.run_id, attempt.number, rank, when, fit(text, LINE_LENGTH)) for text in lines]

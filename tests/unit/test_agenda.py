@@ -1,0 +1,67 @@
+"""In which order runs are looked at."""
+
+from __future__ import annotations
+
+from orchestrator.agenda import Agenda
+
+
+def test_new_runs_are_due_at_once_and_again_at_their_time():
+    agenda = Agenda()
+    agenda.keep({"a": 1, "b": 1}, now=10.0)
+    assert agenda.pop(10.0, 8) == ["a", "b"]
+    assert agenda.next_at(10.0) is None
+    agenda.looked("a", 15.0)
+    agenda.looked("b", 12.0)
+    assert agenda.next_at(10.0) == 12.0
+    assert agenda.pop(11.0, 8) == []
+    assert agenda.pop(20.0, 8) == ["b", "a"]
+
+
+def test_a_woken_run_goes_before_a_long_list():
+    agenda = Agenda()
+    agenda.keep({f"r{n}": 1 for n in range(100)}, now=0.0)
+    agenda.wake(["r77", "r99", "r77"])
+    assert agenda.pop(0.0, 3) == ["r77", "r99", "r0"]
+    assert len(agenda.pop(0.0, 1000)) == 97
+
+
+def test_a_woken_run_is_not_due_a_second_time():
+    agenda = Agenda()
+    agenda.keep({"a": 1}, now=0.0)
+    agenda.wake(["a"])
+    assert agenda.pop(0.0, 8) == ["a"]
+    assert agenda.pop(0.0, 8) == []
+    agenda.wake(["a"])
+    assert agenda.next_at(3.0) == 3.0, "woken while it was looked at"
+    agenda.looked("a", 99.0)
+    assert agenda.pop(3.0, 8) == ["a"]
+
+
+def test_a_newer_wish_wakes():
+    agenda = Agenda()
+    agenda.keep({"a": 1}, now=0.0)
+    agenda.pop(0.0, 8)
+    agenda.looked("a", 60.0)
+    agenda.keep({"a": 1}, now=2.0)
+    assert agenda.pop(2.0, 8) == []
+    agenda.keep({"a": 2}, now=4.0)
+    assert agenda.pop(4.0, 8) == ["a"]
+
+
+def test_a_run_that_is_over_is_forgotten():
+    agenda = Agenda()
+    agenda.keep({"a": 1, "b": 1}, now=0.0)
+    agenda.pop(0.0, 8)
+    agenda.looked("a", 5.0)
+    agenda.wake(["b"])
+    agenda.keep({}, now=1.0)
+    assert agenda.pop(100.0, 8) == []
+    assert len(agenda) == 0
+
+
+def test_a_run_that_is_not_listed_yet_is_looked_at_once():
+    agenda = Agenda()
+    agenda.wake(["new"])
+    assert agenda.pop(0.0, 8) == ["new"]
+    agenda.looked("new", 1.0)
+    assert agenda.pop(5.0, 8) == []

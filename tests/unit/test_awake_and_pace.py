@@ -1,0 +1,50 @@
+"""What a process knows of its own gaps, and how often it asks agents to report."""
+
+from __future__ import annotations
+
+from orchestrator.awake import GAP_SECONDS, Awake
+from orchestrator.pace import Pace
+from tests.scenarios.clock import FakeClock
+
+
+def test_a_process_that_stood_still_is_awake_since_it_went_on():
+    clock = FakeClock()
+    awake, start = Awake(clock), clock.now()
+    for _ in range(20):
+        clock.advance(GAP_SECONDS - 1)
+        awake.beat()
+    assert awake.since() == start
+    clock.advance(GAP_SECONDS + 1)
+    assert awake.since() == clock.now(), "also before anything else has run"
+    gone_on = clock.now()
+    clock.advance(1)
+    assert awake.since() == gone_on
+
+
+def test_few_agents_report_at_once_and_many_in_turns():
+    pace = Pace(FakeClock())
+    assert pace.next_report("g", 0, watched=False) == 0.05
+    told = [pace.next_report(f"g{n}", 0, watched=False) for n in range(1000)]
+    assert told == sorted(told)
+    assert 20.0 <= told[-1] < 21.0
+    assert pace.next_report("g1", 0, watched=True) == 0.25
+    assert pace.silence(30.0) == 1.5 * pace.seconds
+
+
+def test_agents_that_left_are_forgotten():
+    clock = FakeClock()
+    pace = Pace(clock)
+    for n in range(1000):
+        pace.next_report(f"g{n}", 0, watched=False)
+    for _ in range(2):
+        clock.advance(61)
+        told = pace.next_report("g", 0, watched=False)
+    assert told == 0.05
+
+
+def test_after_a_start_all_come_at_once():
+    pace = Pace(FakeClock())
+    pace.expect(1_000)
+    assert pace.next_report("g", 0, watched=False) == 20.0
+    pace.expect(1_000_000)
+    assert pace.next_report("g", 0, watched=False) == 55.0
