@@ -18,6 +18,7 @@ from orchestrator.store.callers import (
 )
 from tests.scenarios.world import Host, Trainer, World
 from worker.protocol import (
+    PROTOCOL_VERSION,
     AgentReport,
     AttemptSpec,
     CheckpointAccepted,
@@ -93,7 +94,11 @@ class Agent:
             python="3",
         )
         call = Register(
-            protocol=1, group=host.group, host=host.index, instance=self.instance, facts=facts
+            protocol=PROTOCOL_VERSION,
+            group=host.group,
+            host=host.index,
+            instance=self.instance,
+            facts=facts,
         )
         answer = self._call(call)
         if isinstance(answer, Registered):
