@@ -109,8 +109,9 @@ def requested(snap: Snapshot, group: HostGroup) -> Plan:
 def creating(snap: Snapshot, group: HostGroup) -> Plan:
     if group.refused is not None:
         return refused(snap, group, group.refused)
-    if group.exists is False:
-        return Plan(lose_idle_group(snap, group, _no_trace(snap, group)))
+    lost = lost_while_idle(snap, group)  # the cloud may take hosts that were never all up
+    if lost is not None:
+        return Plan(lose_idle_group(snap, group, lost))
     if group.up:
         return Plan((MoveGroup(group.name, GroupCause.HOSTS_UP),))
     return Plan(look_again_at=snap.now + PROVIDER_RETRY)
