@@ -294,7 +294,7 @@ class Loop:
         seconds = {name: one.hold_seconds for name, one in service.providers.items()}
         return reads.Beside(
             awake_since=self._awake.since(),
-            host_lost_after=timedelta(seconds=service.settings.host_lost_seconds),
+            host_lost_after=self._silence(),
             holds={name: timedelta(seconds=hold) for name, hold in seconds.items() if hold},
             price_per_hour=lambda job: price_per_hour(job, service.settings),
         )
