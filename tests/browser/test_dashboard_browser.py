@@ -218,7 +218,8 @@ def test_the_keyboard_reaches_the_content_first(site: Site, open_page: Open) -> 
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
     names = page.evaluate(
-        "[...document.querySelectorAll('button, a, input, progress, [role=img]')]"
+        "[...document.querySelectorAll("
+        "'button, a, input:not([type=hidden]), progress, [role=img]')]"
         ".filter(e => !(e.getAttribute('aria-label') || e.textContent.trim() || e.labels?.length))"
         ".map(e => e.outerHTML)"
     )
