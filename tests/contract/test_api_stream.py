@@ -149,7 +149,7 @@ def test_a_reader_goes_from_replica_to_replica(run: str, database_url: str, tmp_
     """Each event is heard at the other replica than the one before, while both are running."""
     with (
         replica(database_url, tmp_path) as (left, left_client),
-        replica(database_url, tmp_path) as (right, right_client),
+        replica(database_url, tmp_path) as (_, right_client),
     ):
         all_heard = heard(left, left_client, run, 4, AFTER)
         goes_on_and_ends(left, run)

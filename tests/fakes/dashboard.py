@@ -12,8 +12,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from orchestrator.api.auth import Session, signed_in
-from orchestrator.api.guards import SecurityHeaders
 from orchestrator.api.fleet_schemas import FleetGroup, FleetPage
+from orchestrator.api.guards import SecurityHeaders
 from orchestrator.api.schemas import (
     AttemptView,
     Chart,
