@@ -48,7 +48,7 @@ run: setup ## Run the demo: train, kill the trainer, recover, finish
 	$(BIN)/longhaul demo $(ARGS)
 
 test: setup-dev ## All tests, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: setup-dev ## The long tests that `make test` leaves out
 	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)

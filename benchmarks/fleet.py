@@ -64,7 +64,7 @@ async def drive(
     spread = 5.0 + len(hosts) / LOOKS_PER_SECOND
     tasks = [asyncio.create_task(agent.live(spread)) for agent in agents]
     try:
-        await asyncio.sleep(1.5 * spread)
+        await settled(agents, spread)
         before, cpu, began = len(decided(decisions)), cpu_seconds(pid), time.monotonic()
         reports, own = count.reports, time.process_time()
         await crash(agents, seconds)
@@ -91,6 +91,15 @@ async def drive(
         "failed": count.failed,
         "driver_cpu_share": round(driver / took, 4),
     }
+
+
+async def settled(agents: list[Agent], spread: float) -> None:
+    """Until all agents came and the storm that they make at first is over."""
+    ends = time.monotonic() + 20 * spread
+    await asyncio.sleep(1.5 * spread)
+    while not all(agent.paced for agent in agents) and time.monotonic() < ends:
+        await asyncio.sleep(1.0)
+    await asyncio.sleep(spread)
 
 
 async def crash(agents: list[Agent], seconds: float) -> None:

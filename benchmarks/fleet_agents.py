@@ -49,6 +49,7 @@ class Agent:
         self._known = ""
         self._pace, self._patience = COALESCE_SECONDS, WAIT_SECONDS
         self._exited_at = 0.0
+        self.paced = False  # the server has said how often to report
         self._stepped_at = time.monotonic()
 
     async def live(self, begin_within: float) -> None:
@@ -121,6 +122,7 @@ class Agent:
         if found := NEXT.search(body):
             seconds = float(found[1])
             self._pace, self._patience = pace_of(seconds), patience_of(seconds)
+            self.paced = True
         if NO_COMMANDS in body:
             self._known = ""
             return

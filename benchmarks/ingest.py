@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -266,6 +267,7 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = arguments()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers end, too
     os.sched_setaffinity(0, set(sorted(os.sched_getaffinity(0))[:CORES]))
     wanted = args.database or [SQLITE, POSTGRESQL]
     found: dict[str, dict[str, Any]] = {}

@@ -13,6 +13,7 @@ import contextlib
 import heapq
 import math
 from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 
 import structlog
@@ -30,6 +31,15 @@ IDLE_SECONDS = 5.0
 LEAST_SECONDS = 0.005
 
 
+@dataclass(frozen=True)
+class Look:
+    """A probe that begins: when, and how often the group's hosts had been asked for by then."""
+
+    group: str
+    began: datetime
+    asked: int
+
+
 class Sightings:
     """The newest probe of each live group.
 
@@ -40,26 +50,29 @@ class Sightings:
 
     def __init__(self) -> None:
         self._seen: dict[str, Sighting] = {}
-        self._asked: dict[str, datetime] = {}
+        self._asked: dict[str, int] = {}
 
-    def note(self, group: str, began: datetime, probe: GroupProbe) -> bool:
+    def begin(self, group: str, now: datetime) -> Look:
+        """Counted, not timed: a clock may be set back between a call and the probe's answer."""
+        return Look(group, now, self._asked.get(group, 0))
+
+    def note(self, look: Look, probe: GroupProbe) -> bool:
         """Whether the group is seen otherwise than before."""
-        asked = self._asked.get(group)
-        if not probe.exists and asked is not None and began <= asked:
+        if not probe.exists and look.asked != self._asked.get(look.group, 0):
             return False
-        before = self._seen.get(group)
-        self._seen[group] = Sighting(began, probe)
+        before = self._seen.get(look.group)
+        self._seen[look.group] = Sighting(look.began, probe)
         return before is None or before.probe != probe
 
-    def asked(self, group: str, now: datetime) -> None:
+    def asked(self, group: str) -> None:
         """Its hosts have just been asked for, whatever came of it."""
-        self._asked[group] = now
+        self._asked[group] = self._asked.get(group, 0) + 1
         self._seen = dict(self.believed((group,)))
 
     def keep(self, live: Container[str]) -> None:
         """Forgets every group that is not among these."""
         self._seen = {group: seen for group, seen in self._seen.items() if group in live}
-        self._asked = {group: at for group, at in self._asked.items() if group in live}
+        self._asked = {group: times for group, times in self._asked.items() if group in live}
 
     def believed(
         self, acquiring: Container[str], groups: Iterable[str] | None = None
@@ -106,7 +119,7 @@ class Prober:
     def soon(self, action: Action) -> None:
         """Something was just done to the group: what was seen of it before is no longer true."""
         if isinstance(action, AcquireHosts):
-            self._sightings.asked(action.group, self._service.clock.now())
+            self._sightings.asked(action.group)
         self._providers[action.group] = action.provider
         self.attend(action.group)
 
@@ -169,9 +182,10 @@ class Prober:
             self._tasks[group] = asyncio.create_task(self._probe(group, provider))
 
     async def _probe(self, group: str, provider: Provider) -> None:
-        began, start = self._service.clock.now(), self._service.clock.monotonic()
+        start = self._service.clock.monotonic()
+        look = self._sightings.begin(group, self._service.clock.now())
         try:
-            self._note(group, began, await self._calls.run(provider.probe, group))
+            self._note(look, await self._calls.run(provider.probe, group))
         except ProviderError as error:
             log.warning("probe failed", group=group, words=str(error))
         except Exception:
@@ -188,6 +202,6 @@ class Prober:
         wanted = self._due.pop(group, math.inf)  # asked for while the probe was under way
         self._plan(group, min(wanted, start + pace))
 
-    def _note(self, group: str, began: datetime, probe: GroupProbe) -> None:
-        if self._sightings.note(group, began, probe):
-            self._changed(group)
+    def _note(self, look: Look, probe: GroupProbe) -> None:
+        if self._sightings.note(look, probe):
+            self._changed(look.group)

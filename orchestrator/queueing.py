@@ -110,7 +110,7 @@ class Queue:
         found = _rows(connection)
         self._asks = _asked_for(connection, {(run.id, run.revision) for run in found}, self._asks)
         going = [run.id for run in found if run.state != RunState.QUEUED]
-        holds = claims.held_by(connection, going)
+        holds = claims.held_by_waiting(connection, going)
         return [_waiting(run, self._asks[run.id, run.revision], holds) for run in found]
 
 

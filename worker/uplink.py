@@ -163,11 +163,16 @@ class Uplink:
 
     async def send_events(self) -> None:
         """Delivers the spool in order, for ever."""
+        last = 0
         while True:
-            await self._until_some()
+            if self._spool.acked >= last:  # else the batch before was not all that there was
+                await self._until_some()
+                last = self._spool.last_seq
             batch = self._spool.batch(self._batch_events, BATCH_BYTES)
             if batch:
                 await self._deliver(batch)
+            else:
+                last = 0
 
     async def poll(self) -> None:
         """Heartbeats that are held back until there is something to obey, for ever."""

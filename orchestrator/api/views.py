@@ -32,6 +32,7 @@ from orchestrator.service import Service
 from orchestrator.state import AttemptState, Desired, RunState
 from orchestrator.store import history, speeds
 from orchestrator.store import views as rows
+from orchestrator.store.upcasters import job_spec
 from orchestrator.store.wishes import find
 from worker.protocol import JobSpec
 
@@ -161,7 +162,7 @@ def revisions(
 def _revision(row: rows.AnyRow) -> RevisionView:
     return RevisionView(
         number=row.number,
-        spec=JobSpec.model_validate_json(row.spec),
+        spec=job_spec(row.spec_version, row.spec),
         author=row.author,
         note=row.note,
         created_at=row.created_at,

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from orchestrator.cli import (
     access,
+    backup,
     checkpoint_wishes,
     demo,
     fleet,
@@ -73,6 +74,8 @@ for _command in (
     orphans.orphans,
     service.link,
     service.doctor,
+    backup.backup,
+    backup.restore,
     access.audit,
 ):
     app.command()(_command)

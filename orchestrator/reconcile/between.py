@@ -15,6 +15,7 @@ from orchestrator.reconcile.plan import Change, MakeAttempt, MoveRun, Plan
 from orchestrator.reconcile.resting import cancelled, over_limit
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.reconcile.stopping import wish_words
+from orchestrator.reconcile.versions import outdated
 from orchestrator.records import Attempt, HostGroup
 from orchestrator.state import RETRY_CLASS, Desired, GroupState, RunCause, RunState
 
@@ -74,7 +75,7 @@ def _ready(snap: Snapshot, group: HostGroup) -> Plan:
     lost = hosts.lost_while_idle(snap, group)
     if lost is not None:
         return Plan(lose_idle_group(snap, group, lost))
-    waiting = [host for host in snap.hosts if not hosts.serves(host)]
+    waiting = [host for host in snap.hosts if not hosts.serves(host) or outdated(host)]
     if waiting:
         return hosts.start_agents(snap, group, waiting)
     due = _next_start(snap)

@@ -23,6 +23,7 @@ from orchestrator.reconcile.plan import (
     ReleaseHosts,
 )
 from orchestrator.reconcile.snapshot import Snapshot
+from orchestrator.reconcile.versions import can_not_start, outdated
 from orchestrator.records import Evidence, Host, HostGroup
 from orchestrator.state import RETRY_CLASS, GroupCause, GroupState, RetryClass, Verdict
 
@@ -108,8 +109,9 @@ def requested(snap: Snapshot, group: HostGroup) -> Plan:
 def creating(snap: Snapshot, group: HostGroup) -> Plan:
     if group.refused is not None:
         return refused(snap, group, group.refused)
-    if group.exists is False:
-        return Plan(lose_idle_group(snap, group, _no_trace(snap, group)))
+    lost = lost_while_idle(snap, group)  # the cloud may take hosts that were never all up
+    if lost is not None:
+        return Plan(lose_idle_group(snap, group, lost))
     if group.up:
         return Plan((MoveGroup(group.name, GroupCause.HOSTS_UP),))
     return Plan(look_again_at=snap.now + PROVIDER_RETRY)
@@ -168,7 +170,9 @@ def _silent_since(snap: Snapshot, group: HostGroup, host: Host) -> datetime:
     The run may be in its state for hours, and this process may have been away for days.
     """
     since = max(snap.run.state_since, group.created_at, snap.hearing_since)
-    return max(since, host.last_seen_at) if host.last_seen_at is not None else since
+    if host.last_seen_at is None or outdated(host):
+        return since
+    return max(since, host.last_seen_at)
 
 
 def launches(snap: Snapshot, group: HostGroup, hosts: list[Host]) -> Plan:
@@ -180,11 +184,12 @@ def launches(snap: Snapshot, group: HostGroup, hosts: list[Host]) -> Plan:
 
 
 def _launch_due(snap: Snapshot, host: Host) -> bool:
-    """An agent that died after it had reported is replaced at once."""
+    """An agent that died after it had reported is replaced at once, an outdated one too."""
     if host.launched_at is None:
         return True
     if host.registered_at is not None:
-        return host.agent_alive is False
+        replaced = outdated(host) and snap.now - host.launched_at > AGENT_START
+        return host.agent_alive is False or replaced
     return snap.now - host.launched_at > AGENT_START
 
 
@@ -200,6 +205,8 @@ def and_relaunch(snap: Snapshot, plan: Plan) -> Plan:
     if lost_while_idle(snap, group) is not None:
         return plan
     away = [host for host in snap.hosts if not serves(host)]
+    if snap.current is not None:
+        away += [host for host in can_not_start(snap, snap.current) if host not in away]
     more = launches(snap, group, away)
     return replace(
         plan,

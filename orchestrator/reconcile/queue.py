@@ -46,6 +46,11 @@ class Waiting:
     def scopes(self) -> tuple[str, str]:
         return provider_scope(self.provider), owner_scope(self.owner)
 
+    @property
+    def provided(self) -> bool:
+        """Whether it has a claim for each host: it needs nobody's leave to go on."""
+        return all(self.holds.get(scope, 0) >= self.hosts for scope in self.scopes)
+
 
 @dataclass(frozen=True)
 class Place:
@@ -88,15 +93,17 @@ class Line:
 def line_up(waiting: Iterable[Waiting], held: Mapping[str, int], limits: Limits) -> Line:
     """Who may go now. `held` counts the hosts that are claimed in each scope."""
     known = {run.run_id: run for run in waiting}
-    never = {run.run_id: why for run in known.values() if (why := too_large(run, limits))}
+    provided = {run.run_id for run in known.values() if run.provided}
+    asking = [run for run in known.values() if run.run_id not in provided]
+    never = {run.run_id: why for run in asking if (why := too_large(run, limits))}
     desk = _Desk(limits, Counter(dict(held)))
     by_priority: defaultdict[int, list[Waiting]] = defaultdict(list)
-    for run in known.values():
+    for run in asking:
         if run.run_id not in never:
             by_priority[run.priority].append(run)
     for priority in sorted(by_priority, reverse=True):
         desk.serve(by_priority[priority])
-    return Line(limits, known, frozenset(desk.admitted), desk.places, never)
+    return Line(limits, known, frozenset(desk.admitted) | provided, desk.places, never)
 
 
 def too_large(run: Waiting, limits: Limits) -> str | None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from datetime import datetime
 from itertools import count, islice
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.reconcile.queue import Holder, owner_scope, provider_scope
@@ -91,12 +91,15 @@ def held(connection: Connection) -> Mapping[str, int]:
     return {row.scope: row.hosts for row in connection.execute(query)}
 
 
-def held_by(connection: Connection, run_ids: Collection[str]) -> Mapping[str, Mapping[str, int]]:
-    """The claims of these runs, by run and scope."""
+def held_by_waiting(
+    connection: Connection, others: Collection[str]
+) -> Mapping[str, Mapping[str, int]]:
+    """The claims of queued runs, which may have kept hosts, and of `others`, by run and scope."""
     found: dict[str, dict[str, int]] = {}
     query = (
         select(claims.c.run_id, claims.c.scope, func.count())
-        .where(claims.c.run_id.in_(run_ids))
+        .join(runs, runs.c.id == claims.c.run_id)
+        .where(or_(runs.c.state == RunState.QUEUED, runs.c.id.in_(others)))
         .group_by(claims.c.run_id, claims.c.scope)
     )
     for run_id, scope, number in connection.execute(query):

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, func, select
 
 from orchestrator.reconcile.evidence import how_it_ended
+from orchestrator.reconcile.versions import understood
 from orchestrator.records import Attempt, Host, Trainer
 from orchestrator.state import AttemptState, Desired, GroupState
 from orchestrator.store import reads, rows
@@ -66,7 +67,7 @@ def commands_of(connection: Connection, sight: Sight, storage_root: str) -> tupl
     def spec(attempt: Attempt) -> AttemptSpec:
         return reads.attempt_spec(connection, attempt.run_id, attempt.number, storage_root)
 
-    return derive(sight, spec)
+    return understood(sight.host.protocol, derive(sight, spec))
 
 
 def commands_digest(commands: Sequence[Command]) -> str:

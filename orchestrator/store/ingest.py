@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, Integer, bindparam, func, update
+from sqlalchemy import Connection, Integer, bindparam, func, select, update
 
 from orchestrator.store import commands
 from orchestrator.store.callers import (
@@ -26,7 +26,7 @@ from orchestrator.store.callers import (
     prove_instance,
 )
 from orchestrator.store.intake import Gathered, Intake, find_attempts
-from orchestrator.store.tables import hosts
+from orchestrator.store.tables import attempts, hosts
 from orchestrator.store.timeline import tell
 from worker.protocol import SUPPORTED_PROTOCOLS, AgentReport, Command, Register, Registered
 
@@ -79,6 +79,11 @@ def register(connection: Connection, call: Register, secret: str, now: datetime)
 
 
 def _take_over(connection: Connection, caller: Caller, call: Register, now: datetime) -> None:
+    """The agent came after the run's attempts, also by a clock that has been set back since."""
+    newest = connection.scalar(
+        select(func.max(attempts.c.created_at)).where(attempts.c.run_id == caller.run_id)
+    )
+    came_at = now if newest is None else max(now, newest + timedelta(microseconds=1))
     connection.execute(
         update(hosts)
         .where(hosts.c.group == call.group, hosts.c.index == call.host)
@@ -88,7 +93,7 @@ def _take_over(connection: Connection, caller: Caller, call: Register, now: date
             address=call.facts.address,
             free_port=call.facts.free_port,
             facts=call.facts.model_dump_json(),
-            registered_at=now,
+            registered_at=came_at,
             last_seen_at=now,
             running_attempt=None,
         )
@@ -134,12 +139,12 @@ _Taken = tuple[Delivery, Caller]
 
 def _store(connection: Connection, taken: Sequence[_Taken]) -> list[Stored]:
     named = {(caller.run_id, e.attempt) for one, caller in taken for e in one.call.events}
-    attempts = find_attempts(connection, named) if named else {}
+    known = find_attempts(connection, named) if named else {}
     gathered = Gathered()
     acked = {one.host: caller.acked_seq for one, caller in taken}
     intakes: list[Intake] = []
     for one, caller in taken:
-        intake = Intake(gathered, caller, attempts, one.now)
+        intake = Intake(gathered, caller, known, one.now)
         acked[one.host] = intake.take_after(acked[one.host], one.call.events)
         intakes.append(intake)
     gathered.write(connection)

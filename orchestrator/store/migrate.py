@@ -55,7 +55,7 @@ def upgrade(engine: Engine) -> None:
     Raises `NewerDatabase` before anything is touched when the database has a revision that this
     code does not know.
     """
-    with _locked(engine) as connection:
+    with locked(engine) as connection:
         made = config(connection)
         _refuse_newer(connection, ScriptDirectory.from_config(made))
         command.upgrade(made, "head")
@@ -73,7 +73,8 @@ def ensure_installation(connection: Connection, now: datetime) -> str:
 
 
 @contextmanager
-def _locked(engine: Engine) -> Generator[Connection]:
+def locked(engine: Engine) -> Generator[Connection]:
+    """One transaction that nobody else migrates beside; foreign keys are not enforced in it."""
     with engine.connect() as connection, _loose_foreign_keys(connection), connection.begin():
         _lock(connection)
         yield connection
@@ -105,3 +106,8 @@ def _refuse_newer(connection: Connection, scripts: ScriptDirectory) -> None:
             scripts.get_revision(head)
         except CommandError:
             raise NewerDatabase(head, scripts.get_current_head()) from None
+
+
+def newest() -> str | None:
+    """The revision that this code makes."""
+    return ScriptDirectory.from_config(config()).get_current_head()

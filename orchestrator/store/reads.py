@@ -24,7 +24,7 @@ from orchestrator.state import (
     GroupState,
     RunState,
 )
-from orchestrator.store import rows
+from orchestrator.store import rows, upcasters
 from orchestrator.store.tables import (
     attempts,
     branches,
@@ -184,7 +184,7 @@ def _used(groups: Collection[HostGroup], now: datetime) -> tuple[float, float]:
 
 
 def job_spec(connection: Connection, run_id: str, revision: int) -> JobSpec:
-    """Raises `NotFound`, or `rows.SpecTooNew`."""
+    """Raises `NotFound`, or `upcasters.SpecTooNew`."""
     row = connection.execute(
         select(revisions.c.spec_version, revisions.c.spec).where(
             revisions.c.run_id == run_id, revisions.c.number == revision
@@ -192,7 +192,7 @@ def job_spec(connection: Connection, run_id: str, revision: int) -> JobSpec:
     ).one_or_none()
     if row is None:
         raise NotFound(f"run {run_id} has no spec revision {revision}")
-    return rows.job_spec(row.spec_version, row.spec)
+    return upcasters.job_spec(row.spec_version, row.spec)
 
 
 def attempt_storage(storage_root: str, run_id: str, number: int) -> str:

@@ -26,14 +26,10 @@ from orchestrator.state import (
     RunState,
     Verdict,
 )
-from worker.protocol import SPEC_VERSION, DataPlan, JobSpec
+from worker.protocol import DataPlan
 
 EVIDENCE = TypeAdapter(tuple[Evidence, ...])
 LINES = TypeAdapter(tuple[str, ...])
-
-
-class SpecTooNew(Exception):
-    """A stored spec was written by a newer Longhaul than this one."""
 
 
 def evidence_text(evidence: tuple[Evidence, ...]) -> str:
@@ -42,16 +38,6 @@ def evidence_text(evidence: tuple[Evidence, ...]) -> str:
 
 def lines_text(lines: tuple[str, ...]) -> str:
     return LINES.dump_json(lines).decode()
-
-
-def job_spec(version: int, text: str) -> JobSpec:
-    """Reads a stored spec; raises `SpecTooNew` for a version that this code does not know."""
-    if version > SPEC_VERSION:
-        raise SpecTooNew(
-            f"the spec has version {version}, this Longhaul reads up to {SPEC_VERSION};"
-            " install the version that wrote it"
-        )
-    return JobSpec.model_validate_json(text)
 
 
 def data_plan(text: str) -> DataPlan:

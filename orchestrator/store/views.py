@@ -36,6 +36,7 @@ from orchestrator.store.tables import (
     runs,
     trainers,
 )
+from orchestrator.store.upcasters import job_spec
 from worker.protocol import JobSpec
 
 AnyRow = Row[*tuple[Any, ...]]
@@ -134,10 +135,10 @@ def _by_bytes(connection: Connection, column: ColumnElement[str]) -> ColumnEleme
 
 
 def job_of(connection: Connection, run_id: str, revision: int) -> JobSpec:
-    query = select(revisions.c.spec).where(
+    query = select(revisions.c.spec_version, revisions.c.spec).where(
         revisions.c.run_id == run_id, revisions.c.number == revision
     )
-    return JobSpec.model_validate_json(connection.execute(query).scalar_one())
+    return job_spec(*connection.execute(query).one())
 
 
 def attempts_of(

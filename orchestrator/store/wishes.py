@@ -34,6 +34,7 @@ from orchestrator.store.tables import (
     runs,
 )
 from orchestrator.store.timeline import tell
+from orchestrator.store.upcasters import job_spec
 from orchestrator.wish_table import Accepted, Refused, Unchanged, Wish, outcome
 from worker.protocol import SPEC_VERSION, DataPlan, JobSpec
 
@@ -148,10 +149,12 @@ def known_request(
 
 
 def _is_first_spec(connection: Connection, run_id: str, job: JobSpec | None) -> bool:
-    text = connection.scalar(
-        select(revisions.c.spec).where(revisions.c.run_id == run_id, revisions.c.number == 1)
-    )
-    return job is not None and text is not None and JobSpec.model_validate_json(text) == job
+    first = connection.execute(
+        select(revisions.c.spec_version, revisions.c.spec).where(
+            revisions.c.run_id == run_id, revisions.c.number == 1
+        )
+    ).one_or_none()
+    return job is not None and first is not None and job_spec(*first) == job
 
 
 def remember_request(

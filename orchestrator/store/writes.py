@@ -283,9 +283,12 @@ def _make_attempt(commit: _Commit, change: MakeAttempt) -> None:
         raise IllegalMove(f"attempt {change.number} asked for while {current} is current")
     _refuse_unusable(commit, change.resume_checkpoint)
     values = asdict(change)
+    # The agents that serve it came before it, also by a clock that has been set back since.
+    registered = (host.registered_at for host in commit.snap.hosts if host.registered_at)
+    made_at = max((*registered, commit.now))
     commit.connection.execute(
         insert(attempts).values(
-            **values, run_id=commit.run_id, state=AttemptState.REQUESTED, created_at=commit.now
+            **values, run_id=commit.run_id, state=AttemptState.REQUESTED, created_at=made_at
         )
     )
     del values["number"]

@@ -20,6 +20,7 @@ from orchestrator.store import ingest, lease, reads, tables, writes
 from orchestrator.store.callers import secret_digest
 from orchestrator.store.engine import open_engine
 from worker.protocol import (
+    PROTOCOL_VERSION,
     SPEC_VERSION,
     AgentReport,
     DataPlan,
@@ -205,7 +206,11 @@ class House:
     def register(self, host: int, instance: str = "i1", secret: str = SECRET) -> int:
         self.launch(host, secret)
         call = Register(
-            protocol=1, group=self.group, host=host, instance=instance, facts=self.facts(host)
+            protocol=PROTOCOL_VERSION,
+            group=self.group,
+            host=host,
+            instance=instance,
+            facts=self.facts(host),
         )
         with self.engine.begin() as connection:
             return ingest.register(connection, call, secret, self.now).acked_seq

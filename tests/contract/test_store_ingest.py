@@ -100,6 +100,22 @@ def test_registering_takes_a_host_over(house: House) -> None:
     house.send(instance="i2")
 
 
+def test_a_clock_set_back_does_not_change_who_came_before_whom(house: House) -> None:
+    """The agents that serve an attempt came before it, and one that replaces them after it."""
+    house.ready()
+    house.tick(-60.0)
+    house.attempt()
+    first = house.snapshot()
+    registered = first.hosts[0].registered_at
+    assert registered is not None
+    assert registered <= first.attempts[0].created_at
+    house.tick(-60.0)
+    house.register(0, "i2")
+    replaced = house.snapshot().hosts[0].registered_at
+    assert replaced is not None
+    assert replaced > first.attempts[0].created_at
+
+
 def test_registering_again_changes_nothing(running: House) -> None:
     started(running)
     before = running.rows("hosts")

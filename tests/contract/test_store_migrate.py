@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Engine, text
+from sqlalchemy import Boolean, Engine, Float, MetaData, String, Table, select, text
 
 from orchestrator.store import migrate, tables
 from orchestrator.store.engine import open_engine
@@ -108,3 +109,84 @@ def test_foreign_keys_hold_again_after_an_upgrade(tmp_path) -> None:
     with engine.connect() as connection:
         assert connection.scalar(text("PRAGMA foreign_keys")) == 1
     engine.dispose()
+
+
+def test_a_step_back_and_forth_keeps_every_row_of_the_first_revision(empty: Engine) -> None:
+    migrate.upgrade(empty)
+    with empty.begin() as connection:
+        command.downgrade(migrate.config(connection), "0001")
+    seed_first(empty)
+    before = contents(empty)
+    migrate.upgrade(empty)
+    with empty.begin() as connection:
+        claimed = connection.execute(text("SELECT scope, slot FROM claims ORDER BY scope, slot"))
+        assert [tuple(row) for row in claimed] == [
+            ("owner:ada", 1),
+            ("owner:ada", 2),
+            ("provider:local", 1),
+            ("provider:local", 2),
+        ]
+        assert connection.scalar(text("SELECT queued_at FROM runs WHERE id = 'r2'")) == 7
+    with migrate.locked(empty) as connection:  # foreign keys are loose there, as in an upgrade
+        command.downgrade(migrate.config(connection), "0001")
+    assert contents(empty) == before
+    migrate.upgrade(empty)
+    with empty.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+
+
+def seed_first(engine: Engine) -> None:
+    """One row, at least, in every table of the first revision."""
+    found = MetaData()
+    with engine.begin() as connection:
+        found.reflect(connection)
+        for table in found.sorted_tables:
+            if table.name == "alembic_version":
+                continue
+            connection.execute(table.insert().values(_row(table)))
+        first = connection.execute(select(found.tables["runs"])).mappings().one()
+        again = {"id": "r2", "name": "r2", "state": "queued"}
+        connection.execute(found.tables["runs"].insert().values({**first, **again}))
+
+
+GIVEN: dict[str, object] = {
+    "run_id": "r1",
+    "owner": "ada",
+    "provider": "local",
+    "hosts": 2,
+    "number": 1,
+    "attempt": 1,
+    "group": "g1",
+    "body": "ünïcode \n \U0001f600",
+}
+
+
+def _row(table: Table) -> dict[str, object]:
+    row: dict[str, object] = {}
+    for column in table.columns:
+        if column.name in GIVEN:
+            row[column.name] = GIVEN[column.name]
+        elif table.name == "runs" and column.name in ("id", "name"):
+            row[column.name] = "r1"
+        elif table.name == "host_groups" and column.name == "name":
+            row[column.name] = "g1"
+        elif isinstance(column.type, String):
+            row[column.name] = "x"
+        elif isinstance(column.type, Boolean):
+            row[column.name] = True
+        elif isinstance(column.type, Float):
+            row[column.name] = 0.1
+        else:
+            row[column.name] = 7
+    return row
+
+
+def contents(engine: Engine) -> dict[str, list[tuple[object, ...]]]:
+    found = MetaData()
+    with engine.connect() as connection:
+        found.reflect(connection)
+        return {
+            name: sorted(tuple(row) for row in connection.execute(select(table)))
+            for name, table in found.tables.items()
+        }

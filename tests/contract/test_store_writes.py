@@ -28,7 +28,7 @@ from orchestrator.reconcile.plan import (
 )
 from orchestrator.records import HOST_GONE, Evidence
 from orchestrator.state import AttemptCause, GroupCause, IllegalMove, RunCause, RunState, Verdict
-from orchestrator.store import lease, reads, rows, tables, writes
+from orchestrator.store import lease, reads, rows, tables, upcasters, writes
 from tests.contract.conftest import INSTALLATION, START, House
 from worker.protocol import ResumePoint, Skip
 
@@ -338,7 +338,7 @@ def test_a_spec_of_a_newer_version_is_refused_with_what_to_do(house: House) -> N
     house.submit()
     with house.engine.begin() as connection:
         connection.execute(update(tables.revisions).values(spec_version=99))
-        with pytest.raises(rows.SpecTooNew, match="install the version that wrote it"):
+        with pytest.raises(upcasters.SpecTooNew, match="install the version that wrote it"):
             reads.job_spec(connection, house.run_id, 1)
 
 

@@ -13,6 +13,7 @@ import httpx
 from fastapi import FastAPI
 
 from worker.protocol import (
+    PROTOCOL_VERSION,
     AgentReport,
     AttemptSpec,
     CheckpointAccepted,
@@ -114,7 +115,11 @@ class SimulatedAgent:
             python="3",
         )
         call = Register(
-            protocol=1, group=self._group, host=self._host, instance=self.instance, facts=facts
+            protocol=PROTOCOL_VERSION,
+            group=self._group,
+            host=self._host,
+            instance=self.instance,
+            facts=facts,
         )
         answer = Registered.model_validate(await self.call("register", call))
         self._seq = answer.acked_seq

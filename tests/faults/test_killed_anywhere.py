@@ -110,7 +110,8 @@ def test_everything_killed_at_once_comes_back(tmp_path: Path, text: Path, undist
 def test_a_pause_saves_and_a_resume_goes_on(tmp_path: Path, text: Path, undisturbed):
     expected = undisturbed(1)
     with plane(tmp_path / "data") as service:
-        run = service.submit(tiny_job("rest", text))
+        policy = {"hold_seconds": 0.5}
+        run = service.submit(tiny_job("rest", text, policy=policy))
         until(lambda: service.step(run) >= 15, "step 15")
         assert service.call("POST", f"runs/{run}/pause").status_code == 202
         until(lambda: service.get(f"runs/{run}")["state"] == "paused", "the pause")

@@ -18,6 +18,7 @@ from orchestrator.store.callers import (
 )
 from tests.scenarios.world import Host, Trainer, World
 from worker.protocol import (
+    PROTOCOL_VERSION,
     AgentReport,
     AttemptSpec,
     CheckpointAccepted,
@@ -26,16 +27,21 @@ from worker.protocol import (
     Command,
     DrainTrainer,
     HostFacts,
+    HostNotice,
+    KilledFor,
     KillTrainer,
+    Notice,
     Register,
     Registered,
     ReportAnswer,
     Retire,
+    SaveNow,
     StartTrainer,
     TrainerExited,
 )
 
 ORPHANED = "its agent ended without seeing its exit"
+STEP_LIMIT_SECONDS = 20.0
 
 
 class Away(Exception):
@@ -61,6 +67,7 @@ class Agent:
         self.offers: list[tuple[CheckpointWritten, AttemptSpec, int]] = []
         self.acked = 0
         self.fails_to_start = False
+        self.protocol = PROTOCOL_VERSION
         self._world = world
         self._line = line
         self._port = 4000
@@ -93,7 +100,11 @@ class Agent:
             python="3",
         )
         call = Register(
-            protocol=1, group=host.group, host=host.index, instance=self.instance, facts=facts
+            protocol=self.protocol,
+            group=host.group,
+            host=host.index,
+            instance=self.instance,
+            facts=facts,
         )
         answer = self._call(call)
         if isinstance(answer, Registered):
@@ -137,7 +148,8 @@ class Agent:
             return
         except AgentRefused:
             self.offers.remove(ready[0])
-            self._kill(spec.attempt, "its attempt is no longer the current one")
+            why = "its attempt is no longer the current one"
+            self._kill(spec.attempt, why, KilledFor.SUPERSEDED)
             return
         assert isinstance(answer, CheckpointAccepted)
         self.offers.remove(ready[0])
@@ -153,15 +165,37 @@ class Agent:
                 case DrainTrainer():
                     self._drain(command)
                 case KillTrainer():
-                    self._kill(command.attempt, command.reason)
+                    self._kill(command.attempt, command.reason, KilledFor.SUPERSEDED)
+                case SaveNow():
+                    key = (self.host.group.split("-")[2], command.attempt)
+                    self._world.save_asked[key] = command.request
                 case Retire():
                     self.leave("it is retired")
         self.commands = ()
 
+    def watch(self) -> None:
+        """Ends a trainer that stands still, by the agent's own clock."""
+        trainer, now = self.trainer, self._world.clock.monotonic()
+        if trainer is None or trainer.hung_since is None:
+            return
+        if now - trainer.hung_since > STEP_LIMIT_SECONDS:
+            why = f"no step for {STEP_LIMIT_SECONDS:g} s"
+            self._world.kill(trainer, why, KilledFor.HUNG)
+
+    def notice(self, notice: Notice, seconds: float) -> None:
+        """The host is told that it will go: the gang saves and leaves while it can."""
+        if self.protocol > 1 and self.trainer is not None:
+            told = HostNotice(notice=notice, source="metadata", text=f"{notice} soon")
+            self._world.tell(self.host, self.trainer.spec.attempt, self.host.index, told)
+        if self.trainer is not None and not self.trainer.draining:
+            self.trainer.draining = True
+            self.trainer.drain_until = self._world.clock.monotonic() + seconds
+            self.trainer.drained_for = KilledFor.NOTICE
+
     def leave(self, why: str) -> None:
         """Ends the trainer, delivers what it can, and is gone."""
         if self.trainer is not None:
-            self._world.kill(self.trainer, why)
+            self._world.kill(self.trainer, why, KilledFor.LEAVING)
         if self.registered and self.host.spool:
             self.deliver()
         if self.host.agent is self:
@@ -172,6 +206,8 @@ class Agent:
     def _hear(self, commands: tuple[Command, ...]) -> None:
         """A stop fences from the moment that it is heard of."""
         for command in commands:
+            if isinstance(command, SaveNow) and self.protocol < PROTOCOL_VERSION:
+                self._world.broken(f"{self.instance} speaks protocol 1 and is told {command}")
             if isinstance(command, KillTrainer | DrainTrainer):
                 self.host.fence = max(self.host.fence, command.attempt)
         self.commands = commands
@@ -182,7 +218,8 @@ class Agent:
             return
         host.fence = attempt
         if self.trainer is not None:
-            self._world.kill(self.trainer, f"attempt {attempt} takes its place")
+            why = f"attempt {attempt} takes its place"
+            self._world.kill(self.trainer, why, KilledFor.SUPERSEDED)
         if self.fails_to_start:
             self.fails_to_start = False
             exited = TrainerExited(exit_code=None, why_killed="it could not be started: no space")
@@ -197,10 +234,10 @@ class Agent:
                 trainer.drain_until = self._world.clock.monotonic() + command.grace_seconds
             trainer.draining = True
 
-    def _kill(self, attempt: int, reason: str) -> None:
+    def _kill(self, attempt: int, reason: str, killed_for: KilledFor) -> None:
         trainer = self.trainer
         if trainer is not None and trainer.spec.attempt <= attempt:
-            self._world.kill(trainer, reason)
+            self._world.kill(trainer, reason, killed_for)
 
     # ---- calls -----------------------------------------------------------------------------------
 
@@ -228,7 +265,7 @@ class Agent:
         except (BadSecret, OldInstance, GroupNotWanted, StaleAttempt):
             if self.host.agent is self:
                 if self.trainer is not None:
-                    self._world.kill(self.trainer, "its agent is leaving")
+                    self._world.kill(self.trainer, "its agent is leaving", KilledFor.LEAVING)
                 self.host.agent = None
             return None
         self.heard_at = self._world.clock.monotonic()

@@ -1,4 +1,8 @@
-"""The one clock of a simulated world: it moves only when the schedule says so."""
+"""The clocks of a simulated world: they move only when the schedule says so.
+
+`FakeClock` is the true time. `PlaneClock` is the wall clock of the control plane and its database,
+which may jump; its monotonic clock never does.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +14,34 @@ UNIX_EPOCH_JULIAN_DAY = 2440587.5
 
 class FakeClock:
     def __init__(self) -> None:
-        self._now = START
         self._elapsed = 0.0
 
     def now(self) -> datetime:
-        return self._now
+        return START + timedelta(seconds=self._elapsed)
 
     def monotonic(self) -> float:
         return self._elapsed
 
     def advance(self, seconds: float) -> None:
-        self._now += timedelta(seconds=seconds)
         self._elapsed += seconds
+
+
+class PlaneClock:
+    """Wrong by `error`, and by more after each jump."""
+
+    def __init__(self, true: FakeClock) -> None:
+        self._true = true
+        self.error = timedelta(0)
+
+    def now(self) -> datetime:
+        return self._true.now() + self.error
+
+    def monotonic(self) -> float:
+        return self._true.monotonic()
+
+    def jump(self, seconds: float) -> None:
+        self.error += timedelta(seconds=seconds)
 
     def julian_day(self, _what: str) -> float:
         """In place of SQLite's own, so that leases run out by this clock."""
-        return UNIX_EPOCH_JULIAN_DAY + self._now.timestamp() / 86400.0
+        return UNIX_EPOCH_JULIAN_DAY + self.now().timestamp() / 86400.0

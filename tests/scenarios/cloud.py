@@ -1,7 +1,7 @@
 """The provider of hosts of the simulated world, with the faults that the schedule asks of it.
 
-Behaves as the local provider does: it ends everything on a host before it starts an agent there,
-and a group exists until nothing of it is left.
+Behaves as the local provider does, and as a cloud: it ends everything on a host before it starts
+an agent there, a group exists until nothing of it is left, and it may take its hosts away.
 """
 
 from __future__ import annotations
@@ -18,44 +18,65 @@ from orchestrator.providers.base import (
 )
 from tests.scenarios.agents import Agent, Line
 from tests.scenarios.world import Group, Host, World
+from worker.protocol import PROTOCOL_VERSION, Notice
+
+LISTS_KEPT = 5
 
 
 class Cloud:
-    """`faults` draws what goes wrong with one call: the words of a fault, or None."""
+    """`faults` draws what goes wrong with one call: the words of a fault, or None.
+
+    `asked` is told of each call that would make hosts, `given_back` of each that takes them away,
+    at the moment of the call.
+    """
 
     name = "local"
-    hold_seconds: float | None = None
+    hold_seconds: float | None = 0.0
 
     def __init__(self, world: World, line: Line, faults: Callable[[str, str], str | None]) -> None:
+        self.asked: Callable[[str], None] = lambda _: None
+        self.given_back: Callable[[str], None] = lambda _: None
+        self.stockout_until = 0.0
+        self.cut_until = 0.0  # of the control plane from every cloud and every agent
         self._world = world
         self._line = line
         self._faults = faults
         self._made = 0
+        self._lists: list[list[Owned]] = []
 
     def acquire(self, group: str, hosts: int, devices: int) -> None:
-        fault = self._faults("acquire", group)
+        fault = self._begin("acquire", group)
+        self.asked(group)
         if fault == "refused":
             raise ProvisionRefused("no quota for such hosts")
-        if fault == "before":
-            raise ProviderError("timeout")
         found = self._world.groups.get(group)
         if found is not None and len(found.hosts) != hosts:
             raise ProvisionRefused(f"{group} exists with another shape")
         if found is None:
-            self._make(group, hosts)
+            if self.stockout_until > self._world.clock.monotonic():
+                raise ProviderError("there is no more capacity in the zone")
+            self._world.make(group, self._machines(group, hosts))
+        self._end_call(fault)
+
+    def _begin(self, call: str, group: str) -> str | None:
+        fault = self._faults(call, group)
+        if self.cut_until > self._world.clock.monotonic():
+            raise ProviderError("no route to the cloud")
+        if fault == "before":
+            raise ProviderError(self._world.rng.choice(("timeout", "409 conflict", "503")))
+        return fault
+
+    def _end_call(self, fault: str | None) -> None:
         if fault == "after":
             raise ProviderError("timeout, but it was done")
 
-    def _make(self, group: str, hosts: int) -> None:
-        rng, run_id = self._world.rng, group.split("-")[2]
+    def _machines(self, group: str, hosts: int) -> list[Host]:
+        rng = self._world.rng
         skews = [timedelta(seconds=rng.choice((0, 0, 0, -90, 90, 3))) for _ in range(hosts)]
-        made = [Host(group, index, skew) for index, skew in enumerate(skews)]
-        self._world.groups[group] = Group(group, run_id, made, self._world.clock.monotonic())
+        return [Host(group, index, skew) for index, skew in enumerate(skews)]
 
     def probe(self, group: str) -> GroupProbe:
-        fault = self._faults("probe", group)
-        if fault == "before":
-            raise ProviderError("timeout")
+        fault = self._begin("probe", group)
         found = self._world.groups.get(group)
         if found is None:
             return GroupProbe(exists=False, ready=False)
@@ -63,40 +84,50 @@ class Cloud:
             found.up = self._world.rng.random() < 0.8
         if not found.up:
             return GroupProbe(exists=True, ready=False)
+        now = self._world.clock.monotonic()
         unknown = fault == "unknown"
-        return GroupProbe(True, True, tuple(_seen(host, unknown) for host in found.hosts))
+        seen = tuple(_seen(host, unknown or host.dark_until > now) for host in found.hosts)
+        ready = found.taken is None
+        return GroupProbe(True, ready, seen, found.taken, found.words)
 
     def launch(self, group: str, host: int, secret: str) -> None:
-        fault = self._faults("launch", group)
+        fault = self._begin("launch", group)
         found = self._world.groups.get(group)
         if found is None:
             raise ProviderError(f"host group {group} has no host {host}")
-        if fault == "before":
-            raise ProviderError("timeout")
         place = found.hosts[host]
+        if place.off or place.dark_until > self._world.clock.monotonic():
+            raise ProviderError("no route to the host")
         self._end(place)
         self._made += 1
+        older = self._made % 5 == 0
         place.agent = Agent(self._world, place, secret, f"i{self._made}", self._line)
-        if fault == "after":
-            raise ProviderError("timeout, but it was started")
+        place.agent.protocol = PROTOCOL_VERSION - older
+        self._end_call(fault)
 
     def release(self, group: str) -> None:
-        fault = self._faults("release", group)
+        fault = self._begin("release", group)
         found = self._world.groups.get(group)
         if found is None:
             return
-        if fault == "before":
-            raise ProviderError("timeout")
+        self.given_back(group)
+        now = self._world.clock.monotonic()
         for host in found.hosts:
+            if host.dark_until > now:
+                continue
             if host.agent is not None and self._world.rng.random() < 0.7:
                 host.agent.leave("its host is given back")
             self._end(host)
         self.forget(group)
-        if fault == "after":
-            raise ProviderError("timeout, but it was released")
+        self._end_call(fault)
 
     def owned(self) -> Sequence[Owned]:
-        return [Owned(name, len(group.hosts)) for name, group in sorted(self._world.groups.items())]
+        """May be a list of a while ago."""
+        fault = self._begin("owned", "")
+        groups = self._world.groups
+        self._lists.append([Owned(name, len(groups[name].hosts)) for name in sorted(groups)])
+        self._lists = self._lists[-LISTS_KEPT:]
+        return self._world.rng.choice(self._lists) if fault == "stale" else self._lists[-1]
 
     def announce(self, control_url: str) -> None:
         """Nobody to tell."""
@@ -116,18 +147,32 @@ class Cloud:
         self._world.exit(trainer)
 
     def forget(self, group: str) -> None:
-        """The group's hosts are gone, and everything on them."""
-        found = self._world.groups.pop(group)
+        """The cloud has no trace of the group; a host out of its reach may live on for a while."""
+        found = self._world.groups[group]
+        self._world.unmake(group)
+        now = self._world.clock.monotonic()
         for host in found.hosts:
-            host.agent = None
-            if host.live_trainer is not None:
-                self._world.exit(host.live_trainer)
-        spent = self._world.clock.monotonic() - found.made_at
-        self._world.billed[group] = self._world.billed.get(group, 0.0) + spent
+            if host.dark_until > now and not host.off and host.live_trainer is not None:
+                self._world.zombies.append(host)
+            else:
+                self.switch_off(host)
+
+    def switch_off(self, host: Host) -> None:
+        host.agent = None
+        host.off = True
+        if host.live_trainer is not None:
+            self._world.exit(host.live_trainer)
+
+    def take(self, group: Group, hosts: Sequence[Host], notice: Notice) -> None:
+        """The cloud wants its hosts back: it says so, and they are off."""
+        group.taken = notice
+        group.words = f"instance was {notice}"
+        for host in hosts:
+            self.switch_off(host)
 
 
 def _seen(host: Host, unknown: bool) -> HostProbe:
-    agent, trainer = host.agent is not None, host.live_trainer is not None
     if unknown:
         return HostProbe(host.index, "127.0.0.1", None, None)
+    agent, trainer = host.agent is not None, host.live_trainer is not None
     return HostProbe(host.index, "127.0.0.1", agent, trainer)

@@ -1,6 +1,7 @@
 """What must hold after every moment, read from the world and compared with the ledger.
 
-Each check cites its invariant. The oracle derives nothing with the code that it judges.
+Each check cites its invariant. The oracle derives nothing with the code that it judges; which
+verdicts and pauses the world justifies is in `judge.py`, what must hold in the end in `rest.py`.
 """
 
 from __future__ import annotations
@@ -9,33 +10,69 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.scenarios.plane import Database
-from tests.scenarios.world import Trainer, World, true_losses
-from worker.protocol import JobSpec, LogLines, StepBeat, StepCompleted
+from orchestrator.store import ledger_events
+from orchestrator.store.callers import AgentRefused
+from tests.scenarios import judge, rest
+from tests.scenarios.database import Database
+from tests.scenarios.people import People
+from tests.scenarios.world import Blob, Trainer, World
+from worker.protocol import CheckpointOffer, CheckpointWritten
 
-TERMINAL = ("succeeded", "failed", "cancelled")
-CRASHES = ("crashed", "out_of_memory", "hung", "storage_failed", "unknown")
-HOST_LOSSES = ("preempted", "maintenance", "host_lost", "unreachable")
 USABLE = ("accepted", "verified")
+ATTEMPT_COLUMNS = (
+    'run_id, number, state, branch, "group", desired_generation, resume_checkpoint,'
+    " resumed_from_step, accepted_step, verdict, evidence, summary"
+)
 
 
 class Broken(AssertionError):
     """An invariant does not hold."""
 
 
+@dataclass(frozen=True)
+class AttemptRow:
+    run_id: str
+    number: int
+    state: str
+    branch: int
+    group: str
+    generation: int
+    resume: str | None
+    resumed_from: int
+    accepted_step: int | None
+    verdict: str | None
+    evidence: str | None
+    summary: str | None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.run_id, self.number
+
+    @property
+    def lasting(self) -> tuple[Any, ...]:
+        """What no later evidence may change."""
+        return (self.state, self.branch, self.group, self.resume, self.accepted_step)
+
+
 @dataclass
 class Oracle:
+    """`orphans` are groups that a leader asked for after it had lost its lease."""
+
     world: World
     database: Database
-    jobs: dict[str, JobSpec]
+    people: People
+    orphans: list[str] = field(default_factory=list[str])
+    born: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
+    ended: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
+    attempts: dict[str, list[AttemptRow]] = field(default_factory=dict[str, list[AttemptRow]])
     _checkpoints: dict[tuple[str, str], str] = field(default_factory=dict[Any, str])
-    _ended: dict[tuple[str, int], tuple[Any, ...]] = field(default_factory=dict[Any, Any])
-    _attempts: dict[str, int] = field(default_factory=dict[str, int])
+    _final: dict[tuple[str, int], tuple[Any, ...]] = field(default_factory=dict[Any, Any])
     _over: dict[str, str] = field(default_factory=dict[str, str])
     _version: int = -1
 
     def __post_init__(self) -> None:
         self.world.started = self.started
+        self.world.restored = self.restored
         self.world.broken = self.fail
 
     def fail(self, words: str) -> None:
@@ -48,13 +85,94 @@ class Oracle:
     # ---- at the moment that it happens -----------------------------------------------------------
 
     def started(self, new: Trainer) -> None:
-        """Invariant 1: while any trainer of another attempt of the run lives, none is started."""
-        run_id, attempt = new.spec.run_id, new.spec.attempt
-        for other in self.world.trainers():
-            if other.spec.run_id == run_id:
-                other_attempt = other.spec.attempt
-                same = other_attempt == attempt and other.rank != new.rank
-                self.expect(same, f"inv. 1: {new.name} starts while {other.name} lives")
+        """Invariant 1: no other attempt's trainer lives that could still change anything."""
+        places = (*self.world.hosts(), *self.world.zombies)
+        for other in [host.live_trainer for host in places]:
+            if other is None or other.spec.run_id != new.spec.run_id:
+                continue
+            if other.spec.attempt == new.spec.attempt:
+                twice = other.rank == new.rank
+                self.expect(not twice, f"inv. 1: {new.name} is started twice")
+                continue
+            out = self._out_of_reach(other) and self._fenced(other)
+            self.expect(out, f"inv. 1: {new.name} starts while {other.name} lives unfenced")
+
+    def _out_of_reach(self, trainer: Trainer) -> bool:
+        now = self.world.clock.monotonic()
+        return trainer.host in self.world.zombies or trainer.host.dark_until > now
+
+    def _fenced(self, trainer: Trainer) -> bool:
+        """Whether the control plane would refuse a checkpoint of it at this moment."""
+        agent, spec, step = trainer.host.agent, trainer.spec, trainer.step + 1
+        if agent is None:
+            return True
+        checkpoint = CheckpointWritten(
+            checkpoint_id=spec.checkpoint_id(step),
+            step=step,
+            uri=spec.checkpoint_uri(step),
+            bytes=1,
+            files=1,
+            manifest_sha256="0" * 64,
+            state_digest="0" * 64,
+            stall_seconds=0.0,
+            write_seconds=0.0,
+        )
+        offer = CheckpointOffer(
+            group=trainer.host.group,
+            host=trainer.host.index,
+            instance=agent.instance,
+            run_id=spec.run_id,
+            attempt=spec.attempt,
+            checkpoint=checkpoint,
+        )
+        now = self.people.clock.now()
+        try:
+            self.database.attempt(lambda c: ledger_events.offer(c, offer, agent.secret, now))
+        except AgentRefused:
+            return True
+        return False
+
+    def restored(self, trainer: Trainer) -> None:
+        """Invariant 6: the newest of its branch that is good, by the bytes themselves."""
+        spec = trainer.spec
+        good = [
+            (blob.step, blob.attempt)
+            for blob in self._line(spec.run_id, spec.branch)
+            if blob.counted and blob.whole and not blob.rejected and blob.attempt < spec.attempt
+        ]
+        newest = max(good, default=(0, 0))
+        used = self.world.storage[spec.resume.uri] if spec.resume else None
+        found = (used.step, used.attempt) if used else (0, 0)
+        words = f"inv. 6: {trainer.name} starts from {found}, the newest good one is {newest}"
+        self.expect(found == newest, words)
+
+    def _line(self, run_id: str, branch: int) -> list[Blob]:
+        """The checkpoints of a branch and of its ancestors up to where it left them."""
+        parents = {
+            number: (parent, step)
+            for number, parent, step in self.database.rows(
+                "SELECT number, parent, from_step FROM branches WHERE run_id = ?", run_id
+            )
+        }
+        blobs = [blob for blob in self.world.storage.values() if blob.run_id == run_id]
+        line = [blob for blob in blobs if blob.branch == branch]
+        parent, limit = parents[branch]
+        while parent is not None:
+            line += [blob for blob in blobs if blob.branch == parent and blob.step <= limit]
+            parent, step = parents[parent]
+            limit = min(limit, step)
+        return line
+
+    def asked(self, group: str) -> None:
+        """Invariant 3: a call that makes hosts finds its intent committed."""
+        intent = self.database.committed("SELECT 1 FROM host_groups WHERE name = ?", group)
+        self.expect(intent, f"inv. 3: {group} is asked for, and no row says so")
+
+    def given_back(self, group: str) -> None:
+        """Invariant 4: only what nobody wants is given back."""
+        states = self.database.committed("SELECT state FROM host_groups WHERE name = ?", group)
+        wanted = [state for (state,) in states if state not in ("releasing", "gone")]
+        self.expect(not wanted, f"inv. 4: {group} is given back while it is {wanted}")
 
     # ---- after every moment ----------------------------------------------------------------------
 
@@ -70,67 +188,74 @@ class Oracle:
     def _check_checkpoints(self) -> None:
         rows = self.database.rows("SELECT run_id, id, attempt, step, state, uri FROM checkpoints")
         found = {(run_id, name): state for run_id, name, _, _, state, _ in rows}
+        if found == self._checkpoints:
+            return
         for run_id, name, attempt, step, state, uri in rows:
             before = self._checkpoints.get((run_id, name))
-            if state == before:
-                continue
             if state in USABLE and before not in USABLE:
-                stale = (run_id, attempt) in self._ended
+                stale = (run_id, attempt) in self._final
                 self.expect(not stale, f"inv. 2: {run_id}/{name} accepted after its attempt's end")
                 blob = self.world.storage.get(uri)
                 written = blob is not None and blob.step == step
                 self.expect(written, f"{run_id}/{name} accepted, but not written")
+            if state == "deleted" != before:
+                self._delete(run_id, uri)
         for key in self._checkpoints:
             self.expect(key in found, f"inv. 7: the ledger has lost {key}")
         self._checkpoints = found
 
-    def _check_attempts(self) -> None:
-        rows = self.database.rows(
-            "SELECT run_id, number, state, verdict, evidence, accepted_step, first_step_at,"
-            " spawned_at, ended_at, summary, resume_checkpoint, resumed_from_step, branch,"
-            ' desired_generation, "group", revised_at FROM attempts ORDER BY run_id, number'
-        )
-        by_run: dict[str, list[tuple[Any, ...]]] = {}
-        for row in rows:
-            by_run.setdefault(row[0], []).append(row)
-        for run_id, found in by_run.items():
-            current = [row[1] for row in found if row[2] != "ended"]
-            self.expect(len(current) <= 1, f"inv. 1: {run_id} has current attempts {current}")
-            numbers = [row[1] for row in found]
-            self.expect(numbers == list(range(1, len(found) + 1)), f"{run_id} has {numbers}")
-            for row in found:
-                self._check_end(row)
-            if self._attempts.get(run_id, 0) < len(found):
-                self._check_new_attempt(run_id, found)
-                self._attempts[run_id] = len(found)
-
-    def _check_end(self, row: tuple[Any, ...]) -> None:
-        run_id, number, state, verdict, evidence = row[:5]
-        key = (run_id, number)
-        if state != "ended":
-            self.expect(key not in self._ended, f"inv. 2: {key} lives again")
-            return
-        if key in self._ended:
-            before, self._ended[key] = self._ended[key], row
-            revised = row[15] != before[15]  # what the evidence is taken for may change, no more
-            same = [a == b for n, (a, b) in enumerate(zip(row, before, strict=True))]
-            kept = all(one or (revised and n in (3, 4, 9, 15)) for n, one in enumerate(same))
-            self.expect(kept, f"inv. 2: the ended {key} changed: {row}")
-            return
-        self._ended[key] = row
-        known = verdict and evidence and json.loads(evidence)
-        self.expect(known, f"inv. 12: {key} ended as {verdict} with evidence {evidence}")
-        alive = [t.name for t in self.world.trainers() if (t.spec.run_id, t.spec.attempt) == key]
-        cut_off = verdict == "host_lost"  # fenced: its hosts are given back before the next one
-        self.expect(cut_off or not alive, f"inv. 1: {key} was ended while {alive} live")
-
-    def _check_new_attempt(self, run_id: str, rows: list[tuple[Any, ...]]) -> None:
-        new = rows[-1]
-        newest = max(self._usable(run_id, new[12]), default=(0, 0, None))
+    def _delete(self, run_id: str, uri: str) -> None:
+        """Invariant 7: deletion follows a newer one that a restore has proven."""
+        gone = self.world.storage.pop(uri)
+        newer = [
+            blob
+            for blob in self._line(run_id, gone.branch)
+            if blob.counted and blob.proven and blob.whole and blob.step > gone.step
+        ]
         self.expect(
-            (new[11], new[10]) == (newest[0], newest[2]),
-            f"inv. 6: {run_id}/a{new[1]} resumes from {new[10]}, the newest usable is {newest[2]}",
+            newer or not gone.whole, f"inv. 7: {uri} is deleted and nothing newer is proven"
         )
+
+    def _check_attempts(self) -> None:
+        rows = self.database.rows(f"SELECT {ATTEMPT_COLUMNS} FROM attempts ORDER BY run_id, number")
+        by_run: dict[str, list[AttemptRow]] = {}
+        for row in rows:
+            by_run.setdefault(row[0], []).append(AttemptRow(*row))
+        for run_id, found in by_run.items():
+            if found == self.attempts.get(run_id):
+                continue
+            current = [row.number for row in found if row.state != "ended"]
+            self.expect(len(current) <= 1, f"inv. 1: {run_id} has current attempts {current}")
+            numbers = [row.number for row in found]
+            self.expect(numbers == list(range(1, len(found) + 1)), f"{run_id} has {numbers}")
+            known = len(self.attempts.get(run_id, ()))
+            self.attempts[run_id] = found
+            for row in found:
+                self._check_attempt(row)
+            if known < len(found):
+                self._check_new_attempt(run_id, found)
+
+    def _check_attempt(self, row: AttemptRow) -> None:
+        now = self.world.clock.monotonic()
+        self.born.setdefault(row.key, now)
+        if row.state != "ended":
+            self.expect(row.key not in self._final, f"inv. 2: {row.key} lives again")
+            return
+        if row.key in self._final:
+            same = row.lasting == self._final[row.key]
+            self.expect(same, f"inv. 2: the ended {row.key} changed: {row}")
+            return
+        self._final[row.key] = row.lasting
+        self.ended[row.key] = now
+        known = row.verdict and row.evidence and json.loads(row.evidence)
+        self.expect(known, f"inv. 12: {row.key} ended as {row.verdict}: {row.evidence}")
+        alive = [trainer for trainer in self.world.trainers() if trainer.key == row.key]
+        near = [trainer.name for trainer in alive if not self._out_of_reach(trainer)]
+        self.expect(not near, f"inv. 1: {row.key} was ended while {near} live")
+        judge.ended(self, row)
+
+    def _check_new_attempt(self, run_id: str, rows: list[AttemptRow]) -> None:
+        new = rows[-1]
         refused = self.database.rows(
             "SELECT e.body FROM events e JOIN attempts a"
             " ON a.run_id = e.run_id AND a.number = e.attempt"
@@ -139,57 +264,25 @@ class Oracle:
             run_id,
         )
         names = [json.loads(body)["checkpoint_id"] for (body,) in refused]
-        self.expect(new[10] not in names, f"inv. 6: {run_id} resumes from the rejected {new[10]}")
-        self._check_budget(run_id, rows[:-1], new[13])
-
-    def _usable(self, run_id: str, branch: int) -> list[tuple[Any, ...]]:
-        """On the branch, and on those it came from up to where it left them."""
-        found: list[tuple[Any, ...]] = []
-        limit = 1 << 40
-        while branch is not None:
-            found += self.database.rows(
-                "SELECT step, attempt, id FROM checkpoints WHERE run_id = ? AND branch = ?"
-                " AND step <= ? AND state IN ('accepted', 'verified')",
-                run_id,
-                branch,
-                limit,
-            )
-            [(parent, from_step)] = self.database.rows(
-                "SELECT parent, from_step FROM branches WHERE run_id = ? AND number = ?",
-                run_id,
-                branch,
-            )
-            branch, limit = parent, min(limit, from_step)
-        return found
-
-    def _check_budget(self, run_id: str, ended: list[tuple[Any, ...]], generation: int) -> None:
-        """Invariant 14: no more ends in a row without progress than the policy allows."""
-        policy = self.jobs[run_id].policy
-        best = crashes = losses = memory = 0
-        for row in ended:
-            if (row[5] or 0) > best:
-                best, crashes, losses, memory = row[5], 0, 0, 0
-            if row[13] == generation:
-                crashes += row[3] in CRASHES
-                losses += row[3] in HOST_LOSSES
-                memory += row[3] == "out_of_memory"
-        spent = crashes <= policy.max_crashes and losses <= policy.max_host_losses and memory <= 1
-        told = f"{crashes} crashes, {losses} host losses, {memory} out of memory"
-        self.expect(spent, f"inv. 14: {run_id} goes on after {told} in a row")
-        final = ended[-1][3] if ended and ended[-1][13] == generation else None
-        over = final in ("completed", "invalid")
-        self.expect(not over, f"{run_id} goes on after {final}")
+        again = new.resume in names
+        self.expect(not again, f"inv. 6: {run_id} resumes from the rejected {new.resume}")
+        judge.goes_on(self, run_id, rows[:-1], new.generation)
 
     def _check_runs(self) -> None:
-        for run_id, state, _, _, settled, generation, reason in self.runs():
+        for run_id, state, desired, _, settled, generation, reason in self.runs():
             before = self._over.get(run_id)
             if before in ("succeeded", "cancelled"):
                 self.expect(state == before, f"{run_id} was {before} and is {state}")
             if state in ("paused", "failed"):
                 self.expect(reason, f"{run_id} is {state} without a reason")
-            if state == "succeeded" and before != "succeeded":
-                self.check_history(run_id, whole=True)
+            if state == "succeeded" != before:
+                rest.check_history(self, run_id, whole=True)
+            if state == "paused" != before and desired == "run" and settled == generation:
+                judge.gave_up(self, run_id)
             self.expect(settled <= generation, f"{run_id} settled wish {settled} of {generation}")
+            wished = self.people.wished.get(run_id)
+            kept = wished is None or wished == (desired, generation)
+            self.expect(kept, f"inv. 16: people want {wished} of {run_id}, which has {desired}")
             self._over[run_id] = state
 
     def _check_groups(self) -> None:
@@ -202,8 +295,8 @@ class Oracle:
         }
         for name in self.world.groups:
             state = known.get(name, (None, None))[1]
-            if state == "gone" and name in self.world.orphans:
-                continue  # for the sweep of orphans to find
+            if state == "gone" and name in self.orphans:
+                continue  # until the sweep of orphans finds it
             self.expect(state not in (None, "gone"), f"inv. 4: {name} exists, the ledger: {state}")
         live = [run_id for run_id, state in known.values() if state != "gone"]
         self.expect(len(live) == len(dict.fromkeys(live)), f"two groups of one run live: {known}")
@@ -214,85 +307,16 @@ class Oracle:
             " FROM runs ORDER BY id"
         )
 
+    def held(self) -> list[str]:
+        return list(self.world.groups)
+
     # ---- at the end ------------------------------------------------------------------------------
 
-    def check_history(self, run_id: str, whole: bool) -> None:
-        """Each step of the canonical history is told once, as an undisturbed run tells it."""
-        truth = true_losses(run_id, self.jobs[run_id].steps)
-        launches = self.database.rows(
-            "SELECT number, resumed_from_step FROM attempts WHERE run_id = ? ORDER BY number",
-            run_id,
-        )
-        tellings = self.database.rows(
-            "SELECT attempt, step, loss FROM metric_points WHERE run_id = ?", run_id
-        )
-        of = {(attempt, step): loss for attempt, step, loss in tellings}
-        reached = max((step for _, step in of), default=0)
-        if whole:
-            self.expect(reached == len(truth), f"{run_id} told steps up to {reached}")
-        bounds = [number for number, _ in launches]
-        for step in range(1, reached + 1):
-            teller = self._teller(launches, step)
-            loss = of.get((teller, step))
-            if whole:
-                words = f"{run_id}: step {step} of a{teller} (of {bounds}) is not told"
-                self.expect(loss is not None, words)
-            true = loss is None or loss == truth[step - 1]
-            self.expect(true, f"inv. 8: {run_id} step {step} has loss {loss}")
-
-    def _teller(self, launches: list[tuple[Any, ...]], step: int) -> int:
-        """The last attempt that started before the step."""
-        return max(number for number, resumed in launches if resumed < step)
+    def check_rest(self) -> None:
+        rest.check_rest(self)
 
     def check_stored(self) -> None:
-        """Invariant 16: each acknowledged event is stored exactly once, and nothing else is."""
-        marks: dict[int, int] = {}
-        for (body,) in self.database.rows("SELECT body FROM events"):
-            mark = json.loads(body).get("mark")
-            if mark is not None:
-                marks[mark] = marks.get(mark, 0) + 1
-        points = {
-            (run_id, attempt, step)
-            for run_id, attempt, step in self.database.rows(
-                "SELECT run_id, attempt, step FROM metric_points"
-            )
-        }
-        for number, envelope in enumerate(self.world.told, start=1):
-            run_id, host = self.world.owner[number]
-            acked = envelope.seq <= host.acked
-            what = f"{envelope.event.kind} of {run_id}/a{envelope.attempt}/{envelope.rank}"
-            if isinstance(envelope.event, StepCompleted):
-                if acked:
-                    stored = (run_id, envelope.attempt, envelope.event.step) in points
-                    self.expect(stored, f"inv. 16: {what}, acknowledged, is lost")
-            elif not isinstance(envelope.event, StepBeat | LogLines):
-                times = marks.get(number, 0)
-                self.expect(times <= 1, f"inv. 16: {what} is stored {times} times")
-                self.expect(times or not acked, f"inv. 16: {what}, acknowledged, is lost")
+        rest.check_stored(self)
 
-    def held(self) -> list[str]:
-        return [name for name in self.world.groups if name not in self.world.orphans]
-
-    def check_rest(self) -> None:
-        """Liveness: every run is where its people want it or says why not, and holds nothing."""
-        for run_id, state, desired, _, settled, generation, _ in self.runs():
-            allowed = {
-                "run": ("succeeded", "failed", "paused"),
-                "pause": ("paused", "succeeded", "failed"),
-                "cancel": ("cancelled", "succeeded", "failed"),
-            }[desired]
-            self.expect(state in allowed, f"liveness: {run_id} is {state}, wished: {desired}")
-            if state == "paused" and desired == "run":
-                answered = settled == generation
-                self.expect(answered, f"liveness: {run_id} is paused, and people want it to run")
-                asks = self.database.rows(
-                    "SELECT 1 FROM incidents"
-                    " WHERE run_id = ? AND closed_at IS NULL AND needs_person",
-                    run_id,
-                )
-                self.expect(asks, f"liveness: {run_id} is paused and nobody is asked")
-            self.check_history(run_id, whole=False)
-        held = self.held()
-        self.expect(not held, f"inv. 5: every run rests, but {held} are held")
-        left = [trainer.name for trainer in self.world.trainers()]
-        self.expect(not left, f"inv. 5: every run rests, but {left} live")
+    def check_all_succeeded(self) -> None:
+        rest.check_all_succeeded(self)

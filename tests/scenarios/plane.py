@@ -8,36 +8,36 @@ of them. The database is SQLite in memory, which outlives every controller.
 from __future__ import annotations
 
 import contextlib
-import sqlite3
+import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from random import Random
 from types import SimpleNamespace
 from typing import Any, cast
 from unittest import mock
 
-from sqlalchemy import Connection, create_engine, event
-from sqlalchemy.pool import StaticPool
+from sqlalchemy import Connection
 
-from orchestrator import execute, telemetry
+from orchestrator import execute, queueing, sweep, telemetry
 from orchestrator.execute import Executor
-from orchestrator.probing import Sightings
+from orchestrator.probing import Look, Sightings
 from orchestrator.providers.base import GroupProbe, ProviderError
 from orchestrator.reconcile import rules
 from orchestrator.reconcile.plan import AcquireHosts, Action, Plan
-from orchestrator.reconcile.snapshot import Snapshot
+from orchestrator.reconcile.snapshot import Limits, Snapshot
 from orchestrator.service import Service
-from orchestrator.store import commands, ingest, lease, ledger_events, reads, tables, wishes, writes
+from orchestrator.store import commands, ingest, lease, ledger_events, reads, wishes, writes
 from orchestrator.store.engine import reading
-from tests.scenarios.clock import FakeClock
+from orchestrator.sweep import Sweeper, Terms
+from tests.scenarios.clock import FakeClock, PlaneClock
 from tests.scenarios.cloud import Cloud
+from tests.scenarios.database import Database, remembered_reads
 from worker.protocol import (
     AgentReport,
     CheckpointOffer,
     Command,
-    JobSpec,
     Register,
     ReportAnswer,
 )
@@ -47,8 +47,8 @@ STORAGE = "/s"
 TTL = timedelta(seconds=10)
 IDLE_SECONDS = 2.0
 MAX_ROUNDS = 16
+TERMS = Terms(every_seconds=8.0, grace=timedelta(seconds=10), price=lambda _: 1.0)
 TELEMETRY = telemetry.Telemetry()
-_TEMPLATE: list[bytes] = []
 
 
 class Pause:
@@ -56,52 +56,6 @@ class Pause:
 
     def __await__(self) -> Generator[None, None, None]:
         yield
-
-
-class Database:
-    """Every table, in memory. `julianday` is the simulated clock's, so that leases follow it."""
-
-    def __init__(self, clock: FakeClock) -> None:
-        self.raw = sqlite3.connect(":memory:", check_same_thread=False, isolation_level=None)
-        self.raw.create_function("julianday", 1, clock.julian_day)
-        self.engine = create_engine("sqlite://", creator=lambda: self.raw, poolclass=StaticPool)
-        event.listen(self.engine, "begin", _begin)
-        if not _TEMPLATE:
-            tables.metadata.create_all(self.engine)
-            _TEMPLATE.append(self.raw.serialize())
-        else:
-            self.raw.deserialize(_TEMPLATE[0])
-        self.raw.execute("PRAGMA foreign_keys = ON")
-        self.woken: Counter[str] = Counter()  # what arrived for each run, as the API announces it
-        self._known: dict[Any, tuple[int, Any]] = {}
-
-    def known(self, name: Any, read: Callable[[Connection], Any]) -> Any:
-        """What `read` answers; asked anew only when some row has changed."""
-        version, found = self._known.get(name, (-1, None))
-        if version != self.changes:
-            with self.engine.connect() as connection:
-                found = read(connection)
-            self._known[name] = (self.changes, found)
-        return found
-
-    @property
-    def changes(self) -> int:
-        return self.raw.total_changes
-
-    def write(self, work: Callable[[Connection], Any]) -> Any:
-        with self.engine.begin() as connection:
-            return work(connection)
-
-    def rows(self, query: str, *given: object) -> list[tuple[Any, ...]]:
-        return self.raw.execute(query, given).fetchall()
-
-    def close(self) -> None:
-        self.engine.dispose()
-        self.raw.close()
-
-
-def _begin(connection: Connection) -> None:
-    connection.exec_driver_sql("BEGIN")
 
 
 @dataclass
@@ -115,8 +69,7 @@ class Task:
 
 @dataclass
 class Probing:
-    group: str
-    began_at: datetime
+    look: Look
     found: GroupProbe
 
 
@@ -152,18 +105,22 @@ class Controller:
 
     name: str
     database: Database
-    clock: FakeClock
+    clock: PlaneClock
     cloud: Cloud
     trouble: Callable[[str], None]
+    limits: Limits
     token: int | None = None
     renewed_at: float = -1e9
-    stalled: bool = False
+    stalled: bool = False  # does not renew its lease
+    frozen_until: float = 0.0  # does nothing at all
     sightings: Sightings = field(default_factory=Sightings)
     tasks: list[Task] = field(default_factory=list[Task])
     probing: list[Probing] = field(default_factory=list[Probing])
     pending: dict[str, Decision] = field(default_factory=dict[str, Decision])
     looked: dict[str, tuple[tuple[int, ...], datetime]] = field(default_factory=dict[str, Any])
     woken: Counter[str] = field(default_factory=Counter[str])
+    sweeping: Coroutine[Any, Any, None] | None = None
+    sweep_at: float = 0.0
 
     def __post_init__(self) -> None:
         self.listening_since = self.clock.now()
@@ -178,7 +135,9 @@ class Controller:
             listening_since=self.listening_since,
             telemetry=TELEMETRY,
         )
+        self.queue = queueing.Queue(lambda: self.limits, self.clock)
         self.executor = Executor(service, cast(Any, _Calls()), lambda _: None)
+        self.sweeper = Sweeper(service, cast(Any, _Calls()), lambda: self.token, TERMS)
 
     # ---- the lease -------------------------------------------------------------------------------
 
@@ -194,6 +153,9 @@ class Controller:
     @property
     def renewal_due(self) -> bool:
         return self.clock.monotonic() - self.renewed_at > TTL.total_seconds() / 3
+
+    def frozen(self, true: FakeClock) -> bool:
+        return self.frozen_until > true.monotonic()
 
     # ---- deciding --------------------------------------------------------------------------------
 
@@ -226,7 +188,9 @@ class Controller:
                 self.listening_since,
                 self.sightings.believed(acquiring),
             )
-        assert snap is not None
+            assert snap is not None
+            if queueing.wants_hosts(snap):
+                snap = replace(snap, admission=self.queue.admission(connection, snap))
         plan = rules.reconcile(snap)
         if plan.changes:
             self.pending[run_id] = Decision(snap, plan)
@@ -253,6 +217,7 @@ class Controller:
         except lease.Fenced:
             self.token = None
             return "fenced"
+        self.queue.changed()
         self._start(run_id, decision.plan)
         return "changed"
 
@@ -286,27 +251,45 @@ class Controller:
             self.tasks.remove(task)
             self.woken[task.run_id] += 1
             if isinstance(task.action, AcquireHosts):
-                self.sightings.asked(task.action.group, self.clock.now())
+                self.sightings.asked(task.action.group)
             return True
         return False
 
     def die(self) -> None:
+        if self.sweeping is not None:
+            self.sweeping.close()
         for task in self.tasks:
             task.work.close()
         self.tasks.clear()
+
+    # ---- the sweep -------------------------------------------------------------------------------
+
+    def sweep(self) -> bool:
+        """To its next await, or a new one when it is time; False when there is nothing to do."""
+        if self.sweeping is None:
+            if self.token is None or self.clock.monotonic() < self.sweep_at:
+                return False
+            self.sweep_at = self.clock.monotonic() + TERMS.every_seconds
+            self.sweeping = self.sweeper.sweep(self.cloud, self.token)
+        try:
+            self.sweeping.send(None)
+        except (StopIteration, lease.Fenced, ProviderError):
+            self.sweeping = None
+            return False
+        return True
 
     # ---- probes ----------------------------------------------------------------------------------
 
     def probe(self, group: str) -> None:
         """Begins and comes back in one moment, or comes back later with what it saw now."""
-        began = self.clock.now()
+        look = self.sightings.begin(group, self.clock.now())
         with contextlib.suppress(ProviderError):
-            self.probing.append(Probing(group, began, self.cloud.probe(group)))
+            self.probing.append(Probing(look, self.cloud.probe(group)))
 
     def note(self, probing: Probing) -> None:
         self.probing.remove(probing)
-        if self.sightings.note(probing.group, probing.began_at, probing.found):
-            self.woken[probing.group.split("-")[2]] += 1
+        if self.sightings.note(probing.look, probing.found):
+            self.woken[probing.look.group.split("-")[2]] += 1
 
     def live_groups(self) -> list[str]:
         return [name for name, _, _ in self.database.known("groups", reads.live_groups)]
@@ -315,7 +298,7 @@ class Controller:
 class Api:
     """The agents' three calls and people's wishes, as the real endpoints order their parts."""
 
-    def __init__(self, database: Database, clock: FakeClock) -> None:
+    def __init__(self, database: Database, clock: PlaneClock) -> None:
         self._database = database
         self._clock = clock
 
@@ -356,7 +339,8 @@ class _Silent:
     def warning(self, *_: object, **__: object) -> None: ...
 
     def exception(self, *_: object, **__: object) -> None:
-        raise  # noqa: PLE0704 - inside the handler that logs it: a bug must not be swallowed
+        if not isinstance(sys.exception(), ProviderError):
+            raise  # noqa: PLE0704 - inside the handler that logs it: a bug must not be swallowed
 
 
 @contextlib.contextmanager
@@ -367,19 +351,11 @@ def quiet_and_seeded(rng: Random) -> Iterator[None]:
         token_hex=lambda size: rng.randbytes(size).hex(),
         token_urlsafe=lambda size: rng.randbytes(size).hex(),
     )
-    specs: dict[tuple[str, int], JobSpec] = {}
-    read = reads.job_spec
-
-    def job_spec(connection: Connection, run_id: str, revision: int) -> JobSpec:
-        """A revision never changes: it is parsed once."""
-        if (run_id, revision) not in specs:
-            specs[run_id, revision] = read(connection, run_id, revision)
-        return specs[run_id, revision]
-
     with (
-        mock.patch.object(reads, "job_spec", job_spec),
+        remembered_reads(),
         mock.patch.object(wishes, "secrets", seeded),
         mock.patch.object(execute, "secrets", seeded),
         mock.patch.object(execute, "log", _Silent()),
+        mock.patch.object(sweep, "log", _Silent()),
     ):
         yield

@@ -1,170 +1,262 @@
 """One schedule: what happens when, drawn from a seed, and replayed exactly by it.
 
-Each step is one moment of one part of the world or the control plane, or a fault. After the chaos
-comes calm: nothing fails any more, and every run must come to rest within a bounded number of
-rounds.
+Each step is one moment of one part of the world or the control plane, or a fault, drawn from a
+random source of its own, so that leaving one step out does not change what the others are. After
+the chaos comes calm: nothing fails any more, and every run must come to rest within a bounded
+time; then people ask for all that rests, and it must succeed.
 """
 
 from __future__ import annotations
 
-import signal
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-from orchestrator.presets import PRESETS
-from orchestrator.roles import Role
+from orchestrator.reconcile.snapshot import Limits
 from orchestrator.state import Desired
-from orchestrator.store import wishes
-from orchestrator.store.audit import Actor
-from orchestrator.store.callers import AgentRefused
 from orchestrator.store.commands import commands_digest
-from tests.scenarios.agents import Agent, Away
-from tests.scenarios.clock import FakeClock
+from tests.scenarios import life
+from tests.scenarios.agents import Agent
+from tests.scenarios.clock import FakeClock, PlaneClock
 from tests.scenarios.cloud import Cloud
+from tests.scenarios.coverage import goal
+from tests.scenarios.database import Database
+from tests.scenarios.faults import CALLS, FAULTS
 from tests.scenarios.oracle import Broken, Oracle
-from tests.scenarios.plane import TTL, Api, Controller, Database, quiet_and_seeded
-from tests.scenarios.world import Trainer, World
-from worker.protocol import (
-    AgentReport,
-    BatchSpec,
-    CheckpointSpec,
-    ExitCode,
-    HostsSpec,
-    JobSpec,
-    OptimizerSpec,
-    PolicySpec,
-)
+from tests.scenarios.people import People, any_job
+from tests.scenarios.plane import TTL, Api, Controller, quiet_and_seeded
+from tests.scenarios.traffic import Traffic
+from tests.scenarios.world import World
 
 STEPS = 200
-CALM_ROUNDS = 400
+MIN_FAULTS = 10
+MAX_STEPS = 600
+MAX_RUNS = 4
+OVER = ("succeeded", "failed", "cancelled")
+CALM_ROUNDS = 600
+CALM_SECONDS = 1200.0
+SEEDS_APART = 1 << 16
 LINES_SHOWN = 40
-SOMEBODY = Actor("somebody", Role.OPERATOR, None)
-CRASHES: tuple[tuple[str, int | None, int | None, str], ...] = (
-    ("SIGKILL", None, signal.SIGKILL, ""),
-    ("SIGSEGV", None, signal.SIGSEGV, ""),
-    ("exit 1", 1, None, "ValueError: something"),
-    ("out of memory", 1, None, "RESOURCE_EXHAUSTED: out of memory"),
-    ("invalid", ExitCode.INVALID, None, "the spec can never work"),
-    ("exit 66", ExitCode.CHECKPOINT_REJECTED, None, "does not verify"),
-    ("exit 67", ExitCode.PEER_LOST, None, "a collective failed"),
-    ("exit 68", ExitCode.STORAGE_FAILED, None, "no space"),
-    ("exit 69", ExitCode.DIVERGED, None, "the loss is not finite"),
-    ("exit 75", ExitCode.DRAINED, None, ""),
-)
-CRASH_WEIGHTS = (8, 3, 4, 2, 0.4, 1, 2, 2, 0.6, 1)
+AIMS = 40  # moments for which a seed is after one cell of the coverage table
+GOALS_APART = 3
 
 
 class Failed(Exception):
     """A schedule broke an invariant; says how to see it again."""
 
-    def __init__(self, seed: int, words: str, lines: list[str]) -> None:
-        told = "\n".join(lines[-LINES_SHOWN:])
-        again = f"python -m tests.scenarios.simulate --seeds 1 --start {seed}"
-        super().__init__(f"seed {seed}: {words}\n{told}\nAgain: {again}")
+    def __init__(self, simulation: Simulation, words: str) -> None:
+        seed = simulation.seed
+        told = "\n".join(simulation.lines[-LINES_SHOWN:])
+        again = f"python -m tests.scenarios.simulate --seed {seed} --show"
+        super().__init__(f"seed {seed}: {words}\n{told}\nAgain, and made small: {again}")
         self.seed = seed
         self.words = words
-
-
-@dataclass
-class Ghost:
-    """A request whose sender gave up on it, and which arrives all the same."""
-
-    message: Any
-    secret: str
-    due: float
+        self.chaos_steps = simulation.chaos_steps
 
 
 @dataclass
 class Simulation:
+    """The chaos ends after `steps`, if they are given; those `left_out` do not happen; in a `quiet`
+    one nothing fails by chance, but only by a fault of its own step."""
+
     seed: int
+    steps: int | None = None
+    left_out: frozenset[int] = frozenset()
+    quiet: bool = False
     coverage: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
     lines: list[str] = field(default_factory=list[str])
     faults: int = 0
-
-    def __post_init__(self) -> None:
-        self.rng = Random(self.seed)
-        self.clock = FakeClock()
-        self.database = Database(self.clock)
-        self.world = World(self.rng, self.clock)
-        self.cloud = Cloud(self.world, self, self._cloud_fault)
-        self.api = Api(self.database, self.clock)
-        self.oracle = Oracle(self.world, self.database, {})
-        self.controllers: list[Controller] = []
-        self.ghosts: list[Ghost] = []
-        self.calm = False
-        self.step = 0
-        self._born = 0
-        self._broken_releases: dict[str, int] = {}
-        self._acting: Controller | None = None
 
     # ---- the whole -------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Raises `Failed` where something does not hold."""
+        self._begin()
         try:
-            with quiet_and_seeded(Random(self.seed + 1)):
+            with quiet_and_seeded(Random(self.seed)):
                 self._chaos()
                 self._calm()
+                if self.seed % 2:
+                    self._resume_all()
         except Exception as error:
             words = str(error) if isinstance(error, Broken) else f"{type(error).__name__}: {error}"
-            raise Failed(self.seed, words, self.lines) from error
+            raise Failed(self, words) from error
         finally:
             for controller in self.controllers:
                 controller.die()
-            self.database.close()
+
+    def _begin(self) -> None:
+        self.rng = Random()
+        self.clock = FakeClock()
+        self.plane_clock = PlaneClock(self.clock)
+        self.database = Database(self.plane_clock)
+        self.world = World(self.rng, self.clock)
+        self.people = People(self.database, self.plane_clock)
+        api = Api(self.database, self.plane_clock)
+        self.traffic = Traffic(self.world, api, self, lambda: bool(self.controllers), self._hushed)
+        self.cloud = Cloud(self.world, self.traffic, self._cloud_fault)
+        self.oracle = Oracle(self.world, self.database, self.people)
+        self.cloud.asked = self._asked
+        self.cloud.given_back = self.oracle.given_back
+        self.api = api
+        self.controllers: list[Controller] = []
+        self.calm = False
+        self.step = self.chaos_steps = 0
+        self.jumped = 0.0
+        self.armed_calls: dict[str, str] = {}
+        self.dies_after_commit = self.dies_within_action = False
+        self._goals, self._aimed = self.seed * GOALS_APART, 0
+        self._to_come: list[tuple[float, Callable[[], None]]] = []
+        self._born = 0
+        self._broken_releases: dict[str, int] = {}
+        self._acting: Controller | None = None
 
     def _chaos(self) -> None:
+        self.rng.seed(self.seed * SEEDS_APART)
+        self.limits = Limits({"local": self.rng.choice((3, 3, 5, 100))})
         self._new_controller()
-        self._submit()
-        for self.step in range(1, STEPS + 1):
-            self.clock.advance(self.rng.expovariate(12.0))
-            self._moment()
+        for _ in range(self.rng.choice((1, 1, 2))):
+            self._submit()
+        warm = self.rng.choice((0, 6, 15, 30))
+        while self._goes_on():
+            self.step = self.chaos_steps = self.step + 1
+            if self.step in self.left_out:
+                continue
+            self.rng.seed(self.seed * SEEDS_APART + self.step)
+            self.clock.advance(self.rng.expovariate(8.0))
+            self._happen()
+            self._moment() if self.step > warm else self._round()
             self.oracle.check()
 
+    def _submit(self) -> None:
+        made = self.people.submit(any_job(self.rng, len(self.people.jobs)))
+        self.note(f"submit: {made}, {self.people.jobs[made.run_id].hosts.count} hosts")
+
+    def _goes_on(self) -> bool:
+        if self.steps is not None:
+            return self.step < self.steps
+        return self.step < STEPS or (self.faults < MIN_FAULTS and self.step < MAX_STEPS)
+
     def _moment(self) -> None:
+        if not self._wanted() and len(self.people.jobs) < MAX_RUNS:
+            self._submit()
         chance = self.rng.random()
-        if chance < 0.08:
+        if chance < 0.12:
             self._fault()
-        elif chance < 0.42:
+        elif chance < 0.4:
             self._control()
-        elif chance < 0.75:
+        elif chance < 0.66:
             self._agents()
-        else:
+        elif chance < 0.85:
             self._trainers()
+        else:
+            self._round()
+        self._aim()
+
+    def _happen(self) -> None:
+        """What was to happen by now."""
+        now = self.clock.monotonic()
+        due = [what for at, what in self._to_come if at <= now]
+        self._to_come = [(at, what) for at, what in self._to_come if at > now]
+        for what in due:
+            what()
+
+    def later(self, seconds: float, what: Callable[[], None]) -> None:
+        self._to_come.append((self.clock.monotonic() + seconds, what))
+
+    # ---- calm ------------------------------------------------------------------------------------
 
     def _calm(self) -> None:
         """No more faults; the world heals and every part gets its turn in every round."""
         self.note("calm")
-        self.calm = True
-        self.ghosts.clear()
-        self._broken_releases.clear()
-        for controller in self.controllers[1:]:
-            self._die(controller)
-        if not self.controllers:
-            self._new_controller()
-        self.controllers[0].stalled = False
-        for _ in range(CALM_ROUNDS):
-            self.step += 1
-            self.clock.advance(0.5)
-            self._round()
-            self.oracle.check()
-            if self._rested():
-                break
+        self.rng.seed(self.seed * SEEDS_APART + SEEDS_APART - 1)
+        self._heal()
+        self._come_to_rest()
         self.oracle.check_rest()
         self.oracle.check_stored()
 
+    def _heal(self) -> None:
+        self.calm = True
+        for _, what in self._to_come:
+            what()
+        self._to_come.clear()
+        self.armed_calls.clear()
+        self.traffic.ghosts.clear()
+        self.traffic.armed = None
+        self.dies_after_commit = self.dies_within_action = False
+        self.traffic.cut_until = self.cloud.cut_until = 0.0
+        self.cloud.stockout_until = self.world.storage_down_until = 0.0
+        self._broken_releases.clear()
+        for host in (*self.world.hosts(), *self.world.zombies):
+            host.cut_until = 0.0
+            host.dark_until = host.dark_until if host.off else 0.0
+        for controller in self.controllers[1:]:
+            self.die(controller)
+        if not self.controllers:
+            self._new_controller()
+        self.controllers[0].stalled = False
+
+    def _come_to_rest(self) -> None:
+        until = self.clock.monotonic() + CALM_SECONDS
+        for _ in range(CALM_ROUNDS):
+            self.step += 1
+            changes, living = self.database.changes, bool(self.world.trainers())
+            self._round()
+            self.oracle.check()
+            if self._rested():
+                return
+            idle = changes == self.database.changes and not living
+            self.clock.advance(4.0 if idle else 0.5)
+            if self.clock.monotonic() > until:
+                return
+
     def _rested(self) -> bool:
-        controller = self.controllers[0]
+        [controller] = self.controllers
         resting = all(
             row[1] in ("paused", "succeeded", "failed", "cancelled") for row in self.oracle.runs()
         )
-        return resting and not self.oracle.held() and not controller.tasks and not controller.due()
+        left = self.oracle.held() or self.world.zombies or controller.tasks
+        return resting and not left and not controller.due()
+
+    def _resume_all(self) -> None:
+        """What rests and is not over succeeds once people ask for it and nothing fails.
+
+        The storage is repaired first: more bad checkpoints than the budget has failures end a run
+        rightly.
+        """
+        self.world.poison.clear()
+        for blob in self.world.storage.values():
+            blob.whole |= not blob.rejected
+        for run_id, state, *_ in self.oracle.runs():
+            if state in ("paused", "failed"):
+                refusal = self.people.wish(run_id, Desired.RUN)
+                self.note(f"resume {run_id}: {refusal or 'yes'}")
+        self._come_to_rest()
+        self.oracle.check_rest()
+        self.oracle.check_all_succeeded()
 
     def _round(self) -> None:
-        [controller] = self.controllers
+        """Every part gets its turn, once."""
+        self._happen()
+        for controller in list(self.controllers):
+            if not controller.frozen(self.clock):
+                self._turn(controller)
+        for host in (*self.world.hosts(), *self.world.zombies):
+            if host.agent is not None:
+                self._agent_moment(host.agent)
+                self.oracle.check()
+        self._bury_zombies()
+        for trainer in self._living():
+            for _ in range(8 if self.calm else 2):
+                if trainer.alive:
+                    life.advance(self.world, trainer)
+
+    def _turn(self, controller: Controller) -> None:
         self._lead(controller)
+        if controller.token is None:
+            return
         for probing in list(controller.probing):  # begun a round ago, before the last actions
             controller.note(probing)
         for group in controller.live_groups():
@@ -172,13 +264,22 @@ class Simulation:
         self._decide_all(controller)
         self._acting = controller
         for task in controller.ready_tasks():
-            while not controller.advance(task):
-                pass
-        for host in self.world.hosts():
-            if host.agent is not None:
-                self._agent_moment(host.agent)
-        for trainer in self.world.trainers():
-            self.world.advance(trainer)
+            while controller in self.controllers and not controller.advance(task):
+                self._perhaps_die(controller, task.run_id)
+        while controller in self.controllers and controller.sweep():
+            self._perhaps_die(controller, next(iter(self.people.jobs)))
+
+    def _living(self) -> list[Any]:
+        lost = [host.live_trainer for host in self.world.zombies if host.live_trainer is not None]
+        return [*self.world.trainers(), *lost]
+
+    def _bury_zombies(self) -> None:
+        """A machine whose cloud object is deleted goes away once it is in reach again."""
+        now = self.clock.monotonic()
+        for host in list(self.world.zombies):
+            if host.dark_until <= now and self.rng.random() < 0.2 + 0.8 * self.calm:
+                self.world.zombies.remove(host)
+                self.cloud.switch_off(host)
 
     # ---- the control plane -----------------------------------------------------------------------
 
@@ -187,15 +288,25 @@ class Simulation:
         name = f"c{self._born}"
         if not self.controllers:  # alone on its file: whoever led before is dead
             self.database.raw.execute("UPDATE leases SET expires_at = 0")
-        controller = Controller(name, self.database, self.clock, self.cloud, self.oracle.fail)
+        controller = Controller(
+            name, self.database, self.plane_clock, self.cloud, self.oracle.fail, self.limits
+        )
         self.controllers.append(controller)
         self.note(f"{name} starts")
         return controller
 
-    def _die(self, controller: Controller) -> None:
+    def die(self, controller: Controller) -> None:
         controller.die()
         self.controllers.remove(controller)
         self.note(f"{controller.name} dies")
+
+    def succeed_leader(self) -> None:
+        """Another controller takes the lease that ran out; the first may be frozen for long."""
+        [leader] = self.controllers
+        leader.stalled = True
+        leader.frozen_until = self.clock.monotonic() + self.rng.choice((0.0, 13.0, 40.0))
+        self.clock.advance(TTL.total_seconds() + 1)
+        self._lead(self._new_controller())
 
     def _lead(self, controller: Controller) -> None:
         if controller.renewal_due and not controller.stalled and controller.renew():
@@ -205,7 +316,14 @@ class Simulation:
         if not self.controllers:
             self._new_controller()
             return
-        controller = self.rng.choice(self.controllers)
+        awake = [each for each in self.controllers if not each.frozen(self.clock)]
+        if not awake:
+            return
+        controller = self.rng.choice(awake)
+        if len(self.controllers) > 1 and self.rng.random() < 0.05:
+            self.die(controller)
+            self.controllers[0].stalled = False
+            return
         self._lead(controller)
         chance = self.rng.random()
         tasks = controller.ready_tasks()
@@ -213,13 +331,23 @@ class Simulation:
             self._act(controller, self.rng.choice(tasks))
         elif controller.probing and chance < 0.6:
             controller.note(self.rng.choice(controller.probing))
+        elif chance < 0.63:
+            for _ in range(self.rng.choice((1, 4, 12))):
+                if not controller.sweep():
+                    break
         elif chance < 0.75 and (groups := controller.live_groups()):
-            for group in groups:
-                controller.probe(group)
-                if self.rng.random() < 0.85:
-                    controller.note(controller.probing[-1]) if controller.probing else None
+            self._probe(controller, groups)
         if controller in self.controllers and controller.token is not None:
             self._look(controller)
+
+    def _probe(self, controller: Controller, groups: list[str]) -> None:
+        for group in groups:
+            controller.probe(group)
+            if self.rng.random() < 0.85:
+                if controller.probing:
+                    controller.note(controller.probing[-1])
+            else:
+                self.cover_group("probe comes late", group)
 
     def _act(self, controller: Controller, task: Any) -> None:
         """A few awaits of one action; the controller may die at each of them."""
@@ -228,10 +356,16 @@ class Simulation:
             if controller.advance(task):
                 self.note(f"{controller.name} did {task.action}")
                 return
-            if self.rng.random() < 0.01:
-                self._cover("controller dies within an action", task.run_id)
-                self._die(controller)
+            self._perhaps_die(controller, task.run_id)
+            if controller not in self.controllers:
                 return
+
+    def _perhaps_die(self, controller: Controller, run_id: str) -> None:
+        drawn = not self._hushed() and self.rng.random() < 0.01
+        if self.dies_within_action or drawn:
+            self.dies_within_action = False
+            self.cover("controller dies within an action", run_id)
+            self.die(controller)
 
     def _look(self, controller: Controller) -> None:
         if controller.pending and self.rng.random() < 0.5:
@@ -242,18 +376,17 @@ class Simulation:
         else:  # looks now, and commits some moments later
             for run_id in controller.due():
                 if controller.decide(run_id):
-                    self._cover("decision delayed", run_id)
+                    self.cover("decision delayed", run_id)
 
     def _commit(self, controller: Controller, run_id: str) -> None:
         outcome = controller.commit(run_id)
         self.note(f"{controller.name} commits late for {run_id}: {outcome}")
         if outcome != "changed":
-            self._cover(f"decision {outcome}", run_id)
+            self.cover(f"decision {outcome}", run_id)
 
     def _decide_all(self, controller: Controller) -> None:
         for run_id in controller.due():
-            if run_id in controller.pending:
-                controller.pending.pop(run_id)
+            controller.pending.pop(run_id, None)
             for _ in range(16):
                 if not controller.decide(run_id):
                     break
@@ -261,70 +394,25 @@ class Simulation:
                 outcome = controller.commit(run_id)
                 self.note(f"{controller.name} {run_id} {outcome}: {_brief(plan)}")
                 if outcome == "fenced":
-                    self._cover("decision fenced", run_id)
+                    self.cover("decision fenced", run_id)
                     return
                 self.oracle.check()
-                if not self.calm and self.rng.random() < 0.01:
-                    self._cover("controller dies after a commit", run_id)
-                    self._die(controller)
+                drawn = not self._hushed() and self.rng.random() < 0.01
+                if self.dies_after_commit or drawn:
+                    self.dies_after_commit = False
+                    self.cover("controller dies after a commit", run_id)
+                    self.die(controller)
                     return
             else:
                 self.oracle.fail(f"run {run_id} does not come to rest")
 
     # ---- agents and trainers ---------------------------------------------------------------------
 
-    def call(self, message: Any, secret: str) -> Any:
-        """An agent's request on its way. Raises `Away` or what the control plane refuses with."""
-        kind = type(message).__name__
-        if not self.controllers:
-            raise Away
-        fate = "fine" if self.calm else self._fate()
-        if fate == "lost":
-            self._cover_group("request lost", message.group)
-            raise Away
-        if fate == "late":
-            self._cover_group("request late", message.group)
-            due = self.clock.monotonic() + self.rng.expovariate(0.1)
-            self.ghosts.append(Ghost(message, secret, due))
-            raise Away
-        try:
-            answer = self.api.receive(message, secret)
-        except AgentRefused as refusal:
-            self.note(f"{kind} of {message.group} host {message.host}: {refusal}")
-            raise
-        told = len(message.events) if isinstance(message, AgentReport) else ""
-        commands = [c.kind for c in getattr(answer, "commands", ())]
-        self.note(f"{kind} of {message.group} host {message.host} {told} -> {commands}")
-        if fate == "unanswered":
-            self._cover_group("answer lost", message.group)
-            raise Away
-        if fate == "twice":
-            self._cover_group("request twice", message.group)
-            self.ghosts.append(Ghost(message, secret, self.clock.monotonic()))
-        return answer
-
-    def _fate(self) -> str:
-        names = ("fine", "lost", "late", "unanswered", "twice")
-        return self.rng.choices(names, (88, 3, 3, 3, 3))[0]
-
-    def _ghost(self) -> None:
-        due = [ghost for ghost in self.ghosts if ghost.due <= self.clock.monotonic()]
-        if not due or not self.controllers:
-            return
-        ghost = self.rng.choice(due)
-        self.ghosts.remove(ghost)
-        kind = type(ghost.message).__name__
-        try:
-            self.api.receive(ghost.message, ghost.secret)
-            self.note(f"late {kind} of {ghost.message.group} host {ghost.message.host}")
-        except AgentRefused as refusal:
-            self.note(f"late {kind} of {ghost.message.group}: {refusal}")
-
     def _agents(self) -> None:
-        if self.ghosts and self.rng.random() < 0.2:
-            self._ghost()
-        agents = [host.agent for host in self.world.hosts() if host.agent is not None]
-        for agent in agents:
+        if self.traffic.ghosts and self.rng.random() < 0.2:
+            self.traffic.late()
+        places = (*self.world.hosts(), *self.world.zombies)
+        for agent in [host.agent for host in places if host.agent is not None]:
             if self.rng.random() < 0.6:
                 self._agent_moment(agent)
                 self.oracle.check()
@@ -332,13 +420,14 @@ class Simulation:
     def _agent_moment(self, agent: Agent) -> None:
         if agent.host.agent is not agent:
             return
+        agent.watch()
         if not agent.registered:
             agent.boot()
             return
         if agent.commands and (self.calm or self.rng.random() < 0.8):
             agent.obey()
         if agent.host.spool:
-            agent.deliver(200 if self.calm else self.rng.choice((1, 2, 5, 200)))
+            agent.deliver(200 if self.calm else self.rng.choice((1, 3, 8, 200, 200)))
         elif agent.offers:
             agent.offer()
         else:
@@ -355,204 +444,93 @@ class Simulation:
         return commands_digest(found) != agent.known
 
     def _trainers(self) -> None:
-        for trainer in self.world.trainers():
+        for trainer in self._living():
             for _ in range(self.rng.choice((0, 1, 1, 2, 3))):
                 if trainer.alive:
-                    self.world.advance(trainer)
+                    life.advance(self.world, trainer)
 
     # ---- what goes wrong -------------------------------------------------------------------------
 
     def _fault(self) -> None:
-        faults = (
-            (self._crash, 6),
-            (self._agent_dies, 4),
-            (self._hosts_vanish, 1),
-            (self._corrupt, 3),
-            (self._controller_dies, 2),
-            (self._second_controller, 2),
-            (self._wish, 4),
-            (self._time_passes, 2),
-            (self._start_fails, 1),
-            (self._submit_again, 0.5),
-        )
-        fault = self.rng.choices([f for f, _ in faults], [weight for _, weight in faults])[0]
-        fault()
+        """The first drawn that finds something to hit."""
+        names, weights = list(FAULTS), [weight for weight, _ in FAULTS.values()]
+        runs = self._wanted() if self.rng.random() < 0.9 else []
+        for name in self.rng.choices(names, weights, k=3):
+            if self._strike(name, self.rng.choice(runs or list(self.people.jobs))):
+                return
 
-    def _crash(self) -> None:
-        trainers = self.world.trainers()
-        if not trainers:
+    def _wanted(self) -> list[str]:
+        return [run_id for run_id, state, *_ in self.oracle.runs() if state not in OVER]
+
+    def _strike(self, name: str, run_id: str) -> bool:
+        state = self._state(run_id)
+        if not FAULTS[name][1](self, run_id):
+            return False
+        self._covered(name, state)
+        return True
+
+    def _aim(self) -> None:
+        """Helps the seed to reach the cell of the coverage table that it is after."""
+        name, state = goal(self._goals)
+        self._aimed += 1
+        if self.coverage[name, state] or self._aimed > AIMS:
+            self._goals, self._aimed = self._goals + 1, 0
             return
-        trainer = self.rng.choice(trainers)
-        name, code, number, words = self.rng.choices(CRASHES, CRASH_WEIGHTS)[0]
-        self._cover(name, trainer.spec.run_id)
-        self.note(f"{trainer.name} dies: {name} at step {trainer.step}")
-        if code is not None and words and self.rng.random() < 0.8:
-            self.world.fail(trainer, code, words)
-        else:
-            lines = ("Out of memory: Killed process",) if number == signal.SIGKILL else ()
-            lines = lines if self.rng.random() < 0.2 else ()
-            self.world.exit(trainer, code, number, lines=lines)
+        if name in FAULTS and self.rng.random() < 0.25:
+            for run_id in self.people.jobs:
+                if self._state(run_id) == state:
+                    self._strike(name, run_id)
 
-    def _agent_dies(self) -> None:
-        hosts = [host for host in self.world.hosts() if host.agent is not None]
-        if not hosts:
-            return
-        host = self.rng.choice(hosts)
-        host.agent = None
-        trainer: Trainer | None = host.live_trainer
-        lingers = trainer is not None and self.rng.random() < 0.5
-        what = "agent dies, its trainer lingers" if lingers else "agent dies"
-        self._cover_group(what, host.group)
-        self.note(f"{what}: {host.group} host {host.index}")
-        if trainer is not None and lingers:
-            trainer.lingers = self.rng.randrange(3, 20)
-        elif trainer is not None:
-            self.world.exit(trainer)
-
-    def _hosts_vanish(self) -> None:
-        if not self.world.groups:
-            return
-        group = self.rng.choice(list(self.world.groups))
-        self._cover_group("hosts vanish", group)
-        self.note(f"{group} vanishes")
-        self.cloud.forget(group)
-
-    def _corrupt(self) -> None:
-        """The newest checkpoints are the ones that a resume would use."""
-        good = [uri for uri, blob in self.world.storage.items() if blob.whole][-4:]
-        if good:
-            uri = self.rng.choice(good)
-            self.world.storage[uri].whole = False
-            self._cover("checkpoint corrupt", uri.split("/")[3])
-            self.note(f"{uri} is corrupt")
-
-    def _controller_dies(self) -> None:
-        if self.controllers:
-            self._cover_all("controller dies")
-            self._die(self.rng.choice(self.controllers))
-
-    def _second_controller(self) -> None:
-        """The leader stands still until its lease runs out, and goes on beside the next one."""
-        if len(self.controllers) > 1:
-            self.controllers[0].stalled = False
-            self._die(self.rng.choice(self.controllers))
-            return
-        if self.controllers:
-            self._cover_all("lease lost")
-            self.controllers[0].stalled = True
-            self.clock.advance(TTL.total_seconds() + 1)
-        self._new_controller()
-
-    def _wish(self) -> None:
-        run_id = self.rng.choice(list(self.oracle.jobs))
-        desired = self.rng.choices(list(Desired), (8, 4, 0.7))[0]
-        now = self.clock.now()
-        try:
-            self.database.write(lambda c: wishes.wish(c, now, run_id, desired, SOMEBODY))
-        except wishes.NotAccepted as refusal:
-            self.note(f"{desired} {run_id}: {refusal}")
-            return
-        self._cover(f"wish {desired}", run_id)
-        self.note(f"{desired} {run_id}")
-
-    def _time_passes(self) -> None:
-        self._cover_all("time passes")
-        self.clock.advance(self.rng.uniform(5, 60))
-
-    def _start_fails(self) -> None:
-        agents = [host.agent for host in self.world.hosts() if host.agent is not None]
-        if agents:
-            agent: Agent = self.rng.choice(agents)
-            agent.fails_to_start = True
-            self._cover_group("trainer can not start", agent.host.group)
+    def _hushed(self) -> bool:
+        return self.calm or self.quiet
 
     def _cloud_fault(self, call: str, group: str) -> str | None:
-        if call == "acquire" and self._acts_stale():
-            self._cover_group("stale leader asks for hosts", group)
-            self.world.orphans.append(group)
-        if self.calm:
-            return None
+        armed = self.armed_calls.pop(call, None)
         left = self._broken_releases.get(group, 0)
         if call == "release" and left:
             self._broken_releases[group] = left - 1
             return "before"
-        chance = self.rng.random()
-        fault = None
-        if call == "acquire" and chance < 0.01:
-            fault = "refused"
-        elif chance < 0.06:
-            fault = self.rng.choice(
-                ("before", "unknown") if call == "probe" else ("before", "after")
-            )
-        if fault is not None:
-            self._cover_group(f"{call}: {fault}", group)
+        fault = armed
+        if armed is None and not self._hushed() and self.rng.random() < 0.04:
+            fault = self.rng.choice([how for how in CALLS.get(call, ()) if how != "refused"])
+        if fault is not None and not group:
+            for run_id in self.people.jobs:
+                self.cover(f"{call}: {fault}", run_id)
+        elif fault is not None:
+            self.cover_group(f"{call}: {fault}", group)
             self.note(f"{call} {group} fails: {fault}")
+            if fault == "refused":
+                self.world.harm("refused", group)
             if call == "release":
                 self._broken_releases[group] = self.rng.choice((0, 1, 3))
         return fault
 
-    def _acts_stale(self) -> bool:
-        """A call may outlive the lease that it was checked under."""
-        found = self.database.rows("SELECT owner FROM leases")
-        return self._acting is not None and found[0][0] != self._acting.name
-
-    # ---- runs ------------------------------------------------------------------------------------
-
-    def _submit(self) -> None:
-        for number in range(self.rng.choice((1, 1, 2))):
-            hosts = self.rng.choice((1, 1, 2, 2, 3))
-            every = self.rng.choice((2, 3, 4))
-            spec = PRESETS["demo-1m"].spec.model_copy(
-                update={
-                    "name": f"run-{number}",
-                    "steps": every * self.rng.randrange(2, 5) + self.rng.choice((0, 1)),
-                    "batch": BatchSpec(sequences=6),
-                    "optimizer": OptimizerSpec(),
-                    "hosts": HostsSpec(count=hosts),
-                    "checkpoint": CheckpointSpec(every_steps=every),
-                    "policy": PolicySpec(
-                        max_crashes=self.rng.choice((1, 2, 4)),
-                        max_host_losses=self.rng.choice((1, 2, 4)),
-                        backoff_seconds=1.0,
-                        max_backoff_seconds=8.0,
-                        grace_seconds=5.0,
-                        start_seconds=120.0,
-                    ),
-                }
-            )
-            self._submit_one(spec)
-
-    def _submit_one(self, spec: JobSpec) -> None:
-        now = self.clock.now()
-        made = self.database.write(
-            lambda c: wishes.submit(c, now, spec, f"key-{spec.name}", SOMEBODY)
-        )
-        known = made.run_id in self.oracle.jobs
-        self.oracle.expect(made.made != known, "inv. 16: a repeated submit made another run")
-        self.oracle.jobs[made.run_id] = spec
-        self.note(f"submit {spec.name}: {made}, {spec.hosts.count} hosts, {spec.steps} steps")
-
-    def _submit_again(self) -> None:
-        self._cover_all("submit repeated")
-        for spec in list(self.oracle.jobs.values()):
-            self._submit_one(spec)
+    def _asked(self, group: str) -> None:
+        """A call that makes hosts: was its intent committed, and does its caller still lead?"""
+        self.oracle.asked(group)
+        [(owner,)] = self.database.committed("SELECT owner FROM leases")
+        if self._acting is not None and owner != self._acting.name:
+            self.cover_group("stale leader asks for hosts", group)
+            self.oracle.orphans.append(group)
 
     # ---- what is noted ---------------------------------------------------------------------------
 
     def note(self, words: str) -> None:
         self.lines.append(f"{self.step:4} {self.clock.monotonic():8.2f} {words}")
 
-    def _cover(self, fault: str, run_id: str) -> None:
+    def _state(self, run_id: str) -> str:
         found = self.database.rows("SELECT state FROM runs WHERE id = ?", run_id)
+        return found[0][0] if found else "?"
+
+    def cover(self, fault: str, run_id: str) -> None:
+        self._covered(fault, self._state(run_id))
+
+    def _covered(self, fault: str, state: str) -> None:
         self.faults += 1
-        self.coverage[fault, found[0][0] if found else "?"] += 1
+        self.coverage[fault, state] += 1
 
-    def _cover_group(self, fault: str, group: str) -> None:
-        self._cover(fault, group.split("-")[2])
-
-    def _cover_all(self, fault: str) -> None:
-        for run_id in self.oracle.jobs:
-            self._cover(fault, run_id)
+    def cover_group(self, fault: str, group: str) -> None:
+        self.cover(fault, group.split("-")[2])
 
 
 def _brief(plan: Any) -> str:

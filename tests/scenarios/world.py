@@ -1,4 +1,4 @@
-"""What really happens: storage, hosts, trainers and what each of them wrote or told.
+"""What really exists and happened: storage, hosts, trainers, bills, harms, and what each told.
 
 Owns the truth that the oracle reads. Knows no database and no control plane; the control plane
 learns of it only through agents' reports and the provider's probes.
@@ -16,19 +16,13 @@ from typing import Any
 from tests.scenarios.clock import FakeClock
 from worker.protocol import (
     AttemptSpec,
-    CheckpointRejected,
     CheckpointWritten,
+    DataPlan,
     Envelope,
-    ExitCode,
+    KilledFor,
+    Notice,
     Phase,
-    PhaseEntered,
-    Resumed,
-    StepBeat,
-    StepCompleted,
     TrainerExited,
-    TrainerFailed,
-    TrainerFinished,
-    TrainerStarted,
 )
 
 MASK = (1 << 64) - 1
@@ -38,32 +32,42 @@ def first_state(run_id: str) -> int:
     return int.from_bytes(run_id.encode()[:8], "big")
 
 
-def next_state(state: int, step: int) -> int:
-    """The update that takes a run to `step`: whoever starts elsewhere ends elsewhere."""
-    return (state * 6364136223846793005 + (2 * step + 1) * 1442695040888963407) & MASK
+def next_state(state: int, batch: int) -> int:
+    """The update by one batch: whoever starts elsewhere or sees other batches ends elsewhere."""
+    return (state * 6364136223846793005 + (2 * batch + 1) * 1442695040888963407) & MASK
 
 
 def loss_of(state: int) -> float:
     return (state >> 11) / (1 << 53)
 
 
-def true_losses(run_id: str, steps: int) -> list[float]:
+def true_losses(run_id: str, steps: int, plan: DataPlan) -> list[float]:
     """The loss after each step of an undisturbed run; index 0 is step 1."""
     state, losses = first_state(run_id), []
-    for step in range(1, steps + 1):
-        state = next_state(state, step)
+    for step in range(steps):
+        state = next_state(state, plan.batch_index(step))
         losses.append(loss_of(state))
     return losses
 
 
 @dataclass
 class Blob:
-    """One checkpoint's directory."""
+    """One checkpoint's directory.
 
+    `counted` once the control plane has answered its offer with yes, heard or not; `accepted` once
+    the worker has written that beside it; `proven` once a trainer has restored it.
+    """
+
+    run_id: str
+    attempt: int
+    branch: int
     step: int
     state: int
     whole: bool = True
+    counted: bool = False
     accepted: bool = False
+    proven: bool = False
+    rejected: bool = False
 
 
 @dataclass(eq=False)
@@ -80,17 +84,28 @@ class Trainer:
     state: int = 0
     draining: bool = False
     drain_until: float | None = None
+    drained_for: KilledFor = KilledFor.STOPPED
     lingers: int | None = None
+    hung_since: float | None = None
+    failed_saves: int = 0
     accepted: list[str] = field(default_factory=list[str])
 
     @property
     def name(self) -> str:
         return f"{self.spec.run_id}/a{self.spec.attempt}/{self.rank}"
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.spec.run_id, self.spec.attempt
+
 
 @dataclass(eq=False)
 class Host:
-    """A machine: its folder (spool, fence, record of the last trainer) outlives each agent."""
+    """A machine: its folder (spool, fence, record of the last trainer) outlives each agent.
+
+    Until `cut_until` nothing passes between it and the control plane, until `dark_until` the
+    provider can not tell of it either; a host that is `off` will never run anything again.
+    """
 
     group: str
     index: int
@@ -102,6 +117,9 @@ class Host:
     spool: list[Envelope] = field(default_factory=list[Envelope])
     last_seq: int = 0
     acked: int = 0
+    cut_until: float = 0.0
+    dark_until: float = 0.0
+    off: bool = False
 
     @property
     def name(self) -> str:
@@ -119,22 +137,52 @@ class Group:
     hosts: list[Host]
     made_at: float
     up: bool = False
+    taken: Notice | None = None
+    words: str | None = None
+
+
+@dataclass
+class Bill:
+    """One line of the cloud's billing log: from when to when a group existed."""
+
+    group: str
+    run_id: str
+    hosts: int
+    made_at: float
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True)
+class Harm:
+    """Something that can end an attempt: what, to which hosts, and from when to when."""
+
+    kind: str
+    group: str
+    at: float
+    until: float
 
 
 class World:
-    """`started` is called with each trainer at the moment that it begins to live."""
+    """`started`, `restored` and `broken` are the oracle's ears."""
 
     def __init__(self, rng: Random, clock: FakeClock) -> None:
         self.rng = rng
         self.clock = clock
         self.groups: dict[str, Group] = {}
-        self.orphans: list[str] = []  # asked for by a leader that no longer led
-        self.billed: dict[str, float] = {}
+        self.zombies: list[Host] = []  # given back, but out of anybody's reach and alive
+        self.bills: list[Bill] = []
+        self.harms: list[Harm] = []
         self.storage: dict[str, Blob] = {}
+        self.storage_down_until = 0.0
+        self.poison: set[tuple[str, int]] = set()  # batches after which no number is finite
+        self.plans: dict[str, DataPlan] = {}  # the newest that a trainer of the run was given
         self.told: list[Envelope] = []
         self.owner: dict[int, tuple[str, Host]] = {}  # mark of an event -> run and host
         self.leave_at: dict[tuple[str, int], int] = {}
+        self.save_asked: dict[tuple[str, int], int] = {}
+        self.save_served: dict[tuple[str, int], int] = {}
         self.started: Callable[[Trainer], None] = lambda _: None
+        self.restored: Callable[[Trainer], None] = lambda _: None
         self.broken: Callable[[str], None] = lambda _: None
         self._pids = 0
 
@@ -144,13 +192,15 @@ class World:
         return [host for group in self.groups.values() for host in group.hosts]
 
     def trainers(self) -> list[Trainer]:
+        """On hosts that the cloud still knows."""
         return [host.trainer for host in self.hosts() if host.live_trainer and host.trainer]
 
     def gang(self, spec: AttemptSpec) -> list[Trainer]:
         """Every process of the attempt that was started and whose host exists, dead ones too."""
         of = (spec.run_id, spec.attempt)
-        found = (host.trainer for host in self.hosts() if host.trainer is not None)
-        return [t for t in found if (t.spec.run_id, t.spec.attempt) == of]
+        places = (*self.hosts(), *self.zombies)
+        found = (host.trainer for host in places if host.trainer is not None)
+        return [trainer for trainer in found if trainer.key == of]
 
     def spawn(self, host: Host, spec: AttemptSpec, rank: int) -> Trainer:
         self._pids += 1
@@ -158,7 +208,36 @@ class World:
         self.started(trainer)
         host.trainer = trainer
         host.recorded = (spec.attempt, rank)
+        self.plans[spec.run_id] = spec.data_plan
         return trainer
+
+    def harm(self, kind: str, group: str, until: float = 0.0) -> None:
+        now = self.clock.monotonic()
+        self.harms.append(Harm(kind, group, now, max(now, until)))
+
+    # ---- what is billed --------------------------------------------------------------------------
+
+    def make(self, name: str, hosts: list[Host]) -> Group:
+        run_id, now = name.split("-")[2], self.clock.monotonic()
+        self.groups[name] = Group(name, run_id, hosts, now)
+        self.bills.append(Bill(name, run_id, len(hosts), now))
+        return self.groups[name]
+
+    def unmake(self, name: str) -> None:
+        del self.groups[name]
+        for bill in self.bills:
+            if bill.group == name and bill.ended_at is None:
+                bill.ended_at = self.clock.monotonic()
+
+    def hours_held(self, run_id: str) -> float:
+        """By the billing log."""
+        now = self.clock.monotonic()
+        spans = (
+            (now if bill.ended_at is None else bill.ended_at) - bill.made_at
+            for bill in self.bills
+            if bill.run_id == run_id
+        )
+        return sum(spans) / 3600.0
 
     # ---- what is told ----------------------------------------------------------------------------
 
@@ -193,7 +272,9 @@ class World:
         code: int | None = None,
         signal_number: int | None = None,
         why: str | None = None,
+        killed_for: KilledFor | None = None,
         lines: tuple[str, ...] = (),
+        memory_killer: str | None = None,
     ) -> None:
         """The process is gone; its agent, if it lives, tells of it."""
         if not trainer.alive:
@@ -202,6 +283,7 @@ class World:
         host = trainer.host
         if host.agent is None:
             return
+        newer = host.agent.protocol > 1
         exited = TrainerExited(
             exit_code=code,
             signal=signal_number,
@@ -209,145 +291,12 @@ class World:
             last_lines=lines,
             killed_by_agent=why is not None,
             why_killed=why,
+            killed_for=killed_for if newer else None,
+            memory_killer=memory_killer if newer else None,
         )
         self.tell(host, trainer.spec.attempt, trainer.rank, exited)
         host.recorded = None
 
-    def kill(self, trainer: Trainer, why: str) -> None:
+    def kill(self, trainer: Trainer, why: str, killed_for: KilledFor) -> None:
         """By its agent."""
-        self.exit(trainer, None, signal.SIGKILL, why)
-
-    # ---- one moment of a trainer's life ----------------------------------------------------------
-
-    def advance(self, trainer: Trainer) -> None:
-        if trainer.lingers is not None:
-            trainer.lingers -= 1
-            if trainer.lingers <= 0:
-                self.exit(trainer)
-                return
-        if trainer.drain_until is not None and trainer.drain_until <= self.clock.monotonic():
-            self.kill(trainer, "it had not left after its grace")
-            return
-        match trainer.phase:
-            case Phase.SPAWN:
-                self._init(trainer)
-            case Phase.RESTORE:
-                self._restore(trainer)
-            case Phase.TRAIN:
-                self._train(trainer)
-            case _:
-                self._finish(trainer)
-
-    def _init(self, trainer: Trainer) -> None:
-        self.say(trainer, PhaseEntered(phase=Phase.INIT))
-        trainer.phase = Phase.RESTORE
-
-    def _restore(self, trainer: Trainer) -> None:
-        self.say(trainer, TrainerStarted(pid=trainer.pid, numerics_key="k"))
-        resume = trainer.spec.resume
-        trainer.state = first_state(trainer.spec.run_id)
-        trainer.phase = Phase.TRAIN
-        if resume is None:
-            return
-        blob = self.storage.get(resume.uri)
-        if blob is None or blob.step != resume.step:
-            self.broken(f"inv. 6/7: {trainer.name} is to resume from {resume.uri}: {blob}")
-            return
-        if not blob.whole:
-            reason = "a digest differs"
-            self.say(trainer, CheckpointRejected(checkpoint_id=resume.checkpoint_id, reason=reason))
-            self.fail(trainer, ExitCode.CHECKPOINT_REJECTED, reason)
-            return
-        trainer.step, trainer.state = blob.step, blob.state
-        told = Resumed(
-            checkpoint_id=resume.checkpoint_id, step=resume.step, state_digest=f"{blob.state:x}"
-        )
-        self.say(trainer, told)
-        if trainer.step >= trainer.spec.job.steps:
-            trainer.phase = Phase.FINISH
-
-    def fail(self, trainer: Trainer, code: int, words: str) -> None:
-        self.say(trainer, TrainerFailed(exit_code=code, error=words))
-        self.exit(trainer, code)
-
-    def _train(self, trainer: Trainer) -> None:
-        """One update with all the others: it needs every process, none of them behind."""
-        gang = self.gang(trainer.spec)
-        if any(not peer.alive for peer in gang):
-            self._lose_peer(trainer)
-            return
-        together = len(gang) == trainer.spec.process_count
-        if not together or any(
-            peer.phase is Phase.SPAWN or peer.phase is Phase.RESTORE or peer.step < trainer.step
-            for peer in gang
-        ):
-            return
-        key = (trainer.spec.run_id, trainer.spec.attempt)
-        trainer.step += 1
-        trainer.state = next_state(trainer.state, trainer.step)
-        if key not in self.leave_at and any(peer.draining for peer in gang):
-            self.leave_at[key] = max(peer.step for peer in gang) + 1
-        self._report_step(trainer)
-        leaving = self.leave_at.get(key) == trainer.step
-        last = trainer.step >= trainer.spec.job.steps
-        if leaving or last or trainer.step % trainer.spec.job.checkpoint.every_steps == 0:
-            self._save(trainer)
-        if leaving or last:
-            trainer.phase = Phase.FINISH
-
-    def _lose_peer(self, trainer: Trainer) -> None:
-        chance = self.rng.random()
-        if chance < 0.25:
-            self.fail(trainer, ExitCode.PEER_LOST, "a collective failed")
-        elif chance < 0.4:
-            self.exit(trainer, None, signal.SIGABRT)
-
-    def _report_step(self, trainer: Trainer) -> None:
-        if trainer.rank:
-            self.say(trainer, StepBeat(step=trainer.step, seconds=0.1, data_wait=0.0))
-            return
-        told = StepCompleted(
-            step=trainer.step,
-            loss=loss_of(trainer.state),
-            grad_norm=1.0,
-            learning_rate=0.1,
-            tokens=16,
-            seconds=0.1,
-            data_wait=0.0,
-            batch_hash=f"{trainer.spec.data_plan.batch_index(trainer.step):016x}",
-        )
-        self.say(trainer, told)
-
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.rank:
-            return
-        spec, step = trainer.spec, trainer.step
-        uri = spec.checkpoint_uri(step)
-        if uri in self.storage:
-            self.broken(f"inv. 2: {trainer.name} writes over {uri}")
-        self.storage[uri] = Blob(step, trainer.state)
-        written = CheckpointWritten(
-            checkpoint_id=spec.checkpoint_id(step),
-            step=step,
-            uri=uri,
-            bytes=1,
-            files=1,
-            manifest_sha256=f"{trainer.state:064x}",
-            state_digest=f"{trainer.state:064x}",
-            stall_seconds=0.0,
-            write_seconds=0.0,
-        )
-        self.say(trainer, written)
-
-    def _finish(self, trainer: Trainer) -> None:
-        """The last checkpoint must count before anybody leaves."""
-        spec, step = trainer.spec, trainer.step
-        if spec.resume is None or spec.resume.step != step:
-            if trainer.rank == 0 and spec.checkpoint_id(step) not in trainer.accepted:
-                return
-            saved = self.storage.get(spec.checkpoint_uri(step))
-            if trainer.rank and (saved is None or not saved.accepted):
-                return
-        drained = step < spec.job.steps
-        self.say(trainer, TrainerFinished(step=step, drained=drained))
-        self.exit(trainer, ExitCode.DRAINED if drained else ExitCode.DONE)
+        self.exit(trainer, None, signal.SIGKILL, why, killed_for)

@@ -109,6 +109,14 @@ def test_a_run_that_goes_on_counts_its_own_claims_once() -> None:
     assert words(line, "grown") == "4 hosts of provider local: 1 of 4 is held"
 
 
+def test_a_run_that_holds_all_it_needs_waits_for_nobody() -> None:
+    """It lost its hosts and keeps its place, also behind somebody, also over a lowered limit."""
+    held = {"provider:local": 3, "owner:bob": 3}
+    back = run("back", 3, owner="bob", holds=held)
+    assert admitted(line_up([run("large", 4, priority=9), back], held, LOCAL4)) == {"back"}
+    assert admitted(line_up([back], held, Limits({"local": 2}))) == {"back"}
+
+
 def test_a_run_that_is_not_in_the_line_is_admitted_under_the_limits() -> None:
     admission = line_up([], {}, LOCAL4).admission("other")
     assert admission.admitted

@@ -178,6 +178,13 @@ def test_hosts_that_go_before_an_attempt_cost_the_budget_of_hosts(lost) -> None:
     assert "policy.max_host_losses" in " ".join(only(over, OpenIncident).done)
 
 
+def test_hosts_that_are_taken_before_they_were_all_up_are_lost_too() -> None:
+    group = make_group(GroupState.CREATING, up=False, taken=Notice.PREEMPTED, taken_at=NOW)
+    plan = reconcile(snap(make_run(RunState.PROVISIONING), group=group))
+    assert only(plan, MoveGroup).cause is GroupCause.HOSTS_LOST
+    assert only(plan, OpenIncident).verdict is Verdict.PREEMPTED
+
+
 def test_a_host_with_a_notice_starts_nothing() -> None:
     noticed = make_host(notice=Notice.MAINTENANCE, notice_at=ago(1))
     plan = reconcile(replace(idle(), hosts=(noticed,)))

@@ -8,16 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 from unittest import mock
 
-from orchestrator.reconcile import between, following, gang, hosts, resting, rules
+from sqlalchemy import update
+
+from orchestrator.reconcile import between, classify, following, gang, hosts, resting, rules
 from orchestrator.reconcile.budgets import Spent
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Trainer
 from orchestrator.state import GroupState, RunState
-from orchestrator.store import ingest, ledger_events, reads, rows, writes
-from orchestrator.store.tables import attempts
+from orchestrator.store import effects, ingest, ledger_events, reads, rows, wishes, writes
+from orchestrator.store.tables import attempts, checkpoints
+from tests.scenarios.plane import Controller
 
 
 def impatient() -> AbstractContextManager[Any]:
@@ -139,6 +143,90 @@ def acknowledges_early() -> AbstractContextManager[Any]:
     return mock.patch.object(ingest.Intake, "take", take)
 
 
+def acts_before_commit() -> AbstractContextManager[Any]:
+    """3: the provider is called before the rows that say so are committed."""
+
+    def commit(controller: Any, run_id: str) -> str:
+        decision = controller.pending[run_id]
+        controller._start(run_id, decision.plan)
+        with mock.patch.object(effects, "allow", return_value=timedelta(seconds=10)):
+            for task in list(controller.tasks):
+                while not controller.advance(task):
+                    pass
+        return before(controller, run_id)
+
+    before = Controller.commit
+    return mock.patch.object(Controller, "commit", commit)
+
+
+def deletes_too_early() -> AbstractContextManager[Any]:
+    """7: a new checkpoint is enough to delete those before it; nobody has verified it yet."""
+
+    def accept(connection: Any, attempt: Any, told: Any, now: Any) -> None:
+        before(connection, attempt, told, now)
+        older = (checkpoints.c.run_id == attempt.run_id, checkpoints.c.step < told.step)
+        connection.execute(update(checkpoints).where(*older).values(state="deleted"))
+
+    before = ledger_events._accept
+    return mock.patch.object(ledger_events, "_accept", accept)
+
+
+def silence_is_death() -> AbstractContextManager[Any]:
+    """11: a host that was not heard of for a while counts as dead, whoever could not hear."""
+
+    def snapshot(connection: Any, run_id: str, now: datetime, *given: Any, **named: Any) -> Any:
+        snap = before(connection, run_id, now, *given, **named)
+        return replace(snap, hosts=tuple(_dead_if_silent(host, now) for host in snap.hosts))
+
+    before = reads.snapshot
+    return mock.patch.object(reads, "snapshot", snapshot)
+
+
+def _dead_if_silent(host: Any, now: datetime) -> Any:
+    if host.last_seen_at is None or now - host.last_seen_at < timedelta(seconds=15):
+        return host
+    return replace(host, agent_alive=False, trainer_alive=False)
+
+
+@contextmanager
+def siblings_count() -> Iterator[None]:
+    """13: what the siblings of a preempted host ended by counts as a cause of its own."""
+    lines = tuple(line for line in classify.TABLE if line.find is not classify._told_to_go)
+    with (
+        mock.patch.object(classify, "TABLE", lines),
+        mock.patch.object(classify, "is_consequence", return_value=False),
+    ):
+        yield
+
+
+def gives_up_early() -> AbstractContextManager[Any]:
+    """14: the last failure that the budget allows is one too many."""
+    early = property(lambda budget: budget.ends >= budget.allowed)
+    return mock.patch.object(Spent, "exhausted", early)
+
+
+def answers_wishes_early() -> AbstractContextManager[Any]:
+    """16: a wish is answered with yes, and is lost when the control plane dies just then."""
+
+    def keep(connection: Any, now: Any, run: Any, values: Any, *given: Any) -> None:
+        if now.microsecond % 4:
+            before(connection, now, run, values, *given)
+
+    before = wishes.keep_wish
+    return mock.patch.object(wishes, "keep_wish", keep)
+
+
+def forgets_keys() -> AbstractContextManager[Any]:
+    """16: a repeated submit makes another run."""
+
+    def submit(connection: Any, now: Any, job: Any, key: Any, who: Any) -> Any:
+        free = job.model_copy(update={"name": f"{job.name}-{now.microsecond}"})
+        return before(connection, now, free, None, who)
+
+    before = wishes.submit
+    return mock.patch.object(wishes, "submit", submit)
+
+
 def forgets_wishes() -> AbstractContextManager[Any]:
     """Liveness: a paused run that is wanted again is not looked at."""
 
@@ -168,5 +256,12 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         ignores_seq,
         acknowledges_early,
         forgets_wishes,
+        acts_before_commit,
+        deletes_too_early,
+        silence_is_death,
+        siblings_count,
+        gives_up_early,
+        answers_wishes_early,
+        forgets_keys,
     )
 }

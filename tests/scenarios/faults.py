@@ -1,0 +1,389 @@
+"""What goes wrong, by name: each fault does its harm to one run, if there is anything to harm.
+
+The harms that can end an attempt are recorded in the world, where the oracle finds them. A fault
+answers False when the run has nothing that it could hit.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from orchestrator.state import Desired
+from tests.scenarios import life
+from tests.scenarios.agents import Agent
+from tests.scenarios.world import Group, Host, Trainer
+from worker.protocol import ExitCode, Notice
+
+if TYPE_CHECKING:
+    from tests.scenarios.schedule import Simulation
+
+Fault = Callable[["Simulation", str], bool]
+Crash = tuple[int | None, int | None, str]
+CRASHES: dict[str, Crash] = {
+    "SIGKILL": (None, signal.SIGKILL, ""),
+    "SIGSEGV": (None, signal.SIGSEGV, ""),
+    "exit 1": (1, None, "ValueError: something"),
+    "out of memory": (1, None, "RESOURCE_EXHAUSTED: out of memory"),
+    "invalid": (ExitCode.INVALID, None, "the spec can never work"),
+    "exit 66": (ExitCode.CHECKPOINT_REJECTED, None, "does not verify"),
+    "exit 67": (ExitCode.PEER_LOST, None, "a collective failed"),
+    "exit 68": (ExitCode.STORAGE_FAILED, None, "no space"),
+    "exit 69": (ExitCode.DIVERGED, None, "the loss is not finite"),
+    "exit 75": (ExitCode.DRAINED, None, ""),
+}
+CALLS = {
+    "acquire": ("before", "after", "refused"),
+    "probe": ("before", "unknown"),
+    "launch": ("before", "after"),
+    "release": ("before", "after"),
+    "owned": ("before", "stale"),
+}
+REQUESTS = ("request lost", "request late", "answer lost", "request twice")
+
+
+# ---- whom it can hit ---------------------------------------------------------------------------
+
+
+def _group(sim: Simulation, run_id: str) -> Group | None:
+    found = [group for group in sim.world.groups.values() if group.run_id == run_id]
+    return sim.rng.choice(found) if found else None
+
+
+def _host(sim: Simulation, run_id: str) -> Host | None:
+    """One that has an agent."""
+    group = _group(sim, run_id)
+    hosts = [host for host in group.hosts if host.agent is not None] if group else []
+    return sim.rng.choice(hosts) if hosts else None
+
+
+def _trainer(sim: Simulation, run_id: str) -> Trainer | None:
+    found = [trainer for trainer in sim.world.trainers() if trainer.spec.run_id == run_id]
+    return sim.rng.choice(found) if found else None
+
+
+# ---- trainers ----------------------------------------------------------------------------------
+
+
+def crash(name: str, sim: Simulation, run_id: str) -> bool:
+    trainer = _trainer(sim, run_id)
+    if trainer is None:
+        return False
+    code, number, words = CRASHES[name]
+    sim.note(f"{trainer.name} dies: {name} at step {trainer.step}")
+    sim.world.harm(name, trainer.host.group)
+    if code is not None and words and sim.rng.random() < 0.8:
+        life.fail(sim.world, trainer, code, words)
+    else:
+        sim.world.exit(trainer, code, number, lines=(words,) if words else ())
+    return True
+
+
+def memory_kill(sim: Simulation, run_id: str) -> bool:
+    trainer = _trainer(sim, run_id)
+    if trainer is None:
+        return False
+    sim.note(f"{trainer.name} is killed for its memory")
+    sim.world.harm("memory kill", trainer.host.group)
+    line = f"Out of memory: Killed process {trainer.pid} (python)"
+    sim.world.exit(trainer, None, signal.SIGKILL, memory_killer=line)
+    return True
+
+
+def hang(sim: Simulation, run_id: str) -> bool:
+    trainer = _trainer(sim, run_id)
+    if trainer is None or trainer.hung_since is not None:
+        return False
+    sim.note(f"{trainer.name} hangs at step {trainer.step}")
+    sim.world.harm("hang", trainer.host.group)
+    trainer.hung_since = sim.clock.monotonic()
+    return True
+
+
+def poison(sim: Simulation, run_id: str) -> bool:
+    """A batch ahead makes everything non-finite, each time that it is trained."""
+    trainer = _trainer(sim, run_id)
+    if trainer is None or len(sim.world.poison) >= 2:
+        return False
+    ahead = trainer.spec.data_plan.batch_index(trainer.step + sim.rng.choice((0, 0, 1, 3)))
+    sim.world.poison.add((run_id, ahead))
+    sim.note(f"{run_id}: batch {ahead} is poison")
+    return True
+
+
+# ---- hosts and agents --------------------------------------------------------------------------
+
+
+def agent_dies(lingering: bool, sim: Simulation, run_id: str) -> bool:
+    host = _host(sim, run_id)
+    if host is None or (lingering and host.live_trainer is None):
+        return False
+    host.agent = None
+    sim.note(f"the agent of {host.group} host {host.index} dies, lingering: {lingering}")
+    sim.world.harm("agent dies", host.group)
+    if host.live_trainer is not None and lingering:
+        host.live_trainer.lingers = sim.rng.randrange(3, 20)
+    elif host.live_trainer is not None:
+        sim.world.exit(host.live_trainer)
+    return True
+
+
+def start_fails(sim: Simulation, run_id: str) -> bool:
+    host = _host(sim, run_id)
+    if host is None:
+        return False
+    agent: Agent = host.agent
+    agent.fails_to_start = True
+    sim.world.harm("trainer can not start", host.group)
+    return True
+
+
+def vanish(sim: Simulation, run_id: str) -> bool:
+    group = _group(sim, run_id)
+    if group is None:
+        return False
+    sim.note(f"{group.name} vanishes")
+    sim.world.harm("hosts vanish", group.name)
+    sim.cloud.forget(group.name)
+    return True
+
+
+def preempt(notice: Notice, warned: bool, sim: Simulation, run_id: str) -> bool:
+    """The cloud takes one host or all of them, at once or some seconds after it said so."""
+    group = _group(sim, run_id)
+    if group is None or not group.up or group.taken is not None:
+        return False
+    hosts = group.hosts if sim.rng.random() < 0.5 else [sim.rng.choice(group.hosts)]
+    sim.note(f"{group.name} is {notice}: hosts {[host.index for host in hosts]}, warned {warned}")
+    sim.world.harm(notice, group.name)
+    if not warned:
+        sim.cloud.take(group, hosts, notice)
+        return True
+    seconds = sim.rng.uniform(2, 15)
+    for host in hosts:
+        if host.agent is not None:
+            host.agent.notice(notice, seconds)
+    sim.later(seconds, lambda: _take_if_there(sim, group, hosts, notice))
+    return True
+
+
+def _take_if_there(sim: Simulation, group: Group, hosts: list[Host], notice: Notice) -> None:
+    if sim.world.groups.get(group.name) is group and group.taken is None:
+        sim.note(f"{group.name} is taken: {notice}")
+        sim.world.harm(notice, group.name)
+        sim.cloud.take(group, hosts, notice)
+
+
+def host_lost(sim: Simulation, run_id: str) -> bool:
+    """The machine is gone, and its cloud can not tell."""
+    host = _host(sim, run_id)
+    if host is None:
+        return False
+    sim.note(f"{host.group} host {host.index} is lost")
+    sim.world.harm("host lost", host.group, math.inf)
+    sim.cloud.switch_off(host)
+    host.dark_until = math.inf
+    return True
+
+
+def host_isolated(sim: Simulation, run_id: str) -> bool:
+    """Neither its agent's reports nor the cloud's looks get through, but it lives."""
+    host = _host(sim, run_id)
+    if host is None:
+        return False
+    until = sim.clock.monotonic() + sim.rng.choice((5.0, 20.0, 60.0, 120.0))
+    sim.note(f"{host.group} host {host.index} is out of reach until {until:.0f}")
+    sim.world.harm("host isolated", host.group, until)
+    host.cut_until, host.dark_until = until, until
+    return True
+
+
+def agent_cut(sim: Simulation, run_id: str) -> bool:
+    """The agent can not reach the control plane; the cloud sees it alive. Harms nobody."""
+    host = _host(sim, run_id)
+    if host is None:
+        return False
+    host.cut_until = sim.clock.monotonic() + sim.rng.choice((5.0, 20.0, 60.0, 120.0))
+    sim.note(f"{host.group} host {host.index} is cut off until {host.cut_until:.0f}")
+    return True
+
+
+# ---- storage -----------------------------------------------------------------------------------
+
+
+def corrupt(sim: Simulation, run_id: str) -> bool:
+    """The newest checkpoints are the ones that a resume would use."""
+    blobs = sim.world.storage.items()
+    good = [uri for uri, blob in blobs if blob.whole and blob.run_id == run_id][-3:]
+    if not good:
+        return False
+    uri = sim.rng.choice(good)
+    sim.world.storage[uri].whole = False
+    sim.note(f"{uri} is corrupt")
+    return True
+
+
+def storage_down(sim: Simulation, run_id: str) -> bool:
+    if _trainer(sim, run_id) is None:
+        return False
+    sim.world.storage_down_until = sim.clock.monotonic() + sim.rng.choice((2.0, 10.0, 30.0))
+    sim.note(f"storage is down until {sim.world.storage_down_until:.0f}")
+    return True
+
+
+# ---- the control plane -------------------------------------------------------------------------
+
+
+def controller_dies(sim: Simulation, run_id: str) -> bool:
+    if not sim.controllers:
+        return False
+    sim.die(sim.rng.choice(sim.controllers))
+    return True
+
+
+def dies_after_commit(sim: Simulation, run_id: str) -> bool:
+    sim.dies_after_commit = True
+    return bool(sim.controllers)
+
+
+def dies_within_action(sim: Simulation, run_id: str) -> bool:
+    sim.dies_within_action = True
+    return bool(sim.controllers)
+
+
+def lease_lost(sim: Simulation, run_id: str) -> bool:
+    """The leader stands still until its lease runs out, and goes on beside the next one."""
+    if len(sim.controllers) != 1:
+        return False
+    sim.succeed_leader()
+    return True
+
+
+def clock_jumps(direction: int, sim: Simulation, run_id: str) -> bool:
+    seconds = direction * sim.rng.choice((1.0, 5.0, 20.0, 60.0))
+    sim.note(f"the control plane's clock jumps by {seconds:g} s")
+    sim.plane_clock.jump(seconds)
+    sim.jumped += abs(seconds)
+    return True
+
+
+def plane_cut(sim: Simulation, run_id: str) -> bool:
+    """The control plane reaches nobody and nobody reaches it. Harms nobody."""
+    until = sim.clock.monotonic() + sim.rng.choice((5.0, 20.0, 60.0, 120.0))
+    sim.note(f"the control plane is cut off until {until:.0f}")
+    sim.traffic.cut_until = sim.cloud.cut_until = until
+    return True
+
+
+def time_passes(sim: Simulation, run_id: str) -> bool:
+    sim.clock.advance(sim.rng.uniform(5, 60))
+    return True
+
+
+# ---- the cloud's calls and the agents' requests ------------------------------------------------
+
+
+def stockout(sim: Simulation, run_id: str) -> bool:
+    sim.cloud.stockout_until = sim.clock.monotonic() + sim.rng.choice((5.0, 30.0))
+    return True
+
+
+def call_fails(call: str, how: str, sim: Simulation, run_id: str) -> bool:
+    sim.armed_calls[call] = how
+    return False  # told when it happens
+
+
+def request_fails(how: str, sim: Simulation, run_id: str) -> bool:
+    sim.traffic.armed = how
+    return False  # told when it happens
+
+
+# ---- people ------------------------------------------------------------------------------------
+
+
+def wish(desired: Desired, sim: Simulation, run_id: str) -> bool:
+    refusal = sim.people.wish(run_id, desired)
+    sim.note(f"{desired} {run_id}: {refusal or 'yes'}")
+    return refusal is None
+
+
+def save_now(sim: Simulation, run_id: str) -> bool:
+    refusal = sim.people.save_now(run_id)
+    sim.note(f"save {run_id} now: {refusal or 'yes'}")
+    return refusal is None
+
+
+def quarantine(sim: Simulation, run_id: str) -> bool:
+    blobs = [blob for blob in sim.world.storage.values() if blob.run_id == run_id and blob.counted]
+    if not blobs:
+        return False
+    blob = sim.rng.choice(blobs[-3:])
+    refusal = sim.people.quarantine(run_id, f"a{blob.attempt}-s{blob.step}")
+    sim.note(f"quarantine a{blob.attempt}-s{blob.step} of {run_id}: {refusal or 'yes'}")
+    blob.rejected |= refusal is None
+    return refusal is None
+
+
+def rollback(sim: Simulation, run_id: str) -> bool:
+    blobs = [blob for blob in sim.world.storage.values() if blob.run_id == run_id and blob.counted]
+    step = sim.rng.choice([0, *(blob.step for blob in blobs)])
+    skip = sim.rng.choice((0, 0, 1, 3))
+    refusal = sim.people.rollback(run_id, step, skip)
+    sim.note(f"roll {run_id} back to {step}, leaving out {skip}: {refusal or 'yes'}")
+    return refusal is None
+
+
+def submit_again(sim: Simulation, run_id: str) -> bool:
+    made = sim.people.submit(sim.people.jobs[run_id])
+    sim.oracle.expect(
+        not made.made and made.run_id == run_id, "inv. 16: a repeated submit made another run"
+    )
+    return True
+
+
+FAULTS: dict[str, tuple[float, Fault]] = {
+    **{name: (0.6, partial(crash, name)) for name in CRASHES},
+    "SIGKILL": (3, partial(crash, "SIGKILL")),
+    "invalid": (0.1, partial(crash, "invalid")),
+    "exit 69": (0.2, partial(crash, "exit 69")),
+    "memory kill": (0.6, memory_kill),
+    "hang": (1.5, hang),
+    "divergence": (0.6, poison),
+    "agent dies": (2, partial(agent_dies, False)),
+    "agent dies, its trainer lingers": (2, partial(agent_dies, True)),
+    "trainer can not start": (0.6, start_fails),
+    "hosts vanish": (0.7, vanish),
+    "preempted with notice": (1.5, partial(preempt, Notice.PREEMPTED, True)),
+    "preempted": (1.5, partial(preempt, Notice.PREEMPTED, False)),
+    "maintenance": (0.5, partial(preempt, Notice.MAINTENANCE, True)),
+    "host lost": (0.7, host_lost),
+    "host isolated": (0.7, host_isolated),
+    "agent cut off": (1, agent_cut),
+    "checkpoint corrupt": (2, corrupt),
+    "storage down": (1, storage_down),
+    "controller dies": (1.5, controller_dies),
+    "controller dies after a commit": (1.5, dies_after_commit),
+    "controller dies within an action": (1.5, dies_within_action),
+    "lease lost": (2, lease_lost),
+    "clock jumps forward": (0.7, partial(clock_jumps, 1)),
+    "clock jumps back": (0.7, partial(clock_jumps, -1)),
+    "control plane cut off": (0.7, plane_cut),
+    "time passes": (1.5, time_passes),
+    "stockout": (0.7, stockout),
+    **{
+        f"{call}: {how}": (0.4 if how != "refused" else 0.1, partial(call_fails, call, how))
+        for call, ways in CALLS.items()
+        for how in ways
+    },
+    **{how: (0.3, partial(request_fails, how)) for how in REQUESTS},
+    "wish run": (2.5, partial(wish, Desired.RUN)),
+    "wish pause": (1.5, partial(wish, Desired.PAUSE)),
+    "wish cancel": (0.2, partial(wish, Desired.CANCEL)),
+    "save now": (0.5, save_now),
+    "quarantine": (0.5, quarantine),
+    "rollback": (0.8, rollback),
+    "submit repeated": (0.3, submit_again),
+}
