@@ -99,7 +99,7 @@ def run_detail(connection: Connection, service: Service, id_or_name: str) -> Run
     groups = _groups(connection, run.id)
     waits_for = _waits_for_in_full(connection, service, summary, groups)
     return RunDetail(
-        **dict(summary) | {"waits_for": waits_for},
+        **dict(summary.model_copy(update={"waits_for": waits_for})),
         spec=job,
         facts=facts(connection, service, job, run.id),
         newest_checkpoint=_checkpoint(saved[0]) if saved else None,
