@@ -98,12 +98,12 @@ class Queue:
         """Whether it is the run's turn, for a snapshot of it that `wants_hosts`."""
         return self.line(connection, snap.run.id).admission(snap.run.id)
 
-    def waits_for(self, connection: Connection, run_id: str) -> str | None:
-        """What a run in the line waits for, with the names of those who hold it; else None."""
+    def waits_for(self, connection: Connection, run_id: str, *, named: bool = True) -> str | None:
+        """What a run in the line waits for, `named` with those who hold it; else None."""
         line = self.line(connection, run_id)
-        place = line.places.get(run_id)
-        named = claims.holders(connection, place.scope, run_id) if place else ()
-        admission = line.admission(run_id, named)
+        place = line.places.get(run_id) if named else None
+        holders = claims.holders(connection, place.scope, run_id) if place else ()
+        admission = line.admission(run_id, holders)
         return admission.never or admission.waits_for
 
     def _waiting(self, connection: Connection) -> list[Waiting]:

@@ -21,7 +21,7 @@ router = APIRouter(prefix="/api/v1", tags=["orphans"], dependencies=[Depends(csr
 @router.get("/orphans", response_model=OrphansView, responses=problem_responses(401))
 async def list_orphans(request: Request) -> OrphansView:
     """What providers hold in this installation's name and no run wants, and what it costs."""
-    return await read(service_of(request), _view)
+    return await read(service_of(request), orphans_view)
 
 
 @router.post(
@@ -40,14 +40,14 @@ async def reap_orphans(request: Request, session: Admin) -> OrphansView:
 
     await service.writer.run(confirm)
     service.wakes.notify(SWEEP)
-    return await read(service, _view)
+    return await read(service, orphans_view)
 
 
 def _grace(service: Service) -> timedelta:
     return timedelta(seconds=service.settings.orphan_grace_seconds)
 
 
-def _view(connection: Connection, service: Service) -> OrphansView:
+def orphans_view(connection: Connection, service: Service) -> OrphansView:
     found = orphans.listed(connection, _grace(service))
     sure = [orphan for orphan in found if orphan.sure]
     return OrphansView(

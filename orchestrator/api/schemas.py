@@ -99,12 +99,15 @@ class GoodputView(View):
 
 
 class RunSummary(View):
+    """`waits_for` is None while the run trains; the detail of a run says it with more names."""
+
     id: str
     name: str
     owner: str
     state: RunState
     desired: Desired
     reason: str | None
+    waits_for: str | None
     needs_person: bool
     state_since: AwareDatetime
     created_at: AwareDatetime
@@ -124,7 +127,6 @@ class RunSummary(View):
 class RunDetail(RunSummary):
     spec: JobSpec
     facts: Facts
-    waits_for: str | None
     newest_checkpoint: CheckpointView | None
     groups: tuple[GroupView, ...]
 

@@ -1,8 +1,9 @@
 """`GET runs/{id}/stream`: what happens to a run, as server-sent events.
 
-Owns the cursor of a stream and what is told after it. Every event's id is the whole cursor, so a
-browser that reconnects with `Last-Event-ID` misses nothing and is told nothing twice. Each look
-reads the database; wake-ups only make it come sooner.
+Owns the cursor of a stream and what is told after it. Every event's id is the cursor of all that
+was told up to and with it, so a browser that reconnects with `Last-Event-ID`, to this replica or to
+another, misses nothing and is told nothing twice. Each look reads the database; wake-ups only make
+it come sooner.
 
 Events: `run` (RunSummary, when it changed), `steps` (list of MetricPoint, new ones of the canonical
 history: later attempts tell a replayed step again), `attempts` and `incidents` (whole lists, when
@@ -70,8 +71,12 @@ def read_cursor(text: str) -> Cursor:
 
 @dataclass(frozen=True)
 class Look:
-    """What one read of the database saw; `more` when a batch was full."""
+    """What one read of the database saw after `begin`, up to `cursor`.
 
+    `more` when a batch was full; `held_back` when there are lines that can not be told yet.
+    """
+
+    begin: Cursor
     cursor: Cursor
     run: RunSummary
     attempts: tuple[AttemptView, ...]
@@ -79,6 +84,7 @@ class Look:
     points: list[MetricPoint]
     lines: list[LogLine]
     more: bool
+    held_back: bool
 
 
 def look(connection: Connection, service: Service, run_id: str, after: Cursor | None) -> Look:
@@ -102,6 +108,7 @@ def look(connection: Connection, service: Service, run_id: str, after: Cursor | 
     if lines:
         cursor = replace(cursor, line=lines[-1].id)
     return Look(
+        begin=begin,
         cursor=cursor,
         run=views.run_summary(connection, service, run.id),
         attempts=views.attempts(connection, service, run.id),
@@ -109,6 +116,7 @@ def look(connection: Connection, service: Service, run_id: str, after: Cursor | 
         points=points,
         lines=lines,
         more=len(points) >= BATCH or len(lines) >= BATCH,
+        held_back=log_rows.held_back(connection, run.id, cursor.line),
     )
 
 
@@ -130,6 +138,7 @@ class Teller:
 
     def events(self, seen: Look) -> list[bytes]:
         found: list[bytes] = []
+        cursor = seen.begin
         for name, body in (
             ("run", seen.run.model_dump_json(exclude={"goodput"}).encode()),
             ("attempts", _ATTEMPTS.dump_json(seen.attempts)),
@@ -138,9 +147,10 @@ class Teller:
             if self._told.get(name) != body:
                 self._told[name] = body
                 told = seen.run.model_dump_json().encode() if name == "run" else body
-                found.append(event(name, told, seen.cursor))
+                found.append(event(name, told, cursor))
         if seen.points:
-            found.append(event("steps", _POINTS.dump_json(seen.points), seen.cursor))
+            cursor = replace(seen.cursor, line=seen.begin.line)
+            found.append(event("steps", _POINTS.dump_json(seen.points), cursor))
         if seen.lines:
             found.append(event("log", _LINES.dump_json(seen.lines), seen.cursor))
         return found
@@ -166,7 +176,7 @@ async def tell(
             yield one
         if seen.more:
             continue
-        if seen.run.state in TERMINAL_RUNS:
+        if seen.run.state in TERMINAL_RUNS and not seen.held_back:
             yield event("end", b"{}", cursor)
             return
         if not told:
@@ -219,7 +229,8 @@ async def stream(
             422, "invalid-request", "This is no cursor of a stream.", "Begin without a cursor."
         ) from None
     seen = await read(service, look, run, after)
-    if last_event_id and seen.run.state in TERMINAL_RUNS and not (seen.points or seen.lines):
+    left = seen.points or seen.lines or seen.held_back
+    if last_event_id and seen.run.state in TERMINAL_RUNS and not left:
         return Response(status_code=204)  # so that a browser stops reconnecting
     stopping: asyncio.Event = request.app.state.stopping
     return StreamingResponse(

@@ -97,11 +97,11 @@ def run_detail(connection: Connection, service: Service, id_or_name: str) -> Run
     job = rows.job_of(connection, run.id, run.revision)
     saved = rows.checkpoints_of(connection, run.id)
     groups = _groups(connection, run.id)
+    waits_for = _waits_for_in_full(connection, service, summary, groups)
     return RunDetail(
-        **dict(summary),
+        **dict(summary.model_copy(update={"waits_for": waits_for})),
         spec=job,
         facts=facts(connection, service, job, run.id),
-        waits_for=_waits_for(connection, service, run, summary, groups),
         newest_checkpoint=_checkpoint(saved[0]) if saved else None,
         groups=groups,
     )
@@ -179,6 +179,7 @@ def _summary(connection: Connection, service: Service, run: rows.AnyRow) -> RunS
         state=run.state,
         desired=run.desired,
         reason=run.reason,
+        waits_for=_waits_for(connection, service, run, job, attempt),
         needs_person=needs_person(run),
         state_since=run.state_since,
         created_at=run.created_at,
@@ -277,39 +278,53 @@ def _waits_for(
     connection: Connection,
     service: Service,
     run: rows.AnyRow,
-    summary: RunSummary,
-    groups: tuple[GroupView, ...],
+    job: JobSpec,
+    attempt: rows.AnyRow | None,
 ) -> str | None:
-    """What the run waits for, in words; None while it trains or when it is over."""
-    if summary.needs_person:
+    """What the run waits for, in a few words; None while it trains or when it is over."""
+    if needs_person(run):
         return f"a person: longhaul why {run.name}"
     match RunState(run.state):
-        case RunState.RUNNING:
-            return None
         case RunState.PAUSED:
             return f"a person's resume: longhaul resume {run.name}"
         case RunState.QUEUED:
-            return service.queue.waits_for(connection, run.id) or "its turn"
+            return service.queue.waits_for(connection, run.id, named=False) or "its turn"
         case RunState.STOPPING:
             return "its trainers to save and leave"
         case RunState.PROVISIONING:
-            return f"hosts from the provider '{summary.provider}'"
+            return f"hosts from the provider '{job.hosts.provider}'"
         case RunState.STARTING | RunState.RECOVERING:
-            return _waits_for_trainers(connection, summary, groups)
+            if attempt is None or attempt.state == AttemptState.ENDED:
+                return "the next attempt"
+            return f"the first new step of attempt {attempt.number}"
+        case RunState.RUNNING | RunState.SUCCEEDED | RunState.FAILED | RunState.CANCELLED:
+            return None
+
+
+def _waits_for_in_full(
+    connection: Connection,
+    service: Service,
+    run: RunSummary,
+    groups: tuple[GroupView, ...],
+) -> str | None:
+    """With the names of those who hold what it waits for, and what its trainers do."""
+    if run.needs_person:
+        return run.waits_for
+    match run.state:
+        case RunState.QUEUED:
+            return service.queue.waits_for(connection, run.id) or run.waits_for
+        case RunState.STARTING | RunState.RECOVERING:
+            return f"{run.waits_for}{_phase(connection, run)}"
         case RunState.SUCCEEDED | RunState.FAILED | RunState.CANCELLED:
             held = [group.name for group in groups if group.state != "gone"]
             return f"its hosts to be given back: {', '.join(held)}" if held else None
+        case _:
+            return run.waits_for
 
 
-def _waits_for_trainers(
-    connection: Connection, summary: RunSummary, groups: tuple[GroupView, ...]
-) -> str:
-    if summary.attempt is None or summary.attempt_state is AttemptState.ENDED:
-        return "the next attempt"
-    phases = [
-        str(row.phase)
-        for row in rows.trainers_of(connection, summary.id, summary.attempt)
-        if row.phase is not None
-    ]
-    doing = f" (in phase {phases[0]})" if phases else ""
-    return f"the first new step of attempt {summary.attempt}{doing}"
+def _phase(connection: Connection, run: RunSummary) -> str:
+    if run.attempt is None or run.attempt_state is AttemptState.ENDED:
+        return ""
+    trainers = rows.trainers_of(connection, run.id, run.attempt)
+    phases = [str(row.phase) for row in trainers if row.phase is not None]
+    return f" (in phase {phases[0]})" if phases else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextvars import ContextVar
 from enum import IntEnum
 from pathlib import Path
@@ -24,8 +25,33 @@ class Exit(IntEnum):
     INTERRUPTED = 130
 
 
+class CommandFailed(Exception):
+    """A command cannot go on. `hint` says what to do; `code` is the exit code."""
+
+    def __init__(self, what: str, hint: str | None = None, code: Exit = Exit.FAILED) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+        self.code = code
+
+
+def _no_path(run: str) -> str:
+    """What could not be a part of an address is no run's name, and needs no service to say so."""
+    if re.fullmatch(r"[A-Za-z0-9-]+", run):
+        return run
+    raise CommandFailed(
+        f"There is no run named {''.join(c if c.isprintable() else '?' for c in run)!r}.",
+        "Names look like demo-1m: a small letter, then small letters, digits and dashes."
+        " List the runs: longhaul runs",
+        Exit.REFUSED,
+    )
+
+
 RunName: TypeAlias = Annotated[
-    str, typer.Argument(metavar="RUN", help="The run's name or its id.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="RUN", help="The run's name or its id.", show_default=False, callback=_no_path
+    ),
 ]
 DataDir: TypeAlias = Annotated[
     Path | None,
@@ -50,16 +76,6 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 # What --token-file says, which stands before the command and counts for every one.
 token_file: ContextVar[Path | None] = ContextVar("token_file", default=None)
-
-
-class CommandFailed(Exception):
-    """A command cannot go on. `hint` says what to do; `code` is the exit code."""
-
-    def __init__(self, what: str, hint: str | None = None, code: Exit = Exit.FAILED) -> None:
-        super().__init__(what)
-        self.what = what
-        self.hint = hint
-        self.code = code
 
 
 def connect(data: Path | None) -> Client:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
         RunDetail,
         RunSummary,
     )
+
+T = TypeVar("T")
 
 
 def runs(
@@ -67,13 +69,16 @@ def runs_table(listed: Sequence[RunSummary], width: int, now: datetime) -> Rende
     columns = (
         render.Column("NAME"),
         render.Column("STATE"),
-        render.Column("STEP", right=True, drop=1),
-        render.Column("LOSS", right=True, drop=3),
-        render.Column("TO GO", right=True, drop=2),
-        render.Column("ATTEMPTS", right=True, drop=5),
-        render.Column("GOODPUT", right=True, drop=4),
-        render.Column("SUBMITTED", right=True, drop=6),
+        render.Column("STEP", right=True, drop=2),
+        render.Column("LOSS", right=True, drop=4),
+        render.Column("TO GO", right=True, drop=3),
+        render.Column("ATTEMPTS", right=True, drop=6),
+        render.Column("GOODPUT", right=True, drop=5),
+        render.Column("SUBMITTED", right=True, drop=7),
+        render.Column("WAITS FOR", fold=True, drop=1),
     )
+    if not any(map(_waits_for, listed)):
+        columns = columns[:-1]
     rows: list[tuple[str | Text, ...]] = [
         (
             run.name,
@@ -84,10 +89,17 @@ def runs_table(listed: Sequence[RunSummary], width: int, now: datetime) -> Rende
             str(run.attempts),
             "" if run.goodput is None else text.share(run.goodput),
             text.ago(run.created_at, now),
-        )
+            _waits_for(run),
+        )[: len(columns)]
         for run in listed
     ]
     return render.table(columns, rows, width)
+
+
+def _waits_for(run: RunSummary) -> str:
+    """Of runs that wait for their turn or for hosts; of the others, the state says enough."""
+    waits = run.state in ("queued", "provisioning") and not run.needs_person
+    return run.waits_for or "" if waits else ""
 
 
 def _to_go(run: RunSummary) -> str:
@@ -151,7 +163,8 @@ def _detail_rows(run: RunDetail, now: datetime) -> list[tuple[str, str]]:
         rows.append(("Saved", f"{saved.id}, {saved.state}, {text.size(saved.bytes)}, {when}"))
     hosts = f"{text.plural(run.hosts, 'host')} from {run.provider}"
     rows.append(("Hosts", ", ".join([hosts, *(f"{g.name} {g.state}" for g in run.groups[-1:])])))
-    rows.append(("Revision", f"{run.revision}, branch {run.branch}"))
+    if run.revision > 1 or run.branch > 1:
+        rows.append(("Revision", f"{run.revision}, branch {run.branch}"))
     rows.append(("Submitted", f"{run.created_at.astimezone():%Y-%m-%d %H:%M:%S %z}"))
     return rows + fact_rows(run.facts)
 
@@ -161,18 +174,30 @@ def attempts_table(attempts: Sequence[AttemptView], width: int) -> RenderableTyp
 
     columns = (
         render.Column("ATTEMPT", right=True),
+        render.Column("REVISION", right=True, drop=4),
+        render.Column("BRANCH", right=True, drop=3),
         render.Column("VERDICT"),
         render.Column("FROM", right=True),
         render.Column("TO", right=True),
         render.Column("AGAIN", right=True, drop=1),
         render.Column("IDENTICAL", drop=2),
         render.Column("BACK AFTER", right=True, drop=3),
-        render.Column("WHAT HAPPENED", fold=True, drop=4),
+        render.Column("WHAT HAPPENED", fold=True, drop=5),
     )
+    # A number that is the same for all attempts is no news.
+    same = [
+        1 + index
+        for index, numbers in enumerate(
+            ({a.revision for a in attempts}, {a.branch for a in attempts})
+        )
+        if len(numbers) < 2
+    ]
     identical = {True: "yes", False: "NO", None: ""}
     rows = [
         (
             str(a.number),
+            str(a.revision),
+            str(a.branch),
             render.verdict(a.verdict, a.state),
             f"{a.resumed_from_step:,}",
             "" if a.last_step is None else f"{a.last_step:,}",
@@ -183,7 +208,11 @@ def attempts_table(attempts: Sequence[AttemptView], width: int) -> RenderableTyp
         )
         for a in attempts
     ]
-    return render.table(columns, rows, width)
+    return render.table(_without(columns, same), [_without(row, same) for row in rows], width)
+
+
+def _without(row: Sequence[T], places: Sequence[int]) -> list[T]:
+    return [cell for place, cell in enumerate(row) if place not in places]
 
 
 def checkpoints(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:

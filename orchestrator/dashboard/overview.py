@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from orchestrator.api.schemas import IncidentView, RunSummary
-from orchestrator.dashboard import life, story
+from orchestrator.dashboard import house, life, story
 from orchestrator.dashboard.reader import Reader
 from orchestrator.dashboard.spark import Spark, spark
 from orchestrator.state import TERMINAL_RUNS, RunState
@@ -62,6 +62,7 @@ class Overview:
     window_name: str
     windows: tuple[str, ...]
     ticks: list[life.Tick]
+    house: house.House
 
 
 def overview(reader: Reader, chosen_window: str | None) -> Overview:
@@ -92,6 +93,7 @@ def overview(reader: Reader, chosen_window: str | None) -> Overview:
         window_name=name,
         windows=tuple(life.WINDOWS),
         ticks=life.ticks(window),
+        house=house.house(reader.hosts(), reader.orphans()),
     )
 
 

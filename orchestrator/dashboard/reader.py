@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Protocol
 
+from orchestrator.api.fleet_schemas import FleetPage
 from orchestrator.api.schemas import (
     AttemptView,
     Chart,
@@ -12,6 +13,7 @@ from orchestrator.api.schemas import (
     GoodputView,
     IncidentView,
     LogLine,
+    OrphansView,
     RunDetail,
     RunSummary,
 )
@@ -51,6 +53,12 @@ class Reader(Protocol):
         ...
 
     def goodput(self, run_id: str) -> GoodputView: ...
+
+    def hosts(self) -> FleetPage:
+        """What is held now; at most two hundred groups."""
+        ...
+
+    def orphans(self) -> OrphansView: ...
 
     def logs(self, run_id: str, lines: int) -> tuple[LogLine, ...]:
         """The last `lines` lines, oldest first."""

@@ -10,6 +10,9 @@ from sqlalchemy import Connection
 
 from orchestrator.api import views
 from orchestrator.api.auth import service_of
+from orchestrator.api.fleet import fleet
+from orchestrator.api.fleet_schemas import FleetPage
+from orchestrator.api.orphans import orphans_view
 from orchestrator.api.schemas import (
     AttemptView,
     Chart,
@@ -17,6 +20,7 @@ from orchestrator.api.schemas import (
     GoodputView,
     IncidentView,
     LogLine,
+    OrphansView,
     RunDetail,
     RunSummary,
 )
@@ -25,6 +29,7 @@ from orchestrator.service import Service
 from orchestrator.store.wishes import NoSuchRun
 
 MOST_RUNS = 100
+MOST_GROUPS = 200
 
 
 class ViewsReader:
@@ -64,6 +69,12 @@ class ViewsReader:
 
     def goodput(self, run_id: str) -> GoodputView:
         return views.goodput(self._connection, self._service, run_id)
+
+    def hosts(self) -> FleetPage:
+        return fleet(self._connection, self._service, limit=MOST_GROUPS)
+
+    def orphans(self) -> OrphansView:
+        return orphans_view(self._connection, self._service)
 
     def logs(self, run_id: str, lines: int) -> tuple[LogLine, ...]:
         return views.logs(self._connection, self._service, run_id, limit=lines, newest=True).items

@@ -102,6 +102,13 @@ def iso(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="seconds")
 
 
+def money(amount: float, currency: str) -> str:
+    """8.64 -> '8.64 USD'; what is less than a cent is said so."""
+    if 0 < amount < 0.01:
+        return f"less than 0.01 {currency}"
+    return f"{amount:,.2f} {currency}"
+
+
 def times(number: int) -> str:
     """How often: 'once', 'twice', '3 times'."""
     return {1: "once", 2: "twice"}.get(number, f"{number} times")

@@ -12,7 +12,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Boolean, ColumnElement, Connection, Row, literal_column, select
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    literal_column,
+    not_,
+    select,
+    true,
+)
 
 from orchestrator.store.tables import log_lines
 
@@ -48,6 +58,14 @@ def lines(
     query = select(log_lines).where(line.run_id == run_id, *_wanted(wanted), *_settled(connection))
     order = line.id.desc() if newest else line.id
     return connection.execute(query.order_by(order).limit(limit)).all()
+
+
+def held_back(connection: Connection, run_id: str, after: int) -> bool:
+    """Whether `lines` leaves out some beyond the id `after`; it has to be asked again for them."""
+    line = log_lines.c
+    settled = and_(true(), *_settled(connection))
+    query = select(line.id).where(line.run_id == run_id, line.id > after, not_(settled))
+    return connection.execute(query.limit(1)).first() is not None
 
 
 def _wanted(wanted: Lines) -> Iterator[ColumnElement[bool]]:

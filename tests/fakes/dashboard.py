@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from orchestrator.api.auth import Session, signed_in
+from orchestrator.api.fleet_schemas import FleetGroup, FleetPage
 from orchestrator.api.guards import SecurityHeaders
 from orchestrator.api.schemas import (
     AttemptView,
@@ -25,6 +26,8 @@ from orchestrator.api.schemas import (
     GoodputView,
     IncidentView,
     LogLine,
+    OrphansView,
+    OrphanView,
     Progress,
     RunDetail,
     RunSummary,
@@ -33,7 +36,7 @@ from orchestrator.dashboard import router as dashboard
 from orchestrator.dashboard.views_reader import reader
 from orchestrator.presets import PRESETS
 from orchestrator.roles import Role
-from orchestrator.state import AttemptState, CheckpointState, Desired, RunState, Verdict
+from orchestrator.state import AttemptState, CheckpointState, Desired, GroupState, RunState, Verdict
 from orchestrator.store.audit import Actor
 
 NOW = datetime(2026, 11, 20, 13, 2, 11, tzinfo=UTC)
@@ -219,12 +222,63 @@ class Story:
     goodput: GoodputView = GOODPUT
 
 
+def make_group(name: str = "lh-x1-demo-1m-g1", hosts: int = 1, **changes: object) -> FleetGroup:
+    fields: dict[str, object] = {
+        "name": name,
+        "run": "r1",
+        "run_name": "demo-1m",
+        "generation": 1,
+        "provider": "local",
+        "zone": None,
+        "devices": 1,
+        "state": GroupState.READY,
+        "detail": None,
+        "created_at": ago(minutes=2),
+        "ready_at": ago(minutes=2),
+        "released_at": None,
+        "price_per_hour": None,
+        "cost": None,
+    }
+    host: dict[str, object] = {
+        "address": "127.0.0.1",
+        "hostname": "here",
+        "protocol": 2,
+        "registered_at": ago(minutes=2),
+        "last_seen_at": NOW,
+        "running_attempt": 1,
+        "notice": None,
+        "notice_at": None,
+    }
+    made = [host | {"index": index} for index in range(hosts)]
+    return FleetGroup.model_validate(fields | {"hosts": made} | changes)
+
+
+def make_orphan(name: str = "lh-x1-stint-g2", **changes: object) -> OrphanView:
+    fields: dict[str, object] = {
+        "provider": "cloud",
+        "name": name,
+        "hosts": 4,
+        "price_per_hour": 8.64,
+        "cost": 0.72,
+        "why": "its run is over",
+        "first_seen_at": ago(minutes=5),
+        "last_seen_at": NOW,
+        "reap_asked_at": None,
+        "gone_at": None,
+        "sure": True,
+    }
+    return OrphanView.model_validate(fields | changes)
+
+
 class FakeReader:
     """Shows `stories`; tests change them between two looks."""
 
     def __init__(self, *stories: Story) -> None:
         self.stories = list(stories)
         self.clock = NOW
+        self.groups: tuple[FleetGroup, ...] = (make_group(),)
+        self.found: tuple[OrphanView, ...] = ()
+        self.only_listed = False
 
     def now(self) -> datetime:
         return self.clock
@@ -246,6 +300,18 @@ class FakeReader:
 
     def incidents(self, run_id: str) -> tuple[IncidentView, ...]:
         return tuple(self.story(run_id).incidents)
+
+    def hosts(self) -> FleetPage:
+        return FleetPage(items=self.groups, currency="USD")
+
+    def orphans(self) -> OrphansView:
+        prices = [one.price_per_hour or 0.0 for one in self.found if one.sure]
+        return OrphansView(
+            items=self.found,
+            cost_per_hour=sum(prices),
+            currency="USD",
+            only_listed=self.only_listed,
+        )
 
     def chart(self, run_id: str, columns: int, from_step: int = 1) -> Chart:
         last = self.story(run_id).run.progress.step

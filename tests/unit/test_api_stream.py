@@ -61,6 +61,10 @@ def steps(events: list[tuple[str, str, Any]]) -> list[tuple[int, int]]:
     return [(point["attempt"], point["step"]) for point in points]
 
 
+def lines(events: list[tuple[str, str, Any]]) -> list[str]:
+    return [line["line"] for name, _, data in events if name == "log" for line in data]
+
+
 def log(here: World, run: str, *lines: str) -> None:
     row = {"run_id": run, "attempt": 2, "rank": 0, "at": at(30)}
     here.put(tables.log_lines, *(row | {"line": line} for line in lines))
@@ -136,19 +140,21 @@ def test_long_histories_come_whole_in_batches(
     log(here, run, *(str(number) for number in range(20)))
     events = Listener(client, here, run, Cursor()).rest()
     assert steps(events) == [(1, s) for s in range(1, 11)] + [(2, s) for s in range(11, 21)]
-    lines = [line["line"] for name, _, data in events if name == "log" for line in data]
-    assert lines == [str(number) for number in range(20)]
+    assert lines(events) == [str(number) for number in range(20)]
     assert events[-1][0] == "end"
 
 
-def test_nothing_is_told_twice_after_any_event(here: World, client: Client, run: str) -> None:
+def test_nothing_is_lost_or_told_twice_after_any_event(
+    here: World, client: Client, run: str
+) -> None:
     here.change(run, state=RunState.SUCCEEDED)
     log(here, run, "one", "two")
     whole = Listener(client, here, run, Cursor()).rest()
-    for _, cursor, _ in whole:
+    assert [name for name, _, _ in whole][-3:] == ["steps", "log", "end"]
+    for number, (_, cursor, _) in enumerate(whole, start=1):
         rest = Listener(client, here, run, read_cursor(cursor)).rest()
-        assert not steps(rest)
-        assert "log" not in [name for name, _, _ in rest]
+        assert steps(whole[:number]) + steps(rest) == steps(whole)
+        assert lines(whole[:number]) + lines(rest) == ["one", "two"]
 
 
 def test_a_stream_ends_when_the_service_stops(here: World, client: Client, run: str) -> None:
