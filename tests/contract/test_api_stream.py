@@ -165,6 +165,10 @@ def test_a_reader_goes_from_replica_to_replica(run: str, database_url: str, tmp_
     assert lines(all_heard) == ALL_LINES
 
 
+# SQLite has one writer at a time.
+@pytest.mark.parametrize(
+    "database_url", [pytest.param("postgresql", marks=pytest.mark.postgres)], indirect=True
+)
 def test_a_stream_does_not_end_before_lines_that_another_writer_holds_back(
     run: str,
     database_url: str,
@@ -173,8 +177,6 @@ def test_a_stream_does_not_end_before_lines_that_another_writer_holds_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A lower id may still be committed elsewhere: the later line waits, and so does the end."""
-    if engine.dialect.name != "postgresql":
-        pytest.skip("one writer at a time")
     monkeypatch.setattr("orchestrator.api.stream.LOOK_SECONDS", 0.01)
     late = {"run_id": run, "attempt": 2, "rank": 1, "at": at(30), "line": "late"}
     with (
