@@ -98,7 +98,8 @@ def pytest_terminal_summary(
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_home(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """No test reaches the data of whoever runs it."""
+    """No test reaches the data of whoever runs it, or depends on how wide their terminal is."""
+    os.environ.pop("COLUMNS", None)
     os.environ["XDG_DATA_HOME"] = str(tmp_path_factory.mktemp("home"))
 
 
