@@ -146,6 +146,7 @@ class Database:
         self.raw = shared.raw
         self.engine = shared.engine
         self._memo = shared.memo
+        self.leader: str | None = None  # the control plane that took the lease last
         self.woken: Counter[str] = Counter()  # what arrived for each run, as the API announces it
 
     def known(self, name: Any, read: Callable[[Connection], Any]) -> Any:

@@ -145,6 +145,8 @@ class Controller:
         token = self.database.write(
             lambda connection: lease.acquire(connection, lease.LEADER, self.name, TTL)
         )
+        if token is not None:
+            self.database.leader = self.name
         self.renewed_at = self.clock.monotonic()
         taken = token is not None and token != self.token
         self.token = token
@@ -217,6 +219,8 @@ class Controller:
         except lease.Fenced:
             self.token = None
             return "fenced"
+        if self.database.leader != self.name:
+            self.trouble(f"inv. 2: {self.name} decides, but {self.database.leader} leads")
         self.queue.changed()
         self._start(run_id, decision.plan)
         return "changed"
