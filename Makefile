@@ -47,7 +47,7 @@ setup-dev: $(VENV)/.dev ## The same with everything that tests and checks need
 run: setup ## Run the demo: train, kill the trainer, recover, finish
 	$(BIN)/longhaul demo $(ARGS)
 
-test: setup-dev ## All tests, under 10 minutes on 2 cores
+test: setup-dev ## All tests but the long ones, in two processes
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: setup-dev ## The long tests that `make test` leaves out
