@@ -54,7 +54,6 @@ class Running:
     step: int
     batch: Batch
     result: StepResult
-    data_wait: float
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def train(training: Training, state: TrainState, first: int) -> Left:
     with Prefetcher(training.batches, first, job.steps) as prefetched:
         for step in range(first + 1, job.steps + 1):
             earlier = running
-            state, running = _advance(training, prefetched, requests, state, step)
+            state, running = _advance(training, prefetched, meter, requests, state, step)
             if earlier is not None:
                 wished |= meter.report(earlier)
             after = due(job, step)
@@ -133,6 +132,7 @@ class SaveRequests:
 def _advance(
     training: Training,
     prefetched: Prefetcher,
+    meter: Meter,
     requests: SaveRequests,
     state: TrainState,
     step: int,
@@ -140,28 +140,37 @@ def _advance(
     """Hands `step` to the device; its numbers are not there yet."""
     began = time.monotonic()
     batch = prefetched.next()
-    waited = time.monotonic() - began
+    meter.waited_for_data(time.monotonic() - began)
     state, result = training.compiled.step(
         state,
         training.placer.place_rows(batch.rows),
         training.placer.place_scalar(training.spec.data_plan.batch_index(step)),
         training.placer.place_signals(training.link.drain.is_set(), requests.new()),
     )
-    return state, Running(step, batch, result, waited)
+    return state, Running(step, batch, result)
 
 
 class Meter:
-    """Waits for steps to be complete and reports them."""
+    """Waits for steps to be complete and reports them.
+
+    The next step is handed out before a step is complete, so the wait for its batch falls into the
+    time of the step before it, and is counted there.
+    """
 
     def __init__(self, training: Training) -> None:
         self._training = training
         self._last = time.monotonic()
+        self._waited = 0.0
+
+    def waited_for_data(self, seconds: float) -> None:
+        self._waited += seconds
 
     def report(self, running: Running) -> Wishes:
         """Reports a step; returns what was wished of the gang with it. Raises Diverged."""
         result: StepResult = jax.device_get(running.result)
         now = time.monotonic()
         seconds, self._last = now - self._last, now
+        waited, self._waited = self._waited, 0.0
         loss, grad_norm = float(result.loss), float(result.grad_norm)
         rate = float(result.learning_rate)
         link, tokens = self._training.link, self._training.spec.job.tokens_per_step
@@ -177,7 +186,7 @@ class Meter:
                     learning_rate=rate,
                     tokens=tokens,
                     seconds=seconds,
-                    data_wait=running.data_wait,
+                    data_wait=waited,
                     batch_hash=running.batch.fingerprint,
                 )
             )
@@ -187,7 +196,7 @@ class Meter:
                 flush=True,
             )
         else:
-            link.send(StepBeat(step=running.step, seconds=seconds, data_wait=running.data_wait))
+            link.send(StepBeat(step=running.step, seconds=seconds, data_wait=waited))
         return Wishes(leave=float(result.leave) > 0, save=float(result.save) > 0)
 
 

@@ -61,7 +61,8 @@ class StepCompleted(Report):
     """One update, from process 0. `loss` and `grad_norm` are exact float32 values.
 
     `seconds` is the monotonic time since the previous step of this attempt was complete (the first
-    step's: since its dispatch), `data_wait` the part of it that waited for a batch.
+    step's: since before its dispatch), `data_wait` the part of it that the loop waited for a batch,
+    mostly the next step's, which is handed out before this one is complete.
     """
 
     kind: Literal["step"] = "step"
