@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import httpx
 import psycopg
@@ -34,8 +34,8 @@ class Pair:
     server: str
     folder: Path
 
-    def one(self, query: str) -> Any:
-        row = self.database.execute(query).fetchone()
+    def one(self, query: LiteralString, *values: Any) -> Any:
+        row = self.database.execute(query, values or None).fetchone()
         return row[0] if row else None
 
     def token(self) -> int:
@@ -85,20 +85,27 @@ def stopped_while_it_reads(pair: Pair) -> int:
     """Stops the leader between the first and the last row of a look at a run to be paused.
 
     Answers its token. The wish is taken back at once, so the decision that it will make is wrong.
+    A look that began before the wish was there would decide nothing: it is let go, and waited out.
     """
-    with psycopg.connect(pair.server) as locking:
-        locking.execute("LOCK TABLE branches IN ACCESS EXCLUSIVE MODE")
-        pair.wish("pause")
-        waiting = (
-            "SELECT count(*) FROM pg_stat_activity"
-            " WHERE wait_event_type = 'Lock' AND query ILIKE '%from branches%'"
-        )
-        until(lambda: pair.one(waiting), "the leader to wait for the table")
-        token = pair.token()
-        pair.first.stand_still()
-        pair.wish("run")
-        locking.rollback()
-    return token
+    waiting = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+        " AND query ILIKE '%%branches.parent%%' AND xact_start > %s"
+    )
+    for _ in range(20):
+        with psycopg.connect(pair.server) as locking:
+            locking.execute("LOCK TABLE branches IN ACCESS EXCLUSIVE MODE")
+            pair.wish("pause")
+            wished_at = pair.one("SELECT clock_timestamp()")
+            deadline = time.monotonic() + 5.0
+            while time.monotonic() < deadline:
+                if pair.one(waiting, wished_at):
+                    token = pair.token()
+                    pair.first.stand_still()
+                    pair.wish("run")
+                    return token
+                time.sleep(0.02)
+            pair.wish("run")
+    raise AssertionError("no look of the leader began after the wish to pause")
 
 
 def fenced(replica: Plane) -> bool:
