@@ -34,7 +34,7 @@ from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import HostGroup
 from orchestrator.service import Service
 from orchestrator.state import AttemptState, GroupState
-from orchestrator.store import lease, reads, writes
+from orchestrator.store import lease, looks, reads, writes
 from orchestrator.sweep import Sweeper
 from orchestrator.wakes import LOOP, decision_topic, group_topic, run_topic
 
@@ -273,10 +273,10 @@ class Loop:
         service = self._service
         return timedelta(seconds=service.pace.silence(service.settings.host_lost_seconds))
 
-    def _snapshot(self, run_id: str, seen: Mapping[str, reads.Sighting]) -> Snapshot | None:
+    def _snapshot(self, run_id: str, seen: Mapping[str, looks.Sighting]) -> Snapshot | None:
         service = self._service
         with service.read.connect() as connection:
-            snap = reads.snapshot(
+            snap = looks.snapshot(
                 connection,
                 run_id,
                 service.clock.now(),
@@ -289,10 +289,10 @@ class Loop:
                 return snap
             return replace(snap, admission=service.queue.admission(connection, snap))
 
-    def _beside(self) -> reads.Beside:
+    def _beside(self) -> looks.Beside:
         service = self._service
         seconds = {name: one.hold_seconds for name, one in service.providers.items()}
-        return reads.Beside(
+        return looks.Beside(
             awake_since=self._awake.since(),
             host_lost_after=self._silence(),
             holds={name: timedelta(seconds=hold) for name, hold in seconds.items() if hold},

@@ -22,7 +22,7 @@ from orchestrator.providers.base import GroupProbe, Provider, ProviderError
 from orchestrator.providers.calls import ProviderCalls
 from orchestrator.reconcile.plan import AcquireHosts, Action
 from orchestrator.service import Service
-from orchestrator.store.reads import Sighting
+from orchestrator.store.looks import Sighting
 
 log = structlog.get_logger(__name__)
 PROBES_PER_SECOND = 50.0

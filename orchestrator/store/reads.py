@@ -1,21 +1,19 @@
-"""What the loop and the agents' API read: the runs that need a decision, and all that one sees.
+"""What the loop and the agents' API read: which runs need a decision, what a trainer is told.
 
-Reads no metric, event or log rows, so that a decision costs the same at any age of the run. What
-people see is read elsewhere (`views.py`).
+Reads no metric, event or log rows, so that it costs the same at any age of the run. What a decision
+sees is read in `looks.py`, what people see in `views.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 
-from sqlalchemy import Connection, and_, exists, or_, select
+from sqlalchemy import Connection, and_, bindparam, exists, or_, select
 
-from orchestrator.providers.base import GroupProbe, HostProbe
 from orchestrator.reconcile.revising import REVISABLE
-from orchestrator.reconcile.snapshot import Snapshot
-from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Run, Trainer
+from orchestrator.records import Attempt
 from orchestrator.state import (
     TERMINAL_RUNS,
     AttemptState,
@@ -30,15 +28,11 @@ from orchestrator.store.tables import (
     branches,
     checkpoints,
     host_groups,
-    hosts,
-    incidents,
     revisions,
     runs,
-    trainers,
 )
 from worker.protocol import AttemptSpec, DataPlan, JobSpec, ResumePoint
 
-MAX_CHECKPOINTS = 20
 RESTING = (RunState.PAUSED, *sorted(TERMINAL_RUNS))
 USABLE = (CheckpointState.ACCEPTED, CheckpointState.VERIFIED)
 
@@ -53,32 +47,6 @@ class Active:
 
     id: str
     desired_generation: int
-
-
-@dataclass(frozen=True)
-class Sighting:
-    """A provider's probe of a group, and when it began: what happened since, it cannot show."""
-
-    began_at: datetime
-    probe: GroupProbe
-
-
-def _no_price(_: JobSpec) -> float | None:
-    return None
-
-
-@dataclass(frozen=True)
-class Beside:
-    """What a decision sees that lies in no row: the process that decides, and its settings.
-
-    `holds` are how long each provider's hosts outlive a pause; `price_per_hour` is that of a whole
-    new host group.
-    """
-
-    awake_since: datetime | None = None
-    host_lost_after: timedelta = timedelta(seconds=30)
-    holds: Mapping[str, timedelta] = field(default_factory=dict[str, timedelta])
-    price_per_hour: Callable[[JobSpec], float | None] = _no_price
 
 
 def active_runs(connection: Connection) -> list[str]:
@@ -121,75 +89,14 @@ def live_groups(connection: Connection) -> list[tuple[str, str, str]]:
     return [(name, provider, run_id) for name, provider, run_id in found]
 
 
-def snapshot(
-    connection: Connection,
-    run_id: str,
-    now: datetime,
-    installation: str,
-    listening_since: datetime,
-    probes: Mapping[str, Sighting],
-    beside: Beside | None = None,
-) -> Snapshot | None:
-    """Everything that a decision about the run sees; None when there is no such run."""
-    row = connection.execute(select(runs).where(runs.c.id == run_id)).mappings().one_or_none()
-    if row is None:
-        return None
-    run, beside = rows.run(row), beside or Beside()
-    groups = _groups(connection, run_id)
-    group = groups[-1] if groups else None
-    sighting = probes.get(group.name) if group else None
-    if sighting is not None and sighting.probe.hosts:
-        sighting = _if_fresh(sighting, now - beside.host_lost_after)
-    tried = _attempts(connection, run_id)
-    recent = [one for one in tried if one is tried[-1] or _revisable(one, now)]
-    hours, cost = _used(groups, now)
-    job = job_spec(connection, run_id, run.revision)
-    return Snapshot(
-        now=now,
-        installation=installation,
-        listening_since=listening_since,
-        run=run,
-        job=job,
-        attempts=tried,
-        group=_as_seen(group, sighting) if group else None,
-        hosts=_hosts(connection, group.name, sighting) if group else (),
-        trainers=_trainers(connection, run_id, [one.number for one in recent]),
-        checkpoints=_usable(connection, run),
-        incident=_open_incident(connection, run_id),
-        host_lost_after=beside.host_lost_after,
-        provider_hold=beside.holds.get(job.hosts.provider),
-        hours_held=hours,
-        cost=cost,
-        price_per_hour=beside.price_per_hour(job),
-        awake_since=beside.awake_since,
-        groups=groups,
-        past_hosts=_past_hosts(connection, {one.group for one in recent}, group),
-        data_plan=_plan_of_branch(connection, run_id, run.branch),
-    )
-
-
-def _revisable(attempt: Attempt, now: datetime) -> bool:
-    return attempt.ended_at is not None and now - attempt.ended_at <= REVISABLE
-
-
-def _used(groups: Collection[HostGroup], now: datetime) -> tuple[float, float]:
-    """Hours that the run has held hosts over its whole life, and what they cost."""
-    hours, cost = 0.0, 0.0
-    for group in groups:
-        if group.ready_at is not None:
-            held = ((group.released_at or now) - group.ready_at) / timedelta(hours=1)
-            hours += max(0.0, held)
-            cost += max(0.0, held) * (group.price_per_hour or 0.0)
-    return hours, cost
+_SPEC = select(revisions.c.spec_version, revisions.c.spec).where(
+    revisions.c.run_id == bindparam("run"), revisions.c.number == bindparam("number")
+)
 
 
 def job_spec(connection: Connection, run_id: str, revision: int) -> JobSpec:
     """Raises `NotFound`, or `upcasters.SpecTooNew`."""
-    row = connection.execute(
-        select(revisions.c.spec_version, revisions.c.spec).where(
-            revisions.c.run_id == run_id, revisions.c.number == revision
-        )
-    ).one_or_none()
+    row = connection.execute(_SPEC, {"run": run_id, "number": revision}).one_or_none()
     if row is None:
         raise NotFound(f"run {run_id} has no spec revision {revision}")
     return upcasters.job_spec(row.spec_version, row.spec)
@@ -200,17 +107,17 @@ def attempt_storage(storage_root: str, run_id: str, number: int) -> str:
     return f"{storage_root.rstrip('/')}/runs/{run_id}/a{number}"
 
 
+_ATTEMPT = select(attempts).where(
+    attempts.c.run_id == bindparam("run"), attempts.c.number == bindparam("number")
+)
+
+
 def attempt_spec(
     connection: Connection, run_id: str, number: int, storage_root: str
 ) -> AttemptSpec:
     """What every trainer of the attempt is told; the same rows give the same bytes."""
-    row = (
-        connection.execute(
-            select(attempts).where(attempts.c.run_id == run_id, attempts.c.number == number)
-        )
-        .mappings()
-        .one_or_none()
-    )
+    found = connection.execute(_ATTEMPT, {"run": run_id, "number": number})
+    row = found.mappings().one_or_none()
     if row is None:
         raise NotFound(f"run {run_id} has no attempt {number}")
     attempt = rows.attempt(row)
@@ -228,18 +135,16 @@ def attempt_spec(
     )
 
 
+_PLAN = select(branches.c.data_plan).where(
+    branches.c.run_id == bindparam("run"), branches.c.number == bindparam("number")
+)
+
+
 def _data_plan(connection: Connection, run_id: str, branch: int) -> DataPlan:
-    plan = _plan_of_branch(connection, run_id, branch)
-    if plan is None:
+    text = connection.scalar(_PLAN, {"run": run_id, "number": branch})
+    if text is None:
         raise NotFound(f"run {run_id} has no branch {branch}")
-    return plan
-
-
-def _plan_of_branch(connection: Connection, run_id: str, branch: int) -> DataPlan | None:
-    text = connection.scalar(
-        select(branches.c.data_plan).where(branches.c.run_id == run_id, branches.c.number == branch)
-    )
-    return None if text is None else rows.data_plan(text)
+    return rows.data_plan(text)
 
 
 def _resume_point(connection: Connection, attempt: Attempt) -> ResumePoint | None:
@@ -266,130 +171,40 @@ def has_other_data(connection: Connection, run_id: str, branch: int) -> bool:
     return bool(connection.scalar(query))
 
 
-def _groups(connection: Connection, run_id: str) -> tuple[HostGroup, ...]:
-    found = connection.execute(
-        select(host_groups).where(host_groups.c.run_id == run_id).order_by(host_groups.c.generation)
-    )
-    return tuple(map(rows.group, found.mappings()))
+@dataclass(frozen=True)
+class BranchRow:
+    """Where a branch left its parent, and its data plan as the row spells it."""
+
+    parent: int | None
+    from_step: int
+    data_plan: str
 
 
-def _as_seen(group: HostGroup, sighting: Sighting | None) -> HostGroup:
-    if sighting is None:
-        return group
-    probe = sighting.probe
-    seen = replace(group, exists=probe.exists, up=probe.ready)
-    if group.taken is not None or probe.taken is None:
-        return seen
-    return replace(seen, taken=probe.taken, taken_text=probe.words)
+_BRANCHES = select(
+    branches.c.number, branches.c.parent, branches.c.from_step, branches.c.data_plan
+).where(branches.c.run_id == bindparam("run"))
 
 
-def _if_fresh(sighting: Sighting, oldest: datetime) -> Sighting:
-    """A probe from long ago says nothing of who lives now: its provider can not be asked."""
-    if sighting.began_at >= oldest:
-        return sighting
-    blind = tuple(
-        replace(host, agent_alive=None, trainer_alive=None) for host in sighting.probe.hosts
-    )
-    return replace(sighting, probe=replace(sighting.probe, hosts=blind))
-
-
-def _past_hosts(
-    connection: Connection, names: Collection[str], group: HostGroup | None
-) -> tuple[Host, ...]:
-    past = sorted(name for name in names if group is None or name != group.name)
-    if not past:
-        return ()
-    found = connection.execute(
-        select(hosts).where(hosts.c.group.in_(past)).order_by(hosts.c.group, hosts.c.index)
-    )
-    return tuple(map(rows.host, found.mappings()))
-
-
-def _hosts(connection: Connection, group: str, sighting: Sighting | None) -> tuple[Host, ...]:
-    found = connection.execute(select(hosts).where(hosts.c.group == group).order_by(hosts.c.index))
-    seen = {probe.index: probe for probe in sighting.probe.hosts} if sighting else {}
-    began = sighting.began_at if sighting else None
-    return tuple(
-        _host_as_seen(host, seen.get(host.index), began)
-        for host in map(rows.host, found.mappings())
-    )
-
-
-def _host_as_seen(host: Host, probe: HostProbe | None, began: datetime | None) -> Host:
-    """Joins the probe, unless it began before the agent that it would be about."""
-    if probe is None or began is None:
-        return host
-    host = replace(host, address=host.address or probe.address)
-    newest = max((at for at in (host.launched_at, host.registered_at) if at), default=None)
-    if newest is not None and began <= newest:
-        return host
-    return replace(host, agent_alive=probe.agent_alive, trainer_alive=probe.trainer_alive)
-
-
-def _attempts(connection: Connection, run_id: str) -> tuple[Attempt, ...]:
-    found = connection.execute(
-        select(attempts).where(attempts.c.run_id == run_id).order_by(attempts.c.number)
-    )
-    return tuple(map(rows.attempt, found.mappings()))
-
-
-def _trainers(connection: Connection, run_id: str, numbers: Collection[int]) -> tuple[Trainer, ...]:
-    if not numbers:
-        return ()
-    found = connection.execute(
-        select(trainers)
-        .where(trainers.c.run_id == run_id, trainers.c.attempt.in_(numbers))
-        .order_by(trainers.c.attempt, trainers.c.rank)
-    )
-    return tuple(map(rows.trainer, found.mappings()))
-
-
-def _open_incident(connection: Connection, run_id: str) -> Incident | None:
-    row = (
-        connection.execute(
-            select(incidents)
-            .where(incidents.c.run_id == run_id, incidents.c.closed_at.is_(None))
-            .order_by(incidents.c.number.desc())
-            .limit(1)
-        )
-        .mappings()
-        .one_or_none()
-    )
-    return rows.incident(row) if row else None
-
-
-def _usable(connection: Connection, run: Run) -> tuple[Checkpoint, ...]:
-    """The newest that a resume may use, on the branch and on its ancestors up to each fork."""
-    parts = [
-        and_(checkpoints.c.branch == number, checkpoints.c.step <= limit)
-        if limit is not None
-        else checkpoints.c.branch == number
-        for number, limit in lineage(connection, run.id, run.branch)
-    ]
-    found = connection.execute(
-        select(checkpoints)
-        .where(checkpoints.c.run_id == run.id, checkpoints.c.state.in_(USABLE), or_(*parts))
-        .order_by(checkpoints.c.step.desc(), checkpoints.c.attempt.desc())
-        .limit(MAX_CHECKPOINTS)
-    )
-    return tuple(map(rows.checkpoint, found.mappings()))
+def branches_of(connection: Connection, run_id: str) -> Mapping[int, BranchRow]:
+    """Every branch of the run by its number."""
+    found = connection.execute(_BRANCHES, {"run": run_id})
+    return {number: BranchRow(*of) for number, *of in found}
 
 
 def lineage(connection: Connection, run_id: str, branch: int) -> list[tuple[int, int | None]]:
     """The branch and its ancestors, each with the highest step that still belongs to the line."""
-    found = connection.execute(
-        select(branches.c.number, branches.c.parent, branches.c.from_step).where(
-            branches.c.run_id == run_id
-        )
-    )
-    known = {number: (parent, from_step) for number, parent, from_step in found}
-    line: list[tuple[int, int | None]] = [(branch, None)]
-    parent, limit = known.get(branch, (None, 0))
-    while parent is not None and len(line) <= len(known):
-        line.append((parent, limit))
-        parent, from_step = known[parent]
-        limit = min(limit, from_step)
-    return line
+    return line(branches_of(connection, run_id), branch)
+
+
+def line(known: Mapping[int, BranchRow], branch: int) -> list[tuple[int, int | None]]:
+    """As `lineage`, of branches that are known already."""
+    found: list[tuple[int, int | None]] = [(branch, None)]
+    here, limit = known.get(branch), None
+    while here is not None and here.parent is not None and len(found) <= len(known):
+        limit = here.from_step if limit is None else min(limit, here.from_step)
+        found.append((here.parent, limit))
+        here = known.get(here.parent)
+    return found
 
 
 def current_attempt(connection: Connection, run_id: str) -> Attempt | None:

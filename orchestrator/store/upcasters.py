@@ -7,6 +7,7 @@ does: raise `SPEC_VERSION` in `worker.protocol.spec` and add the step from the v
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,8 +25,14 @@ class SpecTooNew(Exception):
 def job_spec(version: int, text: str) -> JobSpec:
     """Reads a stored spec; raises `SpecTooNew` for a version that this code does not know."""
     if version == SPEC_VERSION:
-        return JobSpec.model_validate_json(text)
+        return _of_today(text)
     return JobSpec.model_validate(upcast(json.loads(text), version))
+
+
+@functools.lru_cache(maxsize=1024)
+def _of_today(text: str) -> JobSpec:
+    """Remembered: each look reads it anew, and a frozen spec may be shared."""
+    return JobSpec.model_validate_json(text)
 
 
 def upcast(

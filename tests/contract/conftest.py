@@ -16,7 +16,7 @@ from orchestrator.presets import PRESETS
 from orchestrator.reconcile.plan import MakeAttempt, MakeGroup, MoveGroup, MoveRun, Plan
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.state import GroupCause, RunCause
-from orchestrator.store import ingest, lease, reads, tables, writes
+from orchestrator.store import ingest, lease, looks, tables, writes
 from orchestrator.store.callers import secret_digest
 from orchestrator.store.engine import open_engine
 from worker.protocol import (
@@ -173,7 +173,7 @@ class House:
 
     def snapshot(self) -> Snapshot:
         with self.engine.connect() as connection:
-            snap = reads.snapshot(connection, self.run_id, self.now, INSTALLATION, START, {})
+            snap = looks.snapshot(connection, self.run_id, self.now, INSTALLATION, START, {})
         assert snap is not None
         return snap
 

@@ -10,7 +10,16 @@ from sqlalchemy import select, update
 
 from orchestrator.roles import Role
 from orchestrator.state import Desired
-from orchestrator.store import branching, checkpoint_wishes, forks, reads, resuming, tables, wishes
+from orchestrator.store import (
+    branching,
+    checkpoint_wishes,
+    forks,
+    looks,
+    reads,
+    resuming,
+    tables,
+    wishes,
+)
 from orchestrator.store.audit import Actor
 from orchestrator.store.branching import Rollback
 from orchestrator.store.checkpoint_wishes import Quarantine
@@ -133,7 +142,7 @@ def test_a_fork_shares_the_files_and_nothing_else(saved: House) -> None:
     assert [one.made for one in made] == [True, False]
     assert made[0].run_id == made[1].run_id
     with saved.engine.connect() as connection:
-        snap = reads.snapshot(connection, made[0].run_id, saved.now, "i", saved.now, {})
+        snap = looks.snapshot(connection, made[0].run_id, saved.now, "i", saved.now, {})
     assert snap is not None
     [inherited] = snap.checkpoints
     source = next(one for one in saved.rows("checkpoints") if one["id"] == "a1-s20")

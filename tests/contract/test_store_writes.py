@@ -26,9 +26,10 @@ from orchestrator.reconcile.plan import (
     PlanLaunch,
     ReviseVerdict,
 )
+from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import HOST_GONE, Evidence
 from orchestrator.state import AttemptCause, GroupCause, IllegalMove, RunCause, RunState, Verdict
-from orchestrator.store import lease, reads, rows, tables, upcasters, writes
+from orchestrator.store import lease, looks, reads, rows, tables, upcasters, writes
 from tests.contract.conftest import INSTALLATION, START, House
 from worker.protocol import ResumePoint, Skip
 
@@ -223,10 +224,10 @@ def probe(house: House, alive: bool) -> GroupProbe:
     return GroupProbe(True, True, (HostProbe(0, "10.0.0.9", alive, alive),))
 
 
-def sight(house: House, began: float, alive: bool = False) -> reads.Snapshot:
-    sighting = reads.Sighting(house.now + timedelta(seconds=began), probe(house, alive))
+def sight(house: House, began: float, alive: bool = False) -> Snapshot:
+    sighting = looks.Sighting(house.now + timedelta(seconds=began), probe(house, alive))
     with house.engine.connect() as connection:
-        snap = reads.snapshot(
+        snap = looks.snapshot(
             connection, house.run_id, house.now, INSTALLATION, START, {house.group: sighting}
         )
     assert snap is not None

@@ -21,7 +21,7 @@ from unittest import mock
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import StaticPool
 
-from orchestrator.store import commands, reads, tables
+from orchestrator.store import commands, looks, reads, tables
 from tests.scenarios.clock import FakeClock, PlaneClock
 
 NAMES = re.compile(rf"\b({'|'.join(map(re.escape, tables.metadata.tables))})\b")
@@ -188,7 +188,7 @@ def remembered_reads() -> Iterator[None]:
     """The store's reads answer from memory while their tables stay as they were."""
     memo = _shared().memo
     with contextlib.ExitStack() as stack:
-        for module in (reads, commands):
+        for module in (looks, reads, commands):
             for name, read in _reads_of(module):
                 stack.enter_context(mock.patch.object(module, name, _remembering(memo, read)))
         yield

@@ -28,7 +28,7 @@ from orchestrator.reconcile import rules
 from orchestrator.reconcile.plan import AcquireHosts, Action, Plan
 from orchestrator.reconcile.snapshot import Limits, Snapshot
 from orchestrator.service import Service
-from orchestrator.store import commands, ingest, lease, ledger_events, reads, wishes, writes
+from orchestrator.store import commands, ingest, lease, ledger_events, looks, reads, wishes, writes
 from orchestrator.store.engine import reading
 from orchestrator.sweep import Sweeper, Terms
 from tests.scenarios.clock import FakeClock, PlaneClock
@@ -182,7 +182,7 @@ class Controller:
         asking = (task.action for task in self.tasks if isinstance(task.action, AcquireHosts))
         acquiring = {action.group for action in asking}
         with self.database.engine.connect() as connection:
-            snap = reads.snapshot(
+            snap = looks.snapshot(
                 connection,
                 run_id,
                 self.clock.now(),

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 
 from orchestrator.state import AttemptState, CheckpointState
-from orchestrator.store import reads, tables
+from orchestrator.store import looks, reads, tables
 from tests.unit.api_world import (
     Client,
     World,
@@ -159,7 +159,7 @@ def test_what_is_set_as_it_is_changes_nothing(client: Client, here: World, run: 
 def usable(here: World, run: str) -> list[str]:
     """What the next attempt may resume from, best first."""
     with here.engine.connect() as connection:
-        snap = reads.snapshot(connection, run, at(60), "inst0001", at(0), {})
+        snap = looks.snapshot(connection, run, at(60), "inst0001", at(0), {})
     assert snap is not None
     return [checkpoint.id for checkpoint in snap.checkpoints]
 

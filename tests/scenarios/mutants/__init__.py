@@ -19,7 +19,7 @@ from orchestrator.reconcile.budgets import Spent
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Trainer
 from orchestrator.state import GroupState, RunState
-from orchestrator.store import effects, ingest, ledger_events, reads, rows, wishes, writes
+from orchestrator.store import effects, ingest, ledger_events, looks, reads, rows, wishes, writes
 from orchestrator.store.tables import attempts, checkpoints
 from tests.scenarios.plane import Controller
 
@@ -178,8 +178,8 @@ def silence_is_death() -> AbstractContextManager[Any]:
         snap = before(connection, run_id, now, *given, **named)
         return replace(snap, hosts=tuple(_dead_if_silent(host, now) for host in snap.hosts))
 
-    before = reads.snapshot
-    return mock.patch.object(reads, "snapshot", snapshot)
+    before = looks.snapshot
+    return mock.patch.object(looks, "snapshot", snapshot)
 
 
 def _dead_if_silent(host: Any, now: datetime) -> Any:
