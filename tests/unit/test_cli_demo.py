@@ -270,13 +270,14 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 
 def test_the_first_signal_interrupts_and_the_second_hurries() -> None:
+    before = signal.getsignal(signal.SIGINT)
     with interruptible() as interrupts:
         with pytest.raises(Interrupted):
             os.kill(os.getpid(), signal.SIGTERM)
         assert not interrupts.hurried
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupts.hurried
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_signal_before_the_service_starts_ends_without_a_traceback(
