@@ -29,6 +29,7 @@ from orchestrator.store.tables import (
     branches,
     checkpoints,
     host_groups,
+    hosts,
     revisions,
     runs,
 )
@@ -88,6 +89,18 @@ def live_groups(connection: Connection) -> list[tuple[str, str, str]]:
         .order_by(host_groups.c.name)
     )
     return [(name, provider, run_id) for name, provider, run_id in found]
+
+
+_SILENT = (
+    select(host_groups.c.run_id)
+    .join(hosts, hosts.c.group == host_groups.c.name)
+    .where(host_groups.c.state == GroupState.READY, hosts.c.last_seen_at < bindparam("since"))
+)
+
+
+def silent_runs(connection: Connection, since: datetime) -> set[str]:
+    """The runs with a host that stands and was last heard of before `since`."""
+    return set(connection.scalars(_SILENT, {"since": since}))
 
 
 _SPEC = select(revisions.c.spec_version, revisions.c.spec).where(
