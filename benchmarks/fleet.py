@@ -1,8 +1,9 @@
 """How many active runs one control plane carries: from a trainer's exit to the decision about it.
 
 `python -m benchmarks.fleet --json` prints one JSON object on its last line. The server is the real
-process; simulated agents in another process report over HTTP at the intervals of real ones. Two
-trainers a second are killed. The server's CPU and memory are the process's own, from /proc.
+process; simulated agents in another process report over HTTP at the intervals of real ones. First
+nothing but that happens, then two trainers a second are killed. The server's CPU and memory are the
+process's own, from /proc.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import resource
@@ -18,6 +20,8 @@ import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +36,11 @@ from orchestrator.store.migrate import upgrade
 
 SIZES = (100, 1_000, 10_000)
 EXITS_PER_SECOND = 2.0
-LOOKS_PER_SECOND = 150.0  # at least: a new leader looks at every run before the measurement
+COMERS_PER_SECOND = 250.0  # agents that report for the first time
+SETTLING_SECONDS = 5.0
 PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
+LAST_SECONDS = 3.0  # for decisions about the last exits
+GROWS = ("p50_ms", "p99_ms", "cpu_share", "memory_mib", "reports_per_s")
 GOALS = {1_000: ("cpu_share", 0.10), 10_000: ("p99_ms", 1000.0)}
 
 
@@ -56,22 +63,45 @@ def decided(path: Path) -> list[float]:
     return [float(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+@dataclass(frozen=True)
+class Meter:
+    """What was used and reported up to one moment, by the server `pid` and by this process."""
+
+    at: float
+    cpu: float
+    reports: int
+    driver: float
+
+    @staticmethod
+    def read(pid: int, count: Count) -> Meter:
+        return Meter(time.monotonic(), cpu_seconds(pid), count.reports, time.process_time())
+
+    def until(self, then: Meter) -> dict[str, float]:
+        """CPU in cores."""
+        took = then.at - self.at
+        return {
+            "cpu_share": round((then.cpu - self.cpu) / took, 4),
+            "reports_per_s": round((then.reports - self.reports) / took, 1),
+            "driver_cpu_share": round((then.driver - self.driver) / took, 4),
+        }
+
+
 async def drive(
-    hosts: list[Host], port: int, pid: int, decisions: Path, seconds: float
+    hosts: list[Host], port: int, pid: int, decisions: Path, idle: float, seconds: float
 ) -> dict[str, Any]:
     count = Count()
     agents = [Agent(host, port, count) for host in hosts]
-    spread = 5.0 + len(hosts) / LOOKS_PER_SECOND
+    spread = 1.0 + len(hosts) / COMERS_PER_SECOND
+    began = Meter.read(pid, count)
     tasks = [asyncio.create_task(agent.live(spread)) for agent in agents]
     try:
-        await settled(agents, spread)
-        before, cpu, began = len(decided(decisions)), cpu_seconds(pid), time.monotonic()
-        reports, own = count.reports, time.process_time()
+        await settled(agents, spread, pid)
+        rests = Meter.read(pid, count)
+        await asyncio.sleep(idle)
+        busy, before = Meter.read(pid, count), len(decided(decisions))
         await crash(agents, seconds)
-        took = time.monotonic() - began
-        used, reported = cpu_seconds(pid) - cpu, count.reports - reports
-        driver = time.process_time() - own
-        await asyncio.sleep(5.0)
+        ends = Meter.read(pid, count)
+        await asyncio.sleep(LAST_SECONDS)
         found = decided(decisions)[before:]
     finally:
         for task in tasks:
@@ -82,24 +112,30 @@ async def drive(
         "p99_ms": round(percentile(found, 0.99) * 1000, 1),
         "restart_p50_ms": round(percentile(count.restarts, 0.5) * 1000, 1),
         "restart_p99_ms": round(percentile(count.restarts, 0.99) * 1000, 1),
-        "cpu_share": round(used / took, 4),
+        **rests.until(busy),
         "memory_mib": round(memory_mib(pid), 1),
-        "reports_per_s": round(reported / took, 1),
+        "events": busy.until(ends),
+        "start": {"seconds": round(rests.at - began.at, 1), **began.until(rests)},
         "exits": count.exits,
         "decided": len(found),
         "refused": count.refused,
         "failed": count.failed,
-        "driver_cpu_share": round(driver / took, 4),
     }
 
 
-async def settled(agents: list[Agent], spread: float) -> None:
-    """Until all agents came and the storm that they make at first is over."""
-    ends = time.monotonic() + 20 * spread
-    await asyncio.sleep(1.5 * spread)
+async def settled(agents: list[Agent], spread: float, pid: int) -> None:
+    """Until all agents came, and the storm that they make at first gets no smaller."""
+    ends = time.monotonic() + 20 * spread + 60.0
+    await asyncio.sleep(spread)
     while not all(agent.paced for agent in agents) and time.monotonic() < ends:
         await asyncio.sleep(1.0)
-    await asyncio.sleep(spread)
+    before, used = math.inf, cpu_seconds(pid)
+    while time.monotonic() < ends:
+        await asyncio.sleep(SETTLING_SECONDS)
+        now = cpu_seconds(pid)
+        if now - used > 0.9 * before:
+            return
+        before, used = now - used, now
 
 
 async def crash(agents: list[Agent], seconds: float) -> None:
@@ -115,7 +151,7 @@ async def crash(agents: list[Agent], seconds: float) -> None:
         await asyncio.sleep(random.expovariate(EXITS_PER_SECOND))
 
 
-def measure(size: int, url: str, folder: Path, seconds: float) -> dict[str, Any]:
+def measure(size: int, url: str, folder: Path, idle: float, seconds: float) -> dict[str, Any]:
     engine = open_engine(url)
     upgrade(engine)
     hosts = seed_hosts(engine, size)
@@ -131,7 +167,7 @@ def measure(size: int, url: str, folder: Path, seconds: float) -> dict[str, Any]
     ready = f"http://127.0.0.1:{port}/readyz"
     with serving.process(command, folder / "service.log", env, ready):
         pid = json.loads((folder / "service.json").read_text())["pid"]
-        return uvloop.run(drive(hosts, port, pid, decisions, seconds))
+        return uvloop.run(drive(hosts, port, pid, decisions, idle, seconds))
 
 
 def reached(sizes: dict[str, dict[str, Any]]) -> dict[str, bool]:
@@ -143,10 +179,21 @@ def reached(sizes: dict[str, dict[str, Any]]) -> dict[str, bool]:
     }
 
 
+def growth(sizes: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """By how much each size has more than the next smaller one."""
+    found: dict[str, dict[str, float]] = {}
+    for small, large in pairwise(sorted(map(int, sizes))):
+        fewer, more = sizes[str(small)], sizes[str(large)]
+        ratios = {name: round(more[name] / fewer[name], 2) for name in GROWS if fewer[name]}
+        found[f"{small} to {large}"] = {"runs": round(large / small, 2), **ratios}
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", default=",".join(map(str, SIZES)), help="active runs, by commas")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of measurement for each size")
+    parser.add_argument("--idle", type=float, default=25.0, help="seconds without any exit")
+    parser.add_argument("--seconds", type=float, default=60.0, help="with exits, for each size")
     parser.add_argument("--database", choices=(SQLITE, POSTGRESQL), default=SQLITE)
     parser.add_argument("--json", action="store_true", help="nothing but one line of JSON")
     given = parser.parse_args(argv)
@@ -162,11 +209,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             url = f"sqlite:///{folder / 'longhaul.db'}"
             if server is not None:
                 url = databases.new_database(server, f"fleet{size}")
-            sizes[str(size)] = measure(size, url, folder, given.seconds)
+            sizes[str(size)] = measure(size, url, folder, given.idle, given.seconds)
             if not given.json:
                 print(size, sizes[str(size)], flush=True)
     told = {"benchmark": "fleet", "database": given.database, "seconds": given.seconds}
-    print(json.dumps(told | {"runs": sizes, "goals": reached(sizes)}))
+    found = {"runs": sizes, "growth": growth(sizes), "goals": reached(sizes)}
+    print(json.dumps(told | found))
     return 0
 
 

@@ -6,7 +6,8 @@ sees is read in `looks.py`, what people see in `views.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -28,6 +29,7 @@ from orchestrator.store.tables import (
     branches,
     checkpoints,
     host_groups,
+    hosts,
     revisions,
     runs,
 )
@@ -87,6 +89,18 @@ def live_groups(connection: Connection) -> list[tuple[str, str, str]]:
         .order_by(host_groups.c.name)
     )
     return [(name, provider, run_id) for name, provider, run_id in found]
+
+
+_SILENT = (
+    select(host_groups.c.run_id)
+    .join(hosts, hosts.c.group == host_groups.c.name)
+    .where(host_groups.c.state == GroupState.READY, hosts.c.last_seen_at < bindparam("since"))
+)
+
+
+def silent_runs(connection: Connection, since: datetime) -> set[str]:
+    """The runs with a host that stands and was last heard of before `since`."""
+    return set(connection.scalars(_SILENT, {"since": since}))
 
 
 _SPEC = select(revisions.c.spec_version, revisions.c.spec).where(
@@ -181,14 +195,27 @@ class BranchRow:
 
 
 _BRANCHES = select(
-    branches.c.number, branches.c.parent, branches.c.from_step, branches.c.data_plan
-).where(branches.c.run_id == bindparam("run"))
+    branches.c.run_id,
+    branches.c.number,
+    branches.c.parent,
+    branches.c.from_step,
+    branches.c.data_plan,
+).where(branches.c.run_id.in_(bindparam("runs", expanding=True)))
+
+
+def branches_of_all(
+    connection: Connection, run_ids: Collection[str]
+) -> Mapping[str, Mapping[int, BranchRow]]:
+    """Every branch of these runs, by run and number."""
+    found: defaultdict[str, dict[int, BranchRow]] = defaultdict(dict)
+    for run_id, number, *of in connection.execute(_BRANCHES, {"runs": list(run_ids)}):
+        found[run_id][number] = BranchRow(*of)
+    return found
 
 
 def branches_of(connection: Connection, run_id: str) -> Mapping[int, BranchRow]:
     """Every branch of the run by its number."""
-    found = connection.execute(_BRANCHES, {"run": run_id})
-    return {number: BranchRow(*of) for number, *of in found}
+    return branches_of_all(connection, (run_id,)).get(run_id, {})
 
 
 def lineage(connection: Connection, run_id: str, branch: int) -> list[tuple[int, int | None]]:
