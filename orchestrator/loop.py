@@ -295,6 +295,7 @@ class Loop:
         return looks.Beside(
             awake_since=self._awake.since(),
             host_lost_after=self._silence(),
+            provision_within=timedelta(seconds=service.settings.provision_seconds),
             holds={name: timedelta(seconds=hold) for name, hold in seconds.items() if hold},
             price_per_hour=lambda job: price_per_hour(job, service.settings),
         )

@@ -78,6 +78,7 @@ class Beside:
 
     awake_since: datetime | None = None
     host_lost_after: timedelta = timedelta(seconds=30)
+    provision_within: timedelta = timedelta(hours=1)
     holds: Mapping[str, timedelta] = field(default_factory=dict[str, timedelta])
     price_per_hour: Callable[[JobSpec], float | None] = _no_price
 
@@ -126,6 +127,7 @@ def snapshot(
         groups=groups,
         past_hosts=_past_hosts(connection, {one.group for one in recent}, group),
         data_plan=_data_plan(branches, run.branch),
+        provision_within=beside.provision_within,
     )
 
 
