@@ -18,6 +18,7 @@ from orchestrator.providers.base import GroupProbe, HostProbe
 from orchestrator.reconcile.revising import REVISABLE
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Run, Trainer
+from orchestrator.state import USABLE_CHECKPOINTS
 from orchestrator.store import reads, rows
 from orchestrator.store.tables import (
     attempts,
@@ -213,7 +214,7 @@ def _usable_of_line(length: int) -> Select[*tuple[Any, ...]]:
         )
         for index in range(length)
     )
-    usable = or_(*(c.state == state for state in reads.USABLE))
+    usable = or_(*(c.state == state for state in USABLE_CHECKPOINTS))
     return (
         select(checkpoints)
         .where(c.run_id == bindparam("run"), usable, or_(*parts))
