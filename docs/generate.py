@@ -167,6 +167,8 @@ SETTINGS_WORDS = {
     "min_free_bytes": "Disk space that stays free beside what a run plans to save.",
     "lease_ttl_seconds": "How long the right to decide lasts without being renewed.",
     "host_lost_seconds": "How long a host may be silent before it can count as lost.",
+    "provision_seconds": "How long a provider may take until every host is up; then the run is"
+    " paused, and a person asked.",
     "sweep_seconds": "How often providers are asked what they hold, to find orphans.",
     "orphan_grace_seconds": "How long something must be seen unwanted before it is given back.",
     "probe_seconds": "How often the processes on the hosts are looked at.",

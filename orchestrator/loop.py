@@ -3,7 +3,8 @@
 Owns when a run is looked at again. What happens to a run wakes it. Without that each active run is
 looked at when its last decision asked for it, and in any case every `LEAST_IDLE_SECONDS` or, in a
 large fleet, `LOOKS_PER_SECOND` runs a second in turn: a lost wake-up costs that much time. Hosts
-that fall silent, or are heard of again, wake their runs. One run's failing decision never stops the others'.
+that fall silent, or are heard of again, wake their runs. One run's failing decision never stops
+the others'.
 """
 
 from __future__ import annotations
@@ -335,6 +336,7 @@ class Loop:
         return looks.Beside(
             awake_since=self._awake.since(),
             host_lost_after=self._silence(),
+            provision_within=timedelta(seconds=service.settings.provision_seconds),
             holds={name: timedelta(seconds=hold) for name, hold in seconds.items() if hold},
             price_per_hour=lambda job: price_per_hour(job, service.settings),
         )

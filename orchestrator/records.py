@@ -102,6 +102,7 @@ class Host:
     trainer_alive: bool | None = None
 
 
+INHERITED = 0  # the attempt of an inherited checkpoint: a run's own are counted from 1
 HOST_GONE = "host_gone"
 
 

@@ -26,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Terms:
-    """`price` answers what a host of a provider costs an hour, or None."""
+    """`price` answers what a device of a provider costs an hour, or None."""
 
     every_seconds: float
     grace: timedelta
@@ -105,8 +105,11 @@ class Sweeper:
             await self._give_back(provider, name, token)
 
     def _prices(self, provider: str, owned: Sequence[Owned]) -> dict[str, float]:
+        """What each group costs an hour; of what the provider can not tell, there is one."""
         price = self._terms.price(provider)
-        return {} if price is None else {one.name: price * (one.hosts or 1) for one in owned}
+        if price is None:
+            return {}
+        return {one.name: price * (one.hosts or 1) * (one.devices or 1) for one in owned}
 
     async def _give_back(self, provider: Provider, name: str, token: int) -> None:
         """One that fails is left for the next sweep, and keeps no other."""

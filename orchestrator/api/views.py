@@ -30,7 +30,7 @@ from orchestrator.api.schemas import (
 from orchestrator.api.series import chart, goodput, goodput_of, metrics
 from orchestrator.service import Service
 from orchestrator.state import AttemptState, Desired, RunState
-from orchestrator.store import history, speeds
+from orchestrator.store import history, reads, speeds
 from orchestrator.store import views as rows
 from orchestrator.store.upcasters import job_spec
 from orchestrator.store.wishes import find
@@ -94,7 +94,7 @@ def run_detail(connection: Connection, service: Service, id_or_name: str) -> Run
     """Raises `NoSuchRun`, as every function here that takes an id or a name."""
     run = find(connection, id_or_name)
     summary = _summary(connection, service, run)
-    job = rows.job_of(connection, run.id, run.revision)
+    job = reads.job_spec(connection, run.id, run.revision)
     saved = rows.checkpoints_of(connection, run.id)
     groups = _groups(connection, run.id)
     waits_for = _waits_for_in_full(connection, service, summary, groups)
@@ -170,7 +170,7 @@ def _revision(row: rows.AnyRow) -> RevisionView:
 
 
 def _summary(connection: Connection, service: Service, run: rows.AnyRow) -> RunSummary:
-    job = rows.job_of(connection, run.id, run.revision)
+    job = reads.job_spec(connection, run.id, run.revision)
     attempt = rows.last_attempt(connection, run.id)
     return RunSummary(
         id=run.id,

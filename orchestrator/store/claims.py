@@ -16,7 +16,8 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator.reconcile.queue import Holder, owner_scope, provider_scope
 from orchestrator.reconcile.snapshot import Limits
-from orchestrator.state import TERMINAL_RUNS, Desired, GroupState, RunState
+from orchestrator.state import TERMINAL_RUNS, Desired, RunState
+from orchestrator.store.conditions import HELD
 from orchestrator.store.tables import claims, host_groups, runs
 
 AT_REST = frozenset({*TERMINAL_RUNS, RunState.PAUSED, RunState.QUEUED})
@@ -74,9 +75,7 @@ def drop_at_rest(connection: Connection, run_id: str) -> None:
     if state not in AT_REST:
         return
     held = connection.scalar(
-        select(func.count())
-        .select_from(host_groups)
-        .where(host_groups.c.run_id == run_id, host_groups.c.state != GroupState.GONE)
+        select(func.count()).select_from(host_groups).where(host_groups.c.run_id == run_id, HELD)
     )
     if not held:
         connection.execute(delete(claims).where(claims.c.run_id == run_id))

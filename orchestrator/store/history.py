@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, or_, select
+from sqlalchemy import Connection, Row, and_, case, func, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from orchestrator.ledger.history import Launch, Origin, Segment, canonical, within
@@ -171,41 +171,38 @@ def replays(connection: Connection, run_id: str) -> dict[int, Replay]:
     """
     highest = told(connection, run_id)
     found: dict[int, Replay] = {}
-    before = 0
-    earlier: list[int] = []
+    earlier: list[Segment] = []
     for launch in launches(connection, run_id):
         reached = highest.get(launch.number)
         if reached is None:
             found[launch.number] = Replay()
             continue
-        bounds = Segment(launch.number, launch.resumed_from, min(before, reached))
-        found[launch.number] = _compare(connection, run_id, bounds, earlier)
-        before = max(before, reached)
-        earlier.append(launch.number)
+        mine = Segment(launch.number, launch.resumed_from, reached)
+        again = [one.attempt for one in earlier if one.cut(mine.after, mine.through)]
+        found[launch.number] = _compare(connection, run_id, mine, again) if again else Replay()
+        earlier.append(mine)
     return found
 
 
-def _compare(
-    connection: Connection, run_id: str, bounds: Segment, earlier: Sequence[int]
-) -> Replay:
-    if bounds.through is None or bounds.through <= bounds.after:
-        return Replay()
-    now = _tellings(connection, run_id, bounds)
-    before: dict[int, tuple[object, ...]] = {}
-    for attempt in reversed(earlier):
-        if len(before) >= bounds.through - bounds.after:
-            break
-        part = Segment(attempt, bounds.after, bounds.through)
-        before = _tellings(connection, run_id, part) | before
-    both = sorted(now.keys() & before.keys())
-    differing = (step for step in both if now[step] != before[step])
-    return Replay(len(both), next(differing, None))
-
-
-def _tellings(connection: Connection, run_id: str, part: Segment) -> dict[int, tuple[object, ...]]:
-    m = metric_points.c
-    query = select(m.step, m.loss, m.grad_norm, m.batch_hash).where(_inside(run_id, part))
-    return {row[0]: tuple(row[1:]) for row in connection.execute(query)}
+def _compare(connection: Connection, run_id: str, mine: Segment, again: Sequence[int]) -> Replay:
+    """`again` are the earlier attempts that told steps of `mine`; the last of them counts."""
+    now, before, any_before = (metric_points.alias(name) for name in ("now", "before", "any"))
+    same_step = and_(any_before.c.run_id == run_id, any_before.c.step == now.c.step)
+    last = select(func.max(any_before.c.attempt)).where(same_step, any_before.c.attempt.in_(again))
+    values = ("loss", "grad_norm", "batch_hash")
+    differs = or_(*(now.c[name].is_distinct_from(before.c[name]) for name in values))
+    earlier = and_(
+        before.c.run_id == run_id,
+        before.c.step == now.c.step,
+        before.c.attempt == last.correlate(now).scalar_subquery(),
+    )
+    query = (
+        select(func.count(), func.min(case((differs, now.c.step))))
+        .select_from(now)
+        .join(before, earlier)
+        .where(now.c.run_id == run_id, _range(now.c.attempt, now.c.step, mine))
+    )
+    return Replay(*connection.execute(query).one())
 
 
 def _inside(run_id: str, part: Segment) -> ColumnElement[bool]:

@@ -30,6 +30,7 @@ from orchestrator.providers.base import GroupProbe, HostProbe
 from orchestrator.reconcile.revising import REVISABLE
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Trainer
+from orchestrator.state import USABLE_CHECKPOINTS
 from orchestrator.store import reads, rows, upcasters
 from orchestrator.store.tables import (
     attempts,
@@ -103,6 +104,7 @@ class Beside:
 
     awake_since: datetime | None = None
     host_lost_after: timedelta = timedelta(seconds=30)
+    provision_within: timedelta = timedelta(hours=1)
     holds: Mapping[str, timedelta] = field(default_factory=dict[str, timedelta])
     price_per_hour: Callable[[JobSpec], float | None] = _no_price
 
@@ -164,6 +166,7 @@ def snapshots(
             groups=groups,
             past_hosts=_past_hosts(read, _recent(tried, now), group),
             data_plan=_data_plan(branches, run.branch),
+            provision_within=beside.provision_within,
         )
     return found
 
@@ -286,7 +289,7 @@ def _usable_of_line(length: int) -> Select[*tuple[Any, ...]]:
         )
         for index in range(length)
     )
-    usable = or_(*(c.state == state for state in reads.USABLE))
+    usable = or_(*(c.state == state for state in USABLE_CHECKPOINTS))
     return (
         select(checkpoints)
         .where(c.run_id == bindparam("run"), usable, or_(*parts))

@@ -82,6 +82,23 @@ def test_nan_equals_nan_in_a_replay(client: Client, here: World) -> None:
     assert second["replayed_bit_identical"] is True
 
 
+def test_a_replay_is_held_against_the_last_telling_of_each_step(
+    client: Client, here: World
+) -> None:
+    run = submitted(client)
+    seed_crashed(here, run)
+    with here.engine.begin() as connection:
+        m = tables.metric_points
+        second = (m.c.attempt == 2, m.c.step.in_([12, 13]))
+        connection.execute(m.update().where(*second).values(loss=7.0))
+        connection.execute(m.delete().where(m.c.attempt == 2, m.c.step == 14))
+    group = seed_group(here, run, 2)
+    seed_attempt(here, run, group, 3, resumed_from_step=11, ended_at=at(60))
+    seed_points(here, run, 3, 12, 14, began=50, loss=7.0)
+    third = client.get(f"{RUNS}/tiny/attempts").json()["items"][2]
+    assert (third["replayed_steps"], third["first_difference_step"]) == (3, 14)
+
+
 def test_the_story_of_an_incident(client: Client, here: World) -> None:
     run = submitted(client)
     seed_crashed(here, run)

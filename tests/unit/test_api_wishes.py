@@ -305,6 +305,10 @@ def test_a_repeated_fork_is_one_run(client: Client, here: World, run: str) -> No
     first, again = fork(client, "k1"), fork(client, "k1")
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json()["id"] == again.json()["id"]
+    by_id = client.post(
+        f"{RUNS}/{run}/fork", json={"name": "twin", "at": 20}, headers={"Idempotency-Key": "k1"}
+    )
+    assert (by_id.status_code, by_id.json()["id"]) == (200, first.json()["id"])
     other = fork(client, "k1", at=10)
     assert (other.status_code, slug(other)) == (409, "idempotency-key-reused")
 
