@@ -6,7 +6,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -132,7 +132,7 @@ def shown(name: str, value: object) -> str:
     if value in ((), {}):
         return "none"
     if isinstance(value, tuple):
-        return ", ".join(map(str, value))
+        return ", ".join(str(one) for one in cast("tuple[object, ...]", value))
     return masked(str(value)) if name == "database_url" else str(value)
 
 

@@ -33,7 +33,8 @@ def test_another_kind_of_database_is_refused_with_the_form_that_fits(
     monkeypatch.setenv("LONGHAUL_DATABASE_URL", url)
     done = CliRunner().invoke(app, ["up", "--port", "0", "--data", str(tmp_path)])
     assert done.exit_code == 1
-    assert "→" in done.output and "Traceback" not in done.output
+    assert "→ Write LONGHAUL_DATABASE_URL as" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_settings_without_a_value_are_shown_in_words() -> None:
