@@ -109,9 +109,33 @@ def test_the_story_of_an_incident(client: Client, here: World) -> None:
     assert story["command"] is None
     with here.engine.begin() as connection:
         connection.execute(tables.incidents.update().values(closed_at=None, needs_person=True))
+    here.change(run, state="paused", settled_generation=1)
     [story] = client.get(f"{RUNS}/tiny/incidents").json()["items"]
     assert story["command"] == "longhaul resume tiny"
     assert story["left"]
+    here.change(run, desired_generation=2)
+    [story] = client.get(f"{RUNS}/tiny/incidents").json()["items"]
+    assert (story["needs_person"], story["asked_person"]) == (False, True), "it was answered"
+
+
+def test_no_second_is_lost_to_two_stops_or_to_a_pause(client: Client, here: World) -> None:
+    """The attempt that was paused ended at 22 s; at 30 s and 34 s a limit kept it from going on."""
+    run = submitted(client)
+    seed_crashed(here, run)
+    with here.engine.begin() as connection:
+        connection.execute(tables.attempts.update().values(verdict="paused"))
+        found = connection.execute(tables.incidents.select()).mappings().one()
+        connection.execute(tables.incidents.delete())
+    stop = dict(found) | {"verdict": "over_limit", "needs_person": True}
+    first = {"opened_at": at(30), "closed_at": at(34), "closed_by_attempt": None}
+    here.put(tables.incidents, stop | first)
+    here.put(tables.incidents, stop | {"number": 2, "opened_at": at(34), "closed_at": at(39)})
+    told = client.get(f"{RUNS}/tiny/incidents").json()["items"]
+    assert [story["lost_seconds"] for story in told] == [5, 4]
+    with here.engine.begin() as connection:
+        connection.execute(tables.attempts.update().values(verdict="over_limit"))
+    told = client.get(f"{RUNS}/tiny/incidents?limit=1").json()["items"]
+    assert [story["lost_seconds"] for story in told] == [5], "the one before is on the next page"
 
 
 def test_a_chart_has_every_step_in_few_columns(client: Client, here: World) -> None:

@@ -61,6 +61,19 @@ def test_several_stops_are_counted_by_kind() -> None:
     assert "The 3 stops cost 23" in answer.rest
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ([False, True], "it went on by itself once and waited for a person once."),
+        ([True, True], "each time it waited for a person."),
+        ([True], "it waited for a person."),
+    ],
+)
+def test_what_a_person_brought_back_did_not_go_on_by_itself(asked: list[bool], told: str) -> None:
+    stops = [make_incident(n, asked_person=one) for n, one in enumerate(asked, start=1)]
+    assert told in story.answer(make_run(), [make_attempt()], stops, NOW).rest
+
+
 def test_a_replay_that_differs_is_never_called_identical() -> None:
     told = recovered()
     change = {"replayed_bit_identical": False, "first_difference_step": 83}
