@@ -34,7 +34,7 @@ def open_engine(url: str, stalled_after: float | None = None) -> Engine:
     engine = create_engine(url, connect_args={"check_same_thread": False})
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
-    event.listen(engine, "savepoint", lambda connection, _: _refuse_lost(connection))
+    event.listen(engine, "savepoint", _on_savepoint)
     event.listen(engine, "commit", _refuse_lost)
     return engine
 
@@ -64,6 +64,10 @@ def _on_connect(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> Non
 def _on_begin(connection: Connection) -> None:
     read_only = connection.get_execution_options().get("read_only", False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _on_savepoint(connection: Connection, _name: str | None) -> None:
+    _refuse_lost(connection)
 
 
 def _refuse_lost(connection: Connection) -> None:
