@@ -29,7 +29,7 @@ from orchestrator.api.schemas import (
 )
 from orchestrator.api.series import chart, goodput, goodput_of, metrics
 from orchestrator.service import Service
-from orchestrator.state import AttemptState, RunState
+from orchestrator.state import USABLE_CHECKPOINTS, AttemptState, RunState
 from orchestrator.store import history, reads, speeds
 from orchestrator.store import views as rows
 from orchestrator.store.upcasters import job_spec
@@ -226,7 +226,7 @@ def _newest_checkpoint(connection: Connection, run: rows.AnyRow) -> CheckpointVi
     kept = [
         row
         for row in rows.checkpoints_of(connection, run.id)
-        if row.state in reads.USABLE
+        if row.state in USABLE_CHECKPOINTS
         and row.branch in line
         and row.step <= (row.step if line[row.branch] is None else line[row.branch])
     ]

@@ -69,6 +69,9 @@ def offer(
         if row["manifest_sha256"] != told.manifest_sha256:
             raise StaleAttempt(f"{told.checkpoint_id} was accepted with another manifest")
         return _answer(attempt, told, row["accepted_at"])
+    if row is not None and row["state"] == CheckpointState.QUARANTINED:
+        # As if it had been set apart just after it was accepted: the attempt itself is well.
+        return _answer(attempt, told, row["accepted_at"] or now)
     if row is not None and row["state"] != CheckpointState.WRITTEN:
         raise StaleAttempt(f"{told.checkpoint_id} is {row['state']}")
     _accept(connection, attempt, told, now)

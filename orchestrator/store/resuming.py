@@ -13,7 +13,7 @@ from sqlalchemy import Connection, update
 
 from orchestrator import revisions
 from orchestrator.state import Desired
-from orchestrator.store import audit, reads
+from orchestrator.store import audit, claims, reads
 from orchestrator.store.audit import Actor
 from orchestrator.store.branching import Rollback, open_branch
 from orchestrator.store.conditions import CURRENT
@@ -98,6 +98,8 @@ def _revise(
     connection.execute(update(runs).where(runs.c.id == run.id).values(values))
     if not changed.restart:
         _keep_attempt(connection, run, number)
+    wanted = revised.job.hosts
+    claims.drop_unfit(connection, run.id, wanted.provider, wanted.count)
     tell(connection, run.id, "revised", now, revision=number, changes=words, by=who.name)
     audit.note(
         connection,

@@ -71,6 +71,8 @@ def commit_plan(
         _apply(commit, change)
     if any(isinstance(change, MoveRun | MoveGroup) for change in plan.changes):
         claims.drop_at_rest(connection, snap.run.id)
+        wanted = snap.job.hosts
+        claims.drop_unfit(connection, snap.run.id, wanted.provider, wanted.count)
 
 
 def _refuse_stale(connection: Connection, snap: Snapshot) -> None:

@@ -10,8 +10,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DataError
 
 from orchestrator.reconcile.plan import EndAttempt, MoveGroup, PlanLaunch
+from orchestrator.roles import Role
 from orchestrator.state import GroupCause, Verdict
 from orchestrator.store import callers, ingest, ledger_events
+from orchestrator.store.audit import Actor
+from orchestrator.store.checkpoint_wishes import Quarantine, quarantine
 from orchestrator.store.writer import Writer
 from tests.contract.conftest import SECRET, House
 from worker.protocol import (
@@ -517,3 +520,17 @@ def test_no_other_checkpoint_can_be_rejected(running: House) -> None:
         {"kind": "checkpoint_rejected", "checkpoint_id": "a1-s5", "reason": "x"}, attempt=2
     )
     assert running.rows("checkpoints")[0]["state"] == "accepted"
+
+
+def test_a_checkpoint_that_was_set_apart_while_it_was_saved_ends_no_trainer(
+    running: House,
+) -> None:
+    """A refusal says that the attempt is stale, and its agent would kill a healthy trainer."""
+    running.tell(written(5))
+    asked = Quarantine("a1-s5", "the loss looks odd")
+    with running.engine.begin() as connection:
+        quarantine(connection, running.now, "r1", asked, Actor("ann", Role.OPERATOR, None))
+    assert offer(running).checkpoint_id == "a1-s5"
+    assert running.rows("checkpoints")[0]["state"] == "quarantined"
+    assert running.rows("attempts")[0]["accepted_step"] is None
+    assert running.snapshot().checkpoints == ()

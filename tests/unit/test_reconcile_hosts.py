@@ -450,3 +450,37 @@ def test_no_agent_is_started_on_hosts_that_are_about_to_go() -> None:
     assert only(reconcile(state), LaunchAgent)
     taken = make_group(taken=Notice.PREEMPTED, taken_at=ago(5))
     assert reconcile(replace(state, group=taken)).actions == ()
+
+
+# ---- a database that went back in time ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainer", [Trainer(1, 0), Trainer(1, 0, pid=7, last_step_at=ago(130))])
+def test_an_agent_that_lives_and_runs_nothing_ends_the_attempt(trainer: Trainer) -> None:
+    """After a restore nobody tells of the end again, or a host refuses a number it had before."""
+    begun = make_attempt(created_at=ago(200))
+    idle = make_host(registered_at=ago(250), running_attempt=None)
+    plan = reconcile(running(trainer, attempts=(begun,), hosts=(idle,)))
+    buried = only(plan, BuryTrainer)
+    assert (buried.rank, buried.host_gone) == (0, False)
+    assert "runs nothing of attempt 1" in buried.why
+
+
+@pytest.mark.parametrize(
+    ("told", "seen"),
+    [
+        ({"last_step_at": ago(60)}, {}),  # its end may be on the way
+        ({}, {"running_attempt": 1}),
+        ({}, {"trainer_alive": True}),
+        ({}, {"last_seen_at": ago(90)}),  # not heard of for long enough
+    ],
+)
+def test_who_may_still_tell_of_the_end_is_waited_for(
+    told: dict[str, object], seen: dict[str, object]
+) -> None:
+    begun = make_attempt(created_at=ago(200))
+    known = {"registered_at": ago(250), "running_attempt": None}
+    host = make_host(**known | seen)
+    trainer = replace(Trainer(1, 0), **told)  # type: ignore[arg-type]
+    plan = reconcile(running(trainer, attempts=(begun,), hosts=(host,)))
+    assert "BuryTrainer" not in kinds(plan.changes)
