@@ -370,8 +370,10 @@ class _Late:
 class _Calls:
     def __init__(self, before_release: Callable[[], None]) -> None:
         self._before_release = before_release
+        self._listed = False
 
-    async def run(self, call: Callable[..., Any], *given: Any) -> Any:
-        if given:
+    async def run(self, call: Callable[[], Any]) -> Any:
+        if self._listed:
             self._before_release()
-        return call(*given)
+        self._listed = True
+        return call()
