@@ -25,6 +25,7 @@ class Run:
 
     `desired_generation` rises with each wish. `settled_generation` is the wish that the last pause
     answered: a run that Longhaul paused by itself goes on only after a newer wish.
+    `forked_checkpoint` is the one of another run that this one begins at.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Run:
     priority: int = 0
     queued_at: datetime | None = None
     save_request: int = 0
+    forked_checkpoint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -29,7 +29,7 @@ class StrictLoader(yaml.SafeLoader):
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """What its tag or its form promises and a value does not keep is an error of the text."""
         try:
-            return super().construct_object(node, deep)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            return cast(Any, super()).construct_object(node, deep)
         except (ValueError, LookupError, AttributeError) as error:
             raise yaml.constructor.ConstructorError(
                 None, None, "a value does not fit its type", node.start_mark

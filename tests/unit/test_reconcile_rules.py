@@ -195,6 +195,20 @@ def test_the_first_attempt_starts_from_nothing():
     assert only(plan, MoveRun).cause is RunCause.ATTEMPT_MADE
 
 
+@pytest.mark.parametrize("state", [RunState.PROVISIONING, RunState.RECOVERING])
+def test_a_fork_without_its_checkpoint_does_not_begin_at_step_0(state):
+    run = make_run(state, forked_checkpoint="a1-s50")
+    ready = {"group": make_group(), "hosts": (make_host(),)}
+    inherited = replace(make_checkpoint(50, 0), id="fork-s50")
+    begun = reconcile(snap(run, **ready, checkpoints=(inherited,)))
+    assert only(begun, MakeAttempt).resume_checkpoint == "fork-s50"
+    plan = reconcile(snap(run, **ready))
+    assert only(plan, MoveRun).cause is RunCause.GAVE_UP
+    opened = only(plan, OpenIncident)
+    assert opened.needs_person
+    assert "a1-s50" in opened.summary
+
+
 def test_a_gang_gets_a_coordinator_port_that_the_gang_before_did_not_use():
     hosts = (make_host(0), make_host(1))
     group = make_group(hosts=2)
