@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from prometheus_client import generate_latest
 from sqlalchemy import Engine, select, update
 
-from orchestrator.api.agents import router
+from orchestrator.api.agents import mount
 from orchestrator.api.errors import install_handlers
 from orchestrator.clock import SystemClock
 from orchestrator.loop import Loop
@@ -99,7 +99,7 @@ async def plane(engine: Engine, folder: Path) -> AsyncIterator[Plane]:
     app = FastAPI()
     app.state.service = service
     app.state.stopping = asyncio.Event()
-    app.include_router(router)
+    mount(app)
     install_handlers(app)
     made = Plane(service, provider, app)
     provider.on_launch = lambda *at: running.call_soon_threadsafe(made.employ, *at)

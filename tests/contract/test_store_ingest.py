@@ -364,6 +364,23 @@ def test_a_loss_is_stored_to_the_last_bit(running: House) -> None:
     assert running.rows("metric_points")[0]["loss"] == exact
 
 
+def test_many_points_come_back_as_they_were_told(running: House) -> None:
+    """More than one statement takes; the texts are those that SQL and arrays would read as more."""
+    texts = ["NULL", "", '"', "\\", "{a,b}", "'", "\n", "é", "%s", "?"]
+    told = [
+        step(n, loss=n / 3, grad_norm="NaN" if n % 2 else n * 1e-300, batch_hash=texts[n % 10])
+        for n in range(1, 124)
+    ]
+    running.tell(*told, {"kind": "log", "lines": texts})
+    found = running.rows("metric_points")
+    assert [row["step"] for row in found] == list(range(1, 124))
+    for row, one in zip(found, told, strict=True):
+        norm = None if one["grad_norm"] == "NaN" else one["grad_norm"]
+        assert (row["loss"], row["grad_norm"]) == (one["loss"], norm)
+        assert row["batch_hash"] == one["batch_hash"]
+    assert [row["line"] for row in running.rows("log_lines")] == texts
+
+
 def test_unknown_kinds_are_stored_untouched(running: House) -> None:
     told = {"kind": "of_a_later_version" * 5, "deep": {"a": [1, None]}, "zero": "\0"}
     stored = running.tell(told)
