@@ -62,7 +62,7 @@ def why_parts(run: RunDetail, incident: IncidentView | None) -> Iterator[Rendera
     else:
         yield Text(f"This run needs nobody. {_standing(run)}")
     if incident is None:
-        yield Text("It has not been stopped by anything so far.")
+        yield Text("Nothing has gone wrong so far.")
         return
     yield Text("")
     yield Text(text.clean(incident.headline), style="bold")
