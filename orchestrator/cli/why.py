@@ -76,7 +76,7 @@ def _standing(run: RunDetail) -> str:
     step = f"step {run.progress.step:,} of {run.progress.steps:,}"
     # "is succeeded" is no English.
     stands = "has" if run.state in (RunState.SUCCEEDED, RunState.FAILED) else "is"
-    told = f": {text.clean(run.reason)}" if run.reason else ""
+    told = f": {text.clean(run.reason)}" if run.reason and run.reason != run.state else ""
     return f"It {stands} {run.state} at {step}{told}."
 
 

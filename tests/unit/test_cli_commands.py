@@ -182,6 +182,11 @@ def test_why_says_how_the_run_stands(service: FakeService, state: str, says: str
     assert says in done("why", "demo-1m")
 
 
+def test_why_says_a_state_once(service: FakeService) -> None:
+    service.runs["demo-1m"] = fake.run(state=RunState.CANCELLED, reason="cancelled")
+    assert re.search(r"It is cancelled at step .*\d\.$", done("why", "demo-1m"), re.MULTILINE)
+
+
 def test_a_run_is_not_at_100_percent_before_its_last_step(service: FakeService) -> None:
     service.runs["demo-1m"] = fake.run(step=199)
     assert "step 199 of 200 (99%)" in done("show", "demo-1m")
