@@ -272,6 +272,8 @@ def _default(name: str, field: Any, schema: Any) -> str:
     if name in schema.get("required", ()):
         return "—"
     value = field.get("default")
+    if value is None:
+        return "not set"
     if isinstance(value, dict):
         return (
             "`" + ", ".join(map(str, value.values())) + "`" if name == "source" else "all defaults"
@@ -283,11 +285,21 @@ def _default(name: str, field: Any, schema: Any) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
+def _setting(value: object) -> str:
+    if value is None:
+        return "not set"
+    if value in ((), {}):
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
 def settings_page() -> str:
     parts = [SETTINGS_HEAD, "\n| setting | in the environment | default | |\n"]
     parts.append("| --- | --- | --- | --- |\n")
     for name, field in Settings.model_fields.items():
-        default = SETTINGS_DEFAULTS.get(name) or f"`{field.get_default()}`"
+        default = SETTINGS_DEFAULTS.get(name) or _setting(
+            field.get_default(call_default_factory=True)
+        )
         variable = f"`LONGHAUL_{name.upper()}`"
         parts.append(f"| `{name}` | {variable} | {default} | {SETTINGS_WORDS[name]} |\n")
     return "".join(parts)

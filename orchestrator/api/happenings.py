@@ -136,7 +136,7 @@ def _story(
         asked_person=row.needs_person,
         headline=story.headline.format(attempt=row.attempt),
         seen=evidence(row.evidence),
-        concluded=f"{_sentence(clean(row.summary))} {story.concluded}",
+        concluded=f"{sentence(clean(row.summary))} {story.concluded}",
         done=tuple(clean(line) for line in LINES.validate_json(row.done)),
         left=story.left if waits else (),
         command=story.command.format(name=run.name) if waits else None,
@@ -182,9 +182,12 @@ def _lost_steps(
     return max(0, reached - kept)
 
 
-def _sentence(words: str) -> str:
+def sentence(words: str) -> str:
+    """With a capital and a full stop; a field's name at its start is kept as it must be typed."""
     words = words.strip()
-    return words[:1].upper() + words[1:] + ("" if words.endswith((".", "!", "?")) else ".")
+    first = words.split(" ", 1)[0]
+    begun = words if "." in first or "_" in first else words[:1].upper() + words[1:]
+    return begun + ("" if words.endswith((".", "!", "?")) else ".")
 
 
 def evidence(text: str | None) -> tuple[EvidenceView, ...]:

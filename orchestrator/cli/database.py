@@ -13,15 +13,21 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 FORM = "postgresql+psycopg://USER@HOST:PORT/NAME"
+KINDS = ("postgresql", "sqlite")
 
 
 def refuse_unusable(settings: Settings) -> None:
     """Connects once. The SQLite file of the data folder is left to the service, which makes it."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     from orchestrator.store.engine import open_engine
 
     if settings.database_url is None:
         return
     with told(settings):
+        if make_url(settings.database).get_backend_name() not in KINDS:
+            raise ArgumentError(settings.database)
         engine = open_engine(settings.database)
         try:
             with engine.connect():

@@ -83,9 +83,9 @@ def doctor(as_json: AsJson = False, data: DataDir = None) -> None:
 
     settings = read_settings(data_dir=data)
     local = [_folder(settings.data_dir), _disk(settings.storage_root), _trainer()]
-    if settings.database_url is not None:
-        local.insert(1, _database(settings))
     service = _service(data)
+    if settings.database_url is not None and not service.ok:
+        local.insert(1, _database(settings))  # a service that answers has one
     checks = [*local, service]
     values = {name: shown(name, value) for name, value in settings.model_dump().items()}
     derived = {"database": masked(settings.database), "storage": str(settings.storage_root)}

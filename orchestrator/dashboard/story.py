@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from orchestrator.api.happenings import sentence
 from orchestrator.api.schemas import AttemptView, IncidentView, RunDetail, RunSummary
 from orchestrator.dashboard import looks, words
 from orchestrator.state import RunState, Verdict
@@ -156,8 +157,7 @@ def _deed(incident: IncidentView) -> str:
 
 
 def _sentence(text: str | None) -> str:
-    text = (text or "").strip() or "no reason was recorded"
-    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+    return sentence((text or "").strip() or "no reason was recorded")
 
 
 def at_risk(run: RunDetail) -> int | None:

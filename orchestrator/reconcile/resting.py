@@ -80,7 +80,7 @@ def queued(snap: Snapshot) -> Plan:
             pass
     limit = limits.over(snap)
     if limit is not None:
-        return Plan(ask(snap, _last(snap), limit, "Started nothing.", RAISE))
+        return Plan(ask(snap, _last(snap), limit, "Started nothing."))
     group = snap.group
     if group is not None and group.state is not GroupState.GONE:
         if _keeps_well(snap, group):
@@ -94,10 +94,7 @@ def over_limit(snap: Snapshot) -> tuple[Change, ...]:
     limit = limits.over(snap)
     if limit is None:
         return ()
-    return ask(snap, _last(snap), limit, "Saved and stopped.", RAISE)
-
-
-RAISE = "Raise the limit in a new revision to go on."
+    return ask(snap, _last(snap), limit, "Saved and stopped.")
 
 
 def _last(snap: Snapshot) -> int:

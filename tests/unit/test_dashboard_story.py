@@ -113,3 +113,11 @@ def test_at_risk_are_the_steps_past_the_newest_checkpoint() -> None:
     assert story.at_risk(told.run) == 20
     assert story.at_risk(make_run()) == 120
     assert story.at_risk(make_run(state=RunState.PAUSED)) is None
+
+
+def test_a_field_at_the_start_of_a_sentence_is_written_as_it_must_be_typed() -> None:
+    run = make_run(
+        state=RunState.PAUSED, needs_person=True, reason="policy.max_hours is 2: 2.01 hours held"
+    )
+    answer = story.answer(run, [make_attempt()], [], NOW)
+    assert answer.rest.startswith("policy.max_hours is 2: 2.01 hours held. ")
