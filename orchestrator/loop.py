@@ -3,7 +3,8 @@
 Owns when a run is looked at again. What happens to a run wakes it. Without that each active run is
 looked at when its last decision asked for it, and in any case every `LEAST_IDLE_SECONDS` or, in a
 large fleet, `LOOKS_PER_SECOND` runs a second in turn: a lost wake-up costs that much time. Hosts
-that fall silent, or are heard of again, wake their runs. One run's failing decision never stops the others'.
+that fall silent, or are heard of again, wake their runs. One run's failing decision never stops the
+others'.
 """
 
 from __future__ import annotations
@@ -222,8 +223,9 @@ class Loop:
                     self._service.telemetry.decisions.labels("unchanged").inc()
                     self._look_again(snap.run.id, self._rest(snap, plan.look_again_at))
                     del left[snap.run.id]
-        except Exception:  # whichever it is of, it fails again by itself
-            log.exception("runs could not be looked at together", runs=len(due))
+        except Exception as error:  # noqa: BLE001 - the run at fault fails again by itself
+            reason = type(error).__name__
+            log.warning("runs are looked at one by one", runs=len(left), reason=reason)
         return list(left)
 
     async def _look_at(self, run_id: str, token: int) -> None:
