@@ -37,7 +37,7 @@ from orchestrator.store.migrate import upgrade
 SIZES = (100, 1_000, 10_000)
 EXITS_PER_SECOND = 2.0
 COMERS_PER_SECOND = 250.0  # agents that report for the first time
-SETTLING_SECONDS = 5.0
+SETTLING_SECONDS, SETTLED_SECONDS = 5.0, 60.0
 PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 LATE_SECONDS = 60.0  # that the decisions about the last exits may take
 GROWS = ("p50_ms", "p99_ms", "cpu_share", "memory_mib", "reports_per_s")
@@ -95,7 +95,7 @@ async def drive(
     began = Meter.read(pid, count)
     tasks = [asyncio.create_task(agent.live(spread)) for agent in agents]
     try:
-        await settled(agents, spread, pid)
+        calm = await settled(agents, spread, pid)
         rests = Meter.read(pid, count)
         await asyncio.sleep(idle)
         busy, before = Meter.read(pid, count), len(decided(decisions))
@@ -116,7 +116,11 @@ async def drive(
         **rests.until(busy),
         "memory_mib": round(memory_mib(pid), 1),
         "events": busy.until(ends),
-        "start": {"seconds": round(rests.at - began.at, 1), **began.until(rests)},
+        "start": {
+            "seconds": round(rests.at - began.at, 1),
+            "settled": calm,
+            **began.until(rests),
+        },
         "exits": count.exits,
         "decided": len(found),
         "refused": count.refused,
@@ -124,9 +128,9 @@ async def drive(
     }
 
 
-async def settled(agents: list[Agent], spread: float, pid: int) -> None:
-    """Until all agents came, and the storm that they make at first gets no smaller."""
-    ends = time.monotonic() + 20 * spread + 60.0
+async def settled(agents: list[Agent], spread: float, pid: int) -> bool:
+    """Waits until all agents came, and the storm that they make at first gets no smaller."""
+    ends = time.monotonic() + 3 * spread + SETTLED_SECONDS
     await asyncio.sleep(spread)
     while not all(agent.paced for agent in agents) and time.monotonic() < ends:
         await asyncio.sleep(1.0)
@@ -135,8 +139,9 @@ async def settled(agents: list[Agent], spread: float, pid: int) -> None:
         await asyncio.sleep(SETTLING_SECONDS)
         now = cpu_seconds(pid)
         if now - used > 0.9 * before:
-            return
+            return True
         before, used = now - used, now
+    return False
 
 
 async def crash(agents: list[Agent], seconds: float) -> None:
