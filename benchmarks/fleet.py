@@ -37,16 +37,16 @@ from orchestrator.store.migrate import upgrade
 SIZES = (100, 1_000, 10_000)
 EXITS_PER_SECOND = 2.0
 COMERS_PER_SECOND = 250.0  # agents that report for the first time
-SETTLING_SECONDS = 5.0
+SETTLING_SECONDS, SETTLED_SECONDS = 5.0, 60.0
 PAGE, TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
-LAST_SECONDS = 3.0  # for decisions about the last exits
+LATE_SECONDS = 60.0  # that the decisions about the last exits may take
 GROWS = ("p50_ms", "p99_ms", "cpu_share", "memory_mib", "reports_per_s")
 GOALS = {1_000: ("cpu_share", 0.10), 10_000: ("p99_ms", 1000.0)}
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    found = sorted(values)
-    return found[min(len(found) - 1, int(share * len(found)))] if found else float("nan")
+def percentile_ms(seconds: Sequence[float], share: float) -> float | None:
+    found = sorted(seconds)
+    return round(found[min(len(found) - 1, int(share * len(found)))] * 1000, 1) if found else None
 
 
 def cpu_seconds(pid: int) -> float:
@@ -95,27 +95,32 @@ async def drive(
     began = Meter.read(pid, count)
     tasks = [asyncio.create_task(agent.live(spread)) for agent in agents]
     try:
-        await settled(agents, spread, pid)
+        calm = await settled(agents, spread, pid)
         rests = Meter.read(pid, count)
         await asyncio.sleep(idle)
         busy, before = Meter.read(pid, count), len(decided(decisions))
         await crash(agents, seconds)
         ends = Meter.read(pid, count)
-        await asyncio.sleep(LAST_SECONDS)
-        found = decided(decisions)[before:]
+        late = time.monotonic() + LATE_SECONDS
+        while len(found := decided(decisions)[before:]) < count.exits and time.monotonic() < late:
+            await asyncio.sleep(1.0)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
     return {
-        "p50_ms": round(percentile(found, 0.5) * 1000, 1),
-        "p99_ms": round(percentile(found, 0.99) * 1000, 1),
-        "restart_p50_ms": round(percentile(count.restarts, 0.5) * 1000, 1),
-        "restart_p99_ms": round(percentile(count.restarts, 0.99) * 1000, 1),
+        "p50_ms": percentile_ms(found, 0.5),
+        "p99_ms": percentile_ms(found, 0.99),
+        "restart_p50_ms": percentile_ms(count.restarts, 0.5),
+        "restart_p99_ms": percentile_ms(count.restarts, 0.99),
         **rests.until(busy),
         "memory_mib": round(memory_mib(pid), 1),
         "events": busy.until(ends),
-        "start": {"seconds": round(rests.at - began.at, 1), **began.until(rests)},
+        "start": {
+            "seconds": round(rests.at - began.at, 1),
+            "settled": calm,
+            **began.until(rests),
+        },
         "exits": count.exits,
         "decided": len(found),
         "refused": count.refused,
@@ -123,9 +128,9 @@ async def drive(
     }
 
 
-async def settled(agents: list[Agent], spread: float, pid: int) -> None:
-    """Until all agents came, and the storm that they make at first gets no smaller."""
-    ends = time.monotonic() + 20 * spread + 60.0
+async def settled(agents: list[Agent], spread: float, pid: int) -> bool:
+    """Waits until all agents came, and the storm that they make at first gets no smaller."""
+    ends = time.monotonic() + 3 * spread + SETTLED_SECONDS
     await asyncio.sleep(spread)
     while not all(agent.paced for agent in agents) and time.monotonic() < ends:
         await asyncio.sleep(1.0)
@@ -134,21 +139,20 @@ async def settled(agents: list[Agent], spread: float, pid: int) -> None:
         await asyncio.sleep(SETTLING_SECONDS)
         now = cpu_seconds(pid)
         if now - used > 0.9 * before:
-            return
+            return True
         before, used = now - used, now
+    return False
 
 
 async def crash(agents: list[Agent], seconds: float) -> None:
-    """Kills a trainer here and there; none twice before all others."""
+    """Kills a trainer here and there; none twice before all others. Returns when all are told."""
     order = random.sample(agents, len(agents))
     ends, turn = time.monotonic() + seconds, 0
-    crashes: set[asyncio.Task[None]] = set()
-    while time.monotonic() < ends:
-        task = asyncio.create_task(order[turn % len(order)].crash())
-        crashes.add(task)
-        task.add_done_callback(crashes.discard)
-        turn += 1
-        await asyncio.sleep(random.expovariate(EXITS_PER_SECOND))
+    async with asyncio.TaskGroup() as crashes:
+        while time.monotonic() < ends:
+            crashes.create_task(order[turn % len(order)].crash())
+            turn += 1
+            await asyncio.sleep(random.expovariate(EXITS_PER_SECOND))
 
 
 def measure(size: int, url: str, folder: Path, idle: float, seconds: float) -> dict[str, Any]:
@@ -173,7 +177,8 @@ def measure(size: int, url: str, folder: Path, idle: float, seconds: float) -> d
 def reached(sizes: dict[str, dict[str, Any]]) -> dict[str, bool]:
     """Whether the goals of the sizes that were measured are met."""
     return {
-        f"{size}:{name}<={limit:g}": sizes[str(size)][name] <= limit
+        f"{size}:{name}<={limit:g}": (value := sizes[str(size)][name]) is not None
+        and value <= limit
         for size, (name, limit) in GOALS.items()
         if str(size) in sizes
     }
@@ -184,7 +189,8 @@ def growth(sizes: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for small, large in pairwise(sorted(map(int, sizes))):
         fewer, more = sizes[str(small)], sizes[str(large)]
-        ratios = {name: round(more[name] / fewer[name], 2) for name in GROWS if fewer[name]}
+        known = [name for name in GROWS if fewer[name] and more[name] is not None]
+        ratios = {name: round(more[name] / fewer[name], 2) for name in known}
         found[f"{small} to {large}"] = {"runs": round(large / small, 2), **ratios}
     return found
 

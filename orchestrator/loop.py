@@ -223,8 +223,9 @@ class Loop:
                     self._service.telemetry.decisions.labels("unchanged").inc()
                     self._look_again(snap.run.id, self._rest(snap, plan.look_again_at))
                     del left[snap.run.id]
-        except Exception:  # whichever it is of, it fails again by itself
-            log.exception("runs could not be looked at together", runs=len(due))
+        except Exception as error:  # noqa: BLE001 - the run at fault fails again by itself
+            reason = type(error).__name__
+            log.warning("runs are looked at one by one", runs=len(left), reason=reason)
         return list(left)
 
     async def _look_at(self, run_id: str, token: int) -> None:
