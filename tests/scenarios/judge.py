@@ -98,9 +98,12 @@ def final(oracle: Oracle, row: AttemptRow) -> None:
 
 
 def _late_words(oracle: Oracle, row: AttemptRow, done: list[str]) -> list[str]:
-    """What the cloud said of the hosts after the end, where that can be the cause of it."""
+    """What the cloud said of the hosts after the end, where that can be the cause of it.
+
+    What came first is told by the hosts' clocks: where one is wrong, nobody can tell.
+    """
     known = oracle.words.get(row.group)
-    if done and set(done) <= set(OWN):
+    if done and set(done) <= set(OWN) and row.group not in oracle.world.skewed:
         return []
     if known is None or known > oracle.ended_by_plane[row.key] + LATE_WORD:
         return []

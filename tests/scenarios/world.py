@@ -180,6 +180,7 @@ class World:
         self.zombies: list[Host] = []  # given back, but out of anybody's reach and alive
         self.bills: list[Bill] = []
         self.harms: list[Harm] = []
+        self.skewed: set[str] = set()  # groups with a host whose clock is wrong
         self.storage: dict[str, Blob] = {}
         self.storage_down_until = 0.0
         self.poison: set[tuple[str, int]] = set()  # batches after which no number is finite
@@ -230,6 +231,8 @@ class World:
         run_id, now = name.split("-")[2], self.clock.monotonic()
         self.groups[name] = Group(name, run_id, hosts, now)
         self.bills.append(Bill(name, run_id, len(hosts), now))
+        if any(host.skew for host in hosts):
+            self.skewed.add(name)
         return self.groups[name]
 
     def unmake(self, name: str) -> None:
