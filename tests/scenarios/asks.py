@@ -72,7 +72,16 @@ def quarantine(sim: Simulation, run_id: str) -> bool:
     sim.note(f"quarantine {name} of {run_id}: {refusal or 'yes'}")
     if refusal is None:
         blob.rejected_by.add(run_id)
+        _set_apart(sim, run_id, blob)
     return refusal is None
+
+
+def _set_apart(sim: Simulation, run_id: str, blob: Blob) -> None:
+    """Without its last checkpoint, a gang that has finished is not complete."""
+    if blob.step >= sim.people.job(run_id).steps:
+        for group in sim.world.groups.values():
+            if group.run_id == run_id:
+                sim.world.harm("last checkpoint set apart", group.name)
 
 
 def rollback(sim: Simulation, run_id: str) -> bool:

@@ -35,6 +35,7 @@ VERDICTS: dict[str, tuple[str, ...]] = {
     "divergence": ("diverged",),
     "storage down": ("storage_failed",),
     "checkpoint rejected": ("storage_failed",),
+    "last checkpoint set apart": ("unknown",),
     "agent dies": (*CRASHED, "host_lost"),
     "trainer can not start": CRASHED,
     "hosts vanish": HOSTS,
