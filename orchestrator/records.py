@@ -24,8 +24,8 @@ class Run:
     """What a person submitted, and where it stands.
 
     `desired_generation` rises with each wish. `settled_generation` is the wish that the last pause
-    answered: a run that Longhaul paused by itself goes on only after a newer wish.
-    `forked_checkpoint` is the one of another run that this one begins at.
+    answered: a run that Longhaul paused by itself goes on only after a newer wish. A fork names the
+    run at whose checkpoint it begins.
     """
 
     id: str
@@ -43,7 +43,7 @@ class Run:
     priority: int = 0
     queued_at: datetime | None = None
     save_request: int = 0
-    forked_checkpoint: str | None = None
+    forked_run: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from orchestrator.reconcile.budgets import COUNTED, backoff, spent
 from orchestrator.reconcile.evidence import Finding
 from orchestrator.reconcile.following import ask, exhausted_words, lose_idle_group
 from orchestrator.reconcile.plan import Change, MakeAttempt, MoveRun, Plan
-from orchestrator.reconcile.resting import cancelled, over_limit
+from orchestrator.reconcile.resting import cancelled, no_beginning, over_limit
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.reconcile.stopping import wish_words
 from orchestrator.reconcile.versions import outdated
-from orchestrator.records import Attempt, Evidence, HostGroup
-from orchestrator.state import RETRY_CLASS, Desired, GroupState, RunCause, RunState, Verdict
+from orchestrator.records import Attempt, HostGroup
+from orchestrator.state import RETRY_CLASS, Desired, GroupState, RunCause, RunState
 
 FRESH_PORT_WAIT = timedelta(milliseconds=200)
 
@@ -28,7 +28,7 @@ def between_attempts(snap: Snapshot) -> Plan:
         return _stopped(snap)
     if run.desired is not Desired.RUN:
         return Plan((MoveRun(RunCause.STOP_ASKED, wish_words(run.desired)),))
-    gives_up = over_limit(snap) or _exhausted(snap) or _lost_beginning(snap)
+    gives_up = over_limit(snap) or _exhausted(snap) or no_beginning(snap)
     if gives_up:
         return Plan(gives_up)
     if group is None or group.state is GroupState.GONE:
@@ -66,18 +66,6 @@ def _exhausted(snap: Snapshot) -> tuple[Change, ...]:
         return ()
     finding = Finding(last.verdict, last.summary or "", ())
     return ask(snap, last.number, finding, *exhausted_words(snap, finding, budget))
-
-
-def _lost_beginning(snap: Snapshot) -> tuple[Change, ...]:
-    """A fork has no step 0 of its own: from random weights it would be another run."""
-    fork_of = snap.run.forked_checkpoint
-    if fork_of is None or snap.newest is not None:
-        return ()
-    words = f"the run is a fork, and the checkpoint {fork_of} that it begins at can not be used"
-    seen = (Evidence(snap.now, "checkpoint ledger", words),)
-    number = snap.attempt.number if snap.attempt else 0
-    finding = Finding(Verdict.STORAGE_FAILED, words, seen)
-    return ask(snap, number, finding, "Started nothing.", "Fork again at another checkpoint.")
 
 
 def _ready(snap: Snapshot, group: HostGroup) -> Plan:

@@ -64,7 +64,7 @@ def run(of: RowMapping) -> Run:
         priority=of["priority"],
         queued_at=of["queued_at"],
         save_request=of["save_request"],
-        forked_checkpoint=of["forked_checkpoint"],
+        forked_run=of["forked_run"],
     )
 
 

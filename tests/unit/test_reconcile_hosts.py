@@ -328,6 +328,18 @@ def test_nothing_starts_over_a_limit(policy, used, state) -> None:
     assert not plan.actions
 
 
+@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.PROVISIONING, RunState.RECOVERING])
+def test_a_fork_without_a_usable_checkpoint_never_starts_from_nothing(state) -> None:
+    fork = make_run(state, forked_run="r0")
+    ready = snap(fork, group=make_group(), hosts=(make_host(),))
+    plan = reconcile(ready)
+    assert only(plan, MoveRun).cause is RunCause.GAVE_UP
+    assert only(plan, OpenIncident).needs_person
+    assert not plan.actions
+    good = replace(ready, checkpoints=(make_checkpoint(3, attempt=0),))
+    assert "OpenIncident" not in kinds(reconcile(good).changes)
+
+
 def test_a_limit_is_looked_at_again_when_it_will_be_reached() -> None:
     used = {"hours_held": 1.0, "cost": 9.0, "group": make_group(price_per_hour=10.0)}
     state = running(Trainer(1, 0, pid=7), **used)

@@ -197,7 +197,7 @@ def test_the_first_attempt_starts_from_nothing():
 
 @pytest.mark.parametrize("state", [RunState.PROVISIONING, RunState.RECOVERING])
 def test_a_fork_without_its_checkpoint_does_not_begin_at_step_0(state):
-    run = make_run(state, forked_checkpoint="a1-s50")
+    run = make_run(state, forked_run="source")
     ready = {"group": make_group(), "hosts": (make_host(),)}
     inherited = replace(make_checkpoint(50, 0), id="fork-s50")
     begun = reconcile(snap(run, **ready, checkpoints=(inherited,)))
@@ -206,7 +206,7 @@ def test_a_fork_without_its_checkpoint_does_not_begin_at_step_0(state):
     assert only(plan, MoveRun).cause is RunCause.GAVE_UP
     opened = only(plan, OpenIncident)
     assert opened.needs_person
-    assert "a1-s50" in opened.summary
+    assert "fork its source again" in opened.summary
 
 
 def test_a_gang_gets_a_coordinator_port_that_the_gang_before_did_not_use():
