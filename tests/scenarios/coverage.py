@@ -87,7 +87,7 @@ REACHABLE: dict[str, tuple[str, ...]] = {
     "max_hours reached": ("running",),
     "max_cost reached": ("running",),
     "agent cut off for long": ("running",),
-    "dead man": ("running", "recovering"),
+    "dead man": ("running",),
     "hold ran out": ("paused",),
     "hosts lost within the hold": ("paused",),
     "resumed within the hold": ("paused",),
