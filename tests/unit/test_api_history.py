@@ -99,6 +99,29 @@ def test_a_replay_is_held_against_the_last_telling_of_each_step(
     assert (third["replayed_steps"], third["first_difference_step"]) == (3, 14)
 
 
+@pytest.mark.parametrize("same", ["branch", "key"])
+def test_only_what_must_be_equal_is_compared(client: Client, here: World, same: str) -> None:
+    """Attempt 2 trains steps 11 to 16 again, with other losses: on another branch, or elsewhere."""
+    run = submitted(client)
+    seed_crashed(here, run)
+    with here.engine.begin() as connection:
+        m = tables.metric_points
+        connection.execute(m.update().where(m.c.attempt == 2).values(loss=7.0))
+        if same == "key":
+            second = tables.attempts.c.number == 2
+            connection.execute(tables.attempts.update().where(second).values(branch=2))
+    flags = {"drained": False, "killed_by_agent": False}
+    with here.engine.begin() as connection:
+        connection.execute(tables.trainers.delete())
+    for attempt, key in ((1, "cpu"), (2, "cpu" if same == "key" else "gpu")):
+        row = {"run_id": run, "attempt": attempt, "rank": 0, "numerics_key": key}
+        here.put(tables.trainers, row | flags)
+    second = client.get(f"{RUNS}/tiny/attempts").json()["items"][1]
+    assert second["replayed_steps"] == 6
+    assert second["replayed_bit_identical"] is None
+    assert second["first_difference_step"] is None
+
+
 def test_the_story_of_an_incident(client: Client, here: World) -> None:
     run = submitted(client)
     seed_crashed(here, run)
