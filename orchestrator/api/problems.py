@@ -31,6 +31,7 @@ PROBLEMS: Mapping[str, tuple[tuple[int, ...], str]] = MappingProxyType(
         "invalid-regex": ((422,), "The regular expression is not one of RE2."),
         "invalid-request": ((422,), "A parameter does not fit; `errors` names it."),
         "invalid-spec": ((422,), "A field of the body does not fit; `errors` points at it."),
+        "limit-reached": ((409,), "The run rests over a limit of its spec; raise it."),
         "login-link-spent": ((401,), "The link was used before, or is too old."),
         "method-not-allowed": ((405,), "The path exists and does not take this method."),
         "name-taken": ((409,), "Another one has this name."),

@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 
 from orchestrator.providers.base import GroupProbe, HostProbe
+from orchestrator.reconcile import limits
 from orchestrator.reconcile.revising import REVISABLE
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Trainer
@@ -143,7 +144,7 @@ def snapshots(
         sighting = probes.get(group.name) if group else None
         if sighting is not None and sighting.probe.hosts:
             sighting = _if_fresh(sighting, now - beside.host_lost_after)
-        hours, cost = _used(groups, now)
+        so_far = limits.used(groups, now)
         branches = read.branches.get(run_id, {})
         found[run_id] = Snapshot(
             now=now,
@@ -159,8 +160,8 @@ def snapshots(
             incident=read.incidents.get(run_id),
             host_lost_after=beside.host_lost_after,
             provider_hold=beside.holds.get(job.hosts.provider),
-            hours_held=hours,
-            cost=cost,
+            hours_held=so_far.hours,
+            cost=so_far.cost,
             price_per_hour=beside.price_per_hour(job),
             awake_since=beside.awake_since,
             groups=groups,
@@ -178,17 +179,6 @@ def _recent(tried: Sequence[Attempt], now: datetime) -> list[Attempt]:
 
 def _revisable(attempt: Attempt, now: datetime) -> bool:
     return attempt.ended_at is not None and now - attempt.ended_at <= REVISABLE
-
-
-def _used(groups: Collection[HostGroup], now: datetime) -> tuple[float, float]:
-    """Hours that the run has held hosts over its whole life, and what they cost."""
-    hours, cost = 0.0, 0.0
-    for group in groups:
-        if group.ready_at is not None:
-            held = ((group.released_at or now) - group.ready_at) / timedelta(hours=1)
-            hours += max(0.0, held)
-            cost += max(0.0, held) * (group.price_per_hour or 0.0)
-    return hours, cost
 
 
 def _data_plan(branches: Mapping[int, reads.BranchRow], number: int) -> DataPlan | None:

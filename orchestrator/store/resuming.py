@@ -9,16 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, update
+from sqlalchemy import Connection, select, update
 
 from orchestrator import revisions
-from orchestrator.state import Desired
-from orchestrator.store import audit, claims, reads
+from orchestrator.reconcile import limits
+from orchestrator.state import Desired, RunState
+from orchestrator.store import audit, claims, reads, rows
 from orchestrator.store.audit import Actor
 from orchestrator.store.branching import Rollback, open_branch
 from orchestrator.store.conditions import CURRENT
 from orchestrator.store.rows import AnyRow
-from orchestrator.store.tables import attempts, runs
+from orchestrator.store.tables import attempts, host_groups, runs
 from orchestrator.store.timeline import tell
 from orchestrator.store.wishes import (
     NotAccepted,
@@ -30,7 +31,7 @@ from orchestrator.store.wishes import (
     renewed,
 )
 from orchestrator.wish_table import Accepted, Unchanged, Wish
-from worker.protocol import JobSpec
+from worker.protocol import JobSpec, PolicySpec
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def resume(
         found = Accepted(moved.then, Desired.RUN) if isinstance(moved, Accepted) else moved
     if isinstance(found, Unchanged):
         return Wished(run.id, changed=False)
+    job = asked.revised.job if asked.revised else reads.job_spec(connection, run.id, run.revision)
+    _refuse_reached_limit(connection, now, run, job.policy)
     keep_wish(connection, now, run, renewed(run, found), who, asked.reason)
     return Wished(run.id, changed=True)
 
@@ -132,4 +135,21 @@ def refuse_revised_since(run: AnyRow, based_on: int) -> None:
             "revision-changed",
             f"The run is at revision {run.revision} now; the change was made to {based_on}.",
             f"Look at what changed and ask again: longhaul show {run.name}",
+        )
+
+
+def _refuse_reached_limit(
+    connection: Connection, now: datetime, run: AnyRow, policy: PolicySpec
+) -> None:
+    """A run at rest over a limit of its spec would only be paused again."""
+    if RunState(run.state) not in (RunState.PAUSED, RunState.FAILED):
+        return
+    query = select(host_groups).where(host_groups.c.run_id == run.id)
+    groups = [rows.group(row) for row in connection.execute(query).mappings()]
+    limit = limits.reached(policy, limits.used(groups, now))
+    if limit is not None:
+        raise NotAccepted(
+            "limit-reached",
+            f"{limit.words}. It would be paused again at once.",
+            f"Raise the limit: longhaul resume {run.name} --set {limit.field}=NUMBER",
         )

@@ -99,6 +99,39 @@ def test_a_failed_run_goes_on_under_a_new_revision(client: Client, here: World, 
     assert (row(here, run)["desired"], row(here, run)["desired_generation"]) == ("run", 2)
 
 
+LIMITS = [
+    ({"max_hours": 2}, "policy.max_hours is 2: the run has held hosts for 3.00 hours", 4),
+    (
+        {"max_cost": 5},
+        "policy.max_cost is 5: 3.00 hours of hosts in 1 host group have cost 6.00",
+        7,
+    ),
+]
+
+
+@pytest.mark.parametrize(("policy", "words", "higher"), LIMITS)
+@pytest.mark.parametrize("state", ["paused", "failed"])
+def test_a_run_at_rest_over_a_limit_goes_on_only_with_a_higher_one(
+    client: Client, here: World, policy: dict[str, int], words: str, higher: int, state: str
+) -> None:
+    """Else it would be paused again at once, after a resume that seemed to count."""
+    run = client.post(RUNS, json=tiny_spec(policy=policy)).json()["id"]
+    held = {"state": "gone", "ready_at": at(0), "released_at": at(3 * 3600)}
+    seed_group(here, run, price_per_hour=2.0, **held)
+    here.change(run, state=state, settled_generation=1)
+    [field] = policy
+    for body in ({}, {"set": {"priority": 1}}, {"set": {f"policy.{field}": policy[field]}}):
+        answer = client.post(f"{RUNS}/tiny/resume", json=body)
+        assert (answer.status_code, slug(answer)) == (409, "limit-reached"), answer.text
+        assert words in answer.json()["detail"]
+        hint = f"longhaul resume tiny --set policy.{field}=NUMBER"
+        assert hint in answer.json()["hint"]
+    assert (row(here, run)["revision"], row(here, run)["desired_generation"]) == (1, 1)
+    raised = client.post(f"{RUNS}/tiny/resume", json={"set": {f"policy.{field}": higher}})
+    assert raised.status_code == 202, raised.text
+    assert (row(here, run)["revision"], row(here, run)["desired_generation"]) == (2, 2)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "problem", "words"),
     [
