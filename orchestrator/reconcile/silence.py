@@ -17,8 +17,15 @@ CAN_NOT_TELL = 10
 
 
 def heard_until(snap: Snapshot, host: Host, attempt: Attempt) -> datetime:
-    """From when on the host could have been heard of and was not."""
-    return max(host.last_seen_at or attempt.created_at, snap.hearing_since)
+    """From when on the host could have been heard of and was not.
+
+    What was stamped far in the future was stamped before the clock was set back, and that step
+    began the hearing anew. Clocks of replicas differ by less than that.
+    """
+    seen = host.last_seen_at or attempt.created_at
+    if seen > snap.now + snap.host_lost_after:
+        return snap.hearing_since
+    return max(seen, snap.hearing_since)
 
 
 def silent(snap: Snapshot, host: Host, attempt: Attempt) -> timedelta:

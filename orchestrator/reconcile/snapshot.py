@@ -99,8 +99,12 @@ class Snapshot:
 
     @property
     def hearing_since(self) -> datetime:
-        """Since when a host's silence is the host's own."""
-        return max(self.listening_since, self.awake_since or self.listening_since)
+        """Since when a host's silence is the host's own.
+
+        A start that lies in the future was told by a clock that has been set back since.
+        """
+        awake = self.awake_since or self.listening_since
+        return awake if self.listening_since > self.now else max(self.listening_since, awake)
 
     def gang(self, attempt: Attempt) -> list[Trainer]:
         """One record per rank, also for those that nobody told of yet."""

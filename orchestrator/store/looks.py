@@ -143,7 +143,8 @@ def snapshots(
         group = groups[-1] if groups else None
         sighting = probes.get(group.name) if group else None
         if sighting is not None and sighting.probe.hosts:
-            sighting = _if_fresh(sighting, now - beside.host_lost_after)
+            sighting = _if_fresh(sighting, now, beside.host_lost_after)
+        known = now + beside.host_lost_after
         so_far = limits.used(groups, now)
         branches = read.branches.get(run_id, {})
         found[run_id] = Snapshot(
@@ -154,7 +155,7 @@ def snapshots(
             job=job,
             attempts=tried,
             group=_as_seen(group, sighting) if group else None,
-            hosts=_seen_hosts(read.hosts[group.name], sighting) if group else (),
+            hosts=_seen_hosts(read.hosts[group.name], sighting, known) if group else (),
             trainers=tuple(read.trainers[run_id]),
             checkpoints=_usable(connection, run_id, tuple(reads.line(branches, run.branch))),
             incident=read.incidents.get(run_id),
@@ -301,9 +302,12 @@ def _as_seen(group: HostGroup, sighting: Sighting | None) -> HostGroup:
     return replace(seen, taken=probe.taken, taken_text=probe.words)
 
 
-def _if_fresh(sighting: Sighting, oldest: datetime) -> Sighting:
-    """A probe from long ago says nothing of who lives now: its provider can not be asked."""
-    if sighting.began_at >= oldest:
+def _if_fresh(sighting: Sighting, now: datetime, span: timedelta) -> Sighting:
+    """A probe from long ago says nothing of who lives now: its provider can not be asked.
+
+    One from far in the future is from before the clock was set back.
+    """
+    if abs(now - sighting.began_at) <= span:
         return sighting
     blind = tuple(
         replace(host, agent_alive=None, trainer_alive=None) for host in sighting.probe.hosts
@@ -311,18 +315,26 @@ def _if_fresh(sighting: Sighting, oldest: datetime) -> Sighting:
     return replace(sighting, probe=replace(sighting.probe, hosts=blind))
 
 
-def _seen_hosts(found: Sequence[Host], sighting: Sighting | None) -> tuple[Host, ...]:
+def _seen_hosts(
+    found: Sequence[Host], sighting: Sighting | None, known: datetime
+) -> tuple[Host, ...]:
     seen = {probe.index: probe for probe in sighting.probe.hosts} if sighting else {}
     began = sighting.began_at if sighting else None
-    return tuple(_host_as_seen(host, seen.get(host.index), began) for host in found)
+    return tuple(_host_as_seen(host, seen.get(host.index), began, known) for host in found)
 
 
-def _host_as_seen(host: Host, probe: HostProbe | None, began: datetime | None) -> Host:
-    """Joins the probe, unless it began before the agent that it would be about."""
+def _host_as_seen(
+    host: Host, probe: HostProbe | None, began: datetime | None, known: datetime
+) -> Host:
+    """Joins the probe, unless it began before the agent that it would be about.
+
+    An agent that came later than `known` came before the clock was set back, as the probe did not.
+    """
     if probe is None or began is None:
         return host
     host = replace(host, address=host.address or probe.address)
-    newest = max((at for at in (host.launched_at, host.registered_at) if at), default=None)
+    came = (at for at in (host.launched_at, host.registered_at) if at and at <= known)
+    newest = max(came, default=None)
     if newest is not None and began <= newest:
         return host
     return replace(host, agent_alive=probe.agent_alive, trainer_alive=probe.trainer_alive)

@@ -250,6 +250,17 @@ def test_a_probe_that_began_before_the_agent_says_nothing_of_it(house: House) ->
     assert sight(house, began=0).hosts[0].agent_alive is None
 
 
+def test_a_clock_that_is_set_back_makes_no_probe_older_than_the_agent(house: House) -> None:
+    """Else a host that died would be seen only once the clock has caught up."""
+    house.ready()
+    old = sight(house, began=1).hosts[0].registered_at
+    house.tick(-3600)
+    snap = sight(house, began=1)
+    assert snap.hosts[0].agent_alive is False
+    assert snap.hosts[0].registered_at == old, "attempts are told apart by it"
+    assert sight(house, began=3601).hosts[0].agent_alive is None, "from before the step"
+
+
 def checkpoint(house: House, step: int, branch: int = 1, state: str = "accepted") -> None:
     values = {
         "run_id": house.run_id,

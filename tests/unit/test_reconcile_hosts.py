@@ -107,6 +107,16 @@ def test_a_control_plane_that_did_not_listen_all_that_while_gives_nobody_up(fiel
     assert buried(replace(state, **{field: ago(31)}))
 
 
+@pytest.mark.parametrize("started", [7200, -3000])
+def test_a_dead_host_is_given_up_in_time_after_the_clock_was_set_back(started: float) -> None:
+    """What was stamped before that lies in the future, and so may the start of the service."""
+    state = replace(silent(-3540, False), listening_since=ago(started))
+    assert not buried(replace(state, awake_since=ago(29)))
+    assert buried(replace(state, awake_since=ago(31)))
+    near = replace(silent(-20, False), listening_since=ago(7200), awake_since=ago(3600))
+    assert not buried(near), "clocks of replicas may differ by as much"
+
+
 def test_a_silent_host_is_told_of_once_and_the_attempt_goes_on() -> None:
     state = silent(31, True, True)
     plan = reconcile(state)
