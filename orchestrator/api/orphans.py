@@ -15,10 +15,15 @@ from orchestrator.service import Service
 from orchestrator.store import audit, orphans
 from orchestrator.sweep import SWEEP
 
-router = APIRouter(prefix="/api/v1", tags=["orphans"], dependencies=[Depends(csrf_checked)])
+router = APIRouter(prefix="/api/v1", tags=["orphans"])
 
 
-@router.get("/orphans", response_model=OrphansView, responses=problem_responses(401))
+@router.get(
+    "/orphans",
+    response_model=OrphansView,
+    responses=problem_responses(401),
+    dependencies=[Depends(csrf_checked)],
+)
 async def list_orphans(request: Request) -> OrphansView:
     """What providers hold in this installation's name and no run wants, and what it costs."""
     return await read(service_of(request), orphans_view)

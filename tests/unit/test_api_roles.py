@@ -111,6 +111,7 @@ def test_who_is_let_in(client: Client, tokens: dict[str, str], call: str) -> Non
         told = (answer.status_code, kind.removeprefix(PREFIX))
         if needed in ROLES and ROLES.index(role) < ROLES.index(needed):
             assert told == (403, "role-too-low"), f"{role}: {answer.text}"
+            assert f"the role {needed};" in answer.json()["detail"]
         elif needed == AGENT:
             assert answer.status_code in (401, 422), "no person's token is an agent's"
         else:
