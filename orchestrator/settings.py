@@ -21,6 +21,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from orchestrator.plain_words import in_words
+
 SETTINGS_FILE = "longhaul.toml"
 MIB = 1 << 20
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -218,10 +220,10 @@ def read_settings(**given: Any) -> Settings:
 
 def _in_words(detail: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in detail["loc"])
-    message = str(detail["msg"]).removeprefix("Value error, ")
+    message = " ".join(filter(None, in_words(detail)))
     if not name:
-        return f"The settings do not fit together: {message}."
+        return f"The settings do not fit together: {message}"
     if detail["type"] == "extra_forbidden":
         known = ", ".join(Settings.model_fields)
         return f"There is no setting {name!r} (in {SETTINGS_FILE}). The settings are: {known}."
-    return f"The setting {name!r} (LONGHAUL_{name.upper()}) does not fit: {message}."
+    return f"The setting {name!r} (LONGHAUL_{name.upper()}) does not fit: {message}"

@@ -1,6 +1,7 @@
-"""Validation errors in plain words: which field of the body, what is wrong, what to do.
+"""Validation errors of a request: which field of the body, what is wrong, what to do.
 
-Owns the translation from pydantic's error lists. Pure; must not import the store or FastAPI.
+Owns the places that pydantic's error lists speak of; their words are `plain_words`'s. Pure; must
+not import the store or FastAPI.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Any
 from pydantic import BaseModel
 
 from orchestrator.api.schemas import FieldError
+from orchestrator.plain_words import in_words
 
 Location = tuple[int | str, ...]
 
-_NAME_RULE = "lower-case letters, digits and dashes, a letter first, at most 40 characters"
 _NUMBER_WORD = re.compile(r"-?\d[\d.e+-]*\s+([a-z_]+)")
 _WORD = re.compile(r"[a-z_]+(?:\.[a-z_]+)*")
 
@@ -35,7 +36,7 @@ def query_errors(details: Sequence[Any]) -> tuple[FieldError, ...]:
     for detail in details:
         location: Location = detail["loc"]
         where, name = str(location[0]), ".".join(str(part) for part in location[1:])
-        words, hint = _words(detail)
+        words, hint = in_words(detail)
         if where == "body":
             found.append(FieldError(pointer=pointer(location[1:]), detail=words, hint=hint))
         else:
@@ -53,7 +54,7 @@ def _one(model: type[BaseModel], body: object, detail: Any) -> FieldError:
     path, owner = _resolve(model, body, detail["loc"])
     if detail["type"] == "extra_forbidden":
         return _unknown_key(path, owner)
-    words, hint = _words(detail)
+    words, hint = in_words(detail)
     if detail["type"] == "value_error":
         path += _field_meant(words[:1].lower() + words[1:], body, path, owner)
     return FieldError(pointer=pointer(path), detail=words, hint=hint)
@@ -145,61 +146,3 @@ def _is_text(body: object, path: Location) -> bool:
     for part in path:
         here = here.get(part) if isinstance(here, dict) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
     return isinstance(here, str)
-
-
-def _words(detail: Any) -> tuple[str, str | None]:
-    """What is wrong, and the fix where there is one to give."""
-    kind, context, given = detail["type"], detail.get("ctx", {}), _number(detail.get("input"))
-    match kind:
-        case "missing":
-            return "This field is required.", "Add it."
-        case "extra_forbidden":
-            return "There is no such field.", "Remove it."
-        case "greater_than":
-            return f"Must be greater than {context['gt']}{given}.", None
-        case "greater_than_equal":
-            return f"Must be {context['ge']} or more{given}.", None
-        case "less_than":
-            return f"Must be less than {context['lt']}{given}.", None
-        case "less_than_equal":
-            return f"Must be {context['le']} or less{given}.", None
-        case "int_type" | "int_parsing" | "int_from_float":
-            return f"Must be a whole number{given}.", None
-        case "float_type" | "float_parsing":
-            return "Must be a number.", None
-        case "finite_number":
-            return "Must be a finite number.", None
-        case "bool_type" | "bool_parsing":
-            return "Must be true or false.", None
-        case "string_type":
-            return "Must be text.", None
-        case "literal_error" | "enum":
-            return f"Must be {context['expected']}.", None
-        case "union_tag_invalid":
-            return f"'kind' must be one of {context['expected_tags']}.", None
-        case "union_tag_not_found":
-            return "Says not what kind it is.", "Add 'kind'."
-        case "string_pattern_mismatch":
-            return "Does not have the form of a name.", f"Names are {_NAME_RULE}."
-        case "tuple_type" | "list_type" | "set_type":
-            return "Must be a list.", "Write it like [a, b]."
-        case "model_type" | "dict_type" | "model_attributes_type":
-            return "Must be an object with named fields.", None
-        case "value_error":
-            words = str(detail["msg"]).removeprefix("Value error, ")
-            what, _, fix = words.partition("; ")
-            return _sentence(what), _sentence(fix) if fix else None
-        case _:
-            return f"{detail['msg']}.", None
-
-
-def _sentence(words: str) -> str:
-    first = words.split(" ", 1)[0]
-    named = "." in first or "_" in first  # a field's name is written as it must be typed
-    return (words if named else words[:1].upper() + words[1:]) + "."
-
-
-def _number(given: object) -> str:
-    if isinstance(given, bool) or not isinstance(given, int | float):
-        return ""
-    return f", and is {given}"

@@ -41,13 +41,15 @@ def create(
 
     from orchestrator.api.access_schemas import TokenRequest
     from orchestrator.cli import render
+    from orchestrator.plain_words import in_words
 
     try:
         asked = TokenRequest(name=name, owner=owner, role=role, expires_seconds=_seconds(expires))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = str(first["loc"][0]).removesuffix("_seconds")
-        raise CommandFailed(f"--{field} does not fit: {first['msg']}.", None, Exit.USAGE) from None
+        what, fix = in_words(first)
+        raise CommandFailed(f"--{field} does not fit: {what}", fix, Exit.USAGE) from None
     with connect(data) as client:
         made = client.create_token(asked)
     if as_json:

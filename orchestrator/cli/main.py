@@ -27,13 +27,18 @@ from orchestrator.cli import (
 )
 from orchestrator.cli.failures import guarded
 from orchestrator.cli.options import Exit, token_file
+from orchestrator.plain_words import unmarked
 
 
 class _Commands(TyperGroup):
     """Commands whose expected failures are told in words and become exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
-        result, code = guarded(lambda: super(_Commands, self).invoke(ctx))
+        try:
+            result, code = guarded(lambda: super(_Commands, self).invoke(ctx))
+        except typer.BadParameter as error:
+            error.message = unmarked(error.message)
+            raise
         if code is not Exit.OK:
             raise typer.Exit(code)
         return result

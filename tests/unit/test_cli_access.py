@@ -48,9 +48,10 @@ def test_how_long_it_lasts(service: FakeService, expires: str, kept: str | None)
     ("words", "said"),
     [
         ([*NEW, "--expires", "soon"], "--expires does not fit"),
-        ([*NEW, "--expires", "9999d"], "--expires does not fit"),
-        ([*NEW, "--name", "No Name"], "--name does not fit"),
-        ([*NEW, "--owner", "two words"], "--owner does not fit"),
+        ([*NEW, "--expires", "9999d"], "--expires does not fit: Must be 315360000 or less"),
+        ([*NEW, "--name", "No Name"], "→ Names are lower-case letters, digits and dashes"),
+        ([*NEW, "--owner", "two words"], "--owner does not fit: Does not have the form ^[a-z0-9]"),
+        ([*NEW, "--role", "king"], "'--role': 'king' is not one of 'viewer'"),
     ],
 )
 def test_what_does_not_fit_is_told_before_the_service_is_asked(

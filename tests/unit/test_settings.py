@@ -36,7 +36,8 @@ def test_the_file_of_the_folder_that_is_given_counts(
     ("text", "words"),
     [
         ("prot = 1", "no setting 'prot'"),
-        ("port = 99999", "LONGHAUL_PORT"),
+        ("port = 99999", r"LONGHAUL_PORT\) does not fit: Must be 65535 or less, and is 99999\.$"),
+        ("port = 'abc'", r"LONGHAUL_PORT\) does not fit: Must be a whole number\.$"),
         ("port = [", "not valid TOML"),
         ("public_url = 'longhaul.example.org'", "public_url.*address alone"),
         ("public_url = 'https://u:p@h.example'", "address alone"),
@@ -45,7 +46,7 @@ def test_the_file_of_the_folder_that_is_given_counts(
         ("tls_certificate = '/c.pem'", "set together"),
         ("webhook_url = 'ftp://h.example/'", "begins with https://"),
         ("webhook_url = 'https://h.example/hook'", "to sign its messages with"),
-        ("webhook_secret = 's'\nwebhook_secret_file = '/f'", "set one of them"),
+        ("webhook_secret = 's'\nwebhook_secret_file = '/f'", "Set one of them"),
     ],
 )
 def test_a_bad_setting_is_named(tmp_path: Path, text: str, words: str) -> None:
