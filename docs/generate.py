@@ -16,12 +16,12 @@ from typer.cli import get_docs_for_click
 from model.config import MODEL_PRESETS
 from orchestrator import diagrams
 from orchestrator.api.assemble import bare_app
-from orchestrator.api.bodies import LIMIT_BYTES
 from orchestrator.api.guards import AGENT_BODY, BODY
 from orchestrator.api.problems import PREFIX, PROBLEMS
 from orchestrator.cli.main import app
 from orchestrator.presets import PRESETS
 from orchestrator.settings import Settings
+from orchestrator.strict_yaml import LARGEST_SPEC
 from worker.protocol import JobSpec
 
 DOCS = Path(__file__).parent
@@ -58,7 +58,7 @@ PROBLEMS_HEAD = f"""
 The `type` of a problem document is `{PREFIX}` and one of these. It stays the same from version to
 version; titles and details are for people. Every answer has an `X-Request-ID`: the caller's, or a
 new one, under which the service's log tells of a failure. A body may have {BODY >> 20} MiB, an
-agent's report {AGENT_BODY >> 20} MiB, a spec {LIMIT_BYTES >> 10} KiB.
+agent's report {AGENT_BODY >> 20} MiB, a spec {LARGEST_SPEC >> 10} KiB.
 
 There is no page of interactive documentation: the usual ones come from a CDN.
 

@@ -1,4 +1,7 @@
-"""YAML as a spec may use it, the same for a file on the command line and for a request's body."""
+"""YAML as a spec may use it, and how large one may be.
+
+The same for a file on the command line and for a request's body.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ from collections.abc import Hashable
 from typing import Any, cast
 
 import yaml
+
+LARGEST_SPEC = 256 * 1024  # bytes
 
 
 class StrictLoader(yaml.SafeLoader):

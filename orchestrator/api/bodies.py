@@ -13,9 +13,8 @@ from typing_extensions import TypeVar
 
 from orchestrator.api.errors import Refused
 from orchestrator.api.fields import body_errors
-from orchestrator.strict_yaml import StrictLoader
+from orchestrator.strict_yaml import LARGEST_SPEC, StrictLoader
 
-LIMIT_BYTES = 256 * 1024
 JSON_TYPE = "application/json"
 YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml"})
 
@@ -54,11 +53,11 @@ async def _read(request: Request) -> bytes:
     size = 0
     async for part in request.stream():
         size += len(part)
-        if size > LIMIT_BYTES:
+        if size > LARGEST_SPEC:
             raise Refused(
                 413,
                 "body-too-large",
-                f"The body is larger than {LIMIT_BYTES // 1024} KiB.",
+                f"The body is larger than {LARGEST_SPEC // 1024} KiB.",
                 "A spec names files by their paths; it does not hold them.",
             )
         parts.append(part)

@@ -17,9 +17,7 @@ import yaml
 
 from orchestrator import spec_paths
 from orchestrator.cli.options import CommandFailed, Exit
-from orchestrator.strict_yaml import StrictLoader
-
-LARGEST_FILE = 1 << 20
+from orchestrator.strict_yaml import LARGEST_SPEC, StrictLoader
 
 
 @dataclass(frozen=True)
@@ -68,8 +66,13 @@ def load_preset(name: str) -> Document:
 
 def load_file(path: Path) -> Document:
     try:
-        if path.stat().st_size > LARGEST_FILE:
-            raise CommandFailed(f"{path} is larger than a spec can be (1 MiB).", code=Exit.USAGE)
+        if path.stat().st_size > LARGEST_SPEC:
+            most = f"{LARGEST_SPEC // 1024} KiB"
+            raise CommandFailed(
+                f"{path} is larger than a spec can be ({most}).",
+                "A spec names files by their paths; it does not hold them.",
+                Exit.USAGE,
+            )
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise CommandFailed(

@@ -9,6 +9,7 @@ import pytest
 from orchestrator.cli.document import load, load_preset, with_settings
 from orchestrator.cli.options import CommandFailed, Exit
 from orchestrator.presets import PRESETS
+from orchestrator.strict_yaml import LARGEST_SPEC
 from worker.protocol import JobSpec
 
 YAML = """\
@@ -95,8 +96,8 @@ def test_unreadable_files_are_told(tmp_path: Path) -> None:
         load(str(tmp_path / "a.yaml"))
     with pytest.raises(CommandFailed, match="is a folder"):
         load(str(tmp_path))
-    (tmp_path / "big.yaml").write_text("a" * (1 << 21))
-    with pytest.raises(CommandFailed, match="larger"):
+    (tmp_path / "big.yaml").write_text("a" * (LARGEST_SPEC + 1))
+    with pytest.raises(CommandFailed, match="256 KiB"):
         load(str(tmp_path / "big.yaml"))
 
 
