@@ -90,10 +90,9 @@ def changed_at_once(rng: Random, job: JobSpec) -> JobSpec:
 
 def changed_with_restart(rng: Random, job: JobSpec) -> JobSpec:
     """By fields that every trainer is told."""
-    # Never to more hosts: two runs that both wait for more keep what they have claimed, for ever.
-    drawn = rng.choice((job.hosts.count, 1, 2, 3))
-    hosts = job.hosts.model_copy(update={"count": min(job.hosts.count, drawn)})
-    parts = [parts for parts in (1, 2, 3) if SEQUENCES // parts % hosts.count == 0]
+    count = rng.choice((job.hosts.count, 1, 2, 3))
+    hosts = job.hosts.model_copy(update={"count": count})
+    parts = [parts for parts in (1, 2, 3) if SEQUENCES // parts % count == 0]
     policy = {
         "grace_seconds": rng.choice((4.0, 5.0, 7.0)),
         "dead_man_seconds": _any_dead_man(rng),

@@ -220,6 +220,7 @@ class Controller:
                 )
             )
         except writes.Stale:
+            self.queue.changed()
             return "stale"
         except lease.Fenced:
             self.token = None
