@@ -26,6 +26,7 @@ from worker.protocol import (
     CheckpointWritten,
     Report,
     SaveFailed,
+    Saving,
     StateNotFinite,
 )
 from worker.step import TrainState
@@ -105,6 +106,7 @@ class Saver:
         self.settle()
         arrays = named_arrays(state)
         save = self._prepare(arrays, step, final, request)
+        self._send(Saving(step=step, active=True))
         try:
             if self._rank == 0:
                 if save.folder.exists():
@@ -189,6 +191,7 @@ class Saver:
             self._failed(save.step, error)
         else:
             self._failures = 0
+            self._send(Saving(step=save.step, active=False))
 
     def _failed(self, step: int, error: Exception) -> None:
         """Reports, and begins afresh: Orbax may raise one failure twice."""
@@ -196,6 +199,7 @@ class Saver:
         reason = in_words(error)
         print(f"save at step {step} failed: {reason}", flush=True)
         self._send(SaveFailed(step=step, reason=reason))
+        self._send(Saving(step=step, active=False))
         self._writer = self._new_writer()
 
 

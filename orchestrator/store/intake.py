@@ -38,6 +38,8 @@ from worker.protocol import (
     PhaseEntered,
     Resumed,
     SaveFailed,
+    Saving,
+    StacksTaken,
     StateNotFinite,
     StepBeat,
     StepCompleted,
@@ -51,7 +53,7 @@ from worker.protocol import (
 LINE_LENGTH = 8192
 INT_LIMIT = 1 << 31
 BIG_LIMIT = 1 << 63
-QUIET = (StepBeat, LogLines)  # no line in the timeline
+QUIET = (StepBeat, LogLines, Saving)  # no line in the timeline
 DECISIVE = (
     TrainerStarted,
     CheckpointRejected,
@@ -226,7 +228,7 @@ class Intake:
                 self._trainer(attempt, diverged_step=event.step, diverged_where=where)
             case HostNotice():
                 self._into.notices.append((self._caller, event, at))
-            case StepCompleted() | Resumed() | SaveFailed() | Unknown():
+            case StepCompleted() | Resumed() | SaveFailed() | Saving() | StacksTaken() | Unknown():
                 pass
 
     def _mark(self, attempt: Attempt, column: str, at: datetime) -> None:

@@ -93,6 +93,26 @@ class Evaluated(Report):
     seconds: float
 
 
+class Saving(Report):
+    """A save of this host began (`active`), or is over, whatever came of it."""
+
+    kind: Literal["saving"] = "saving"
+    step: int
+    active: bool
+
+
+class StacksTaken(Report):
+    """From the agent: what a trainer did just before it was ended for standing still.
+
+    `state` is the process's state in words, `stacks` its threads and their Python stacks.
+    """
+
+    kind: Literal["stacks"] = "stacks"
+    why: str
+    state: str
+    stacks: str
+
+
 class CheckpointWritten(Report):
     """Every file is in place, the manifest and the marker too; it does not count yet.
 
@@ -219,6 +239,7 @@ KnownEvent = Annotated[
     | StepCompleted
     | StepBeat
     | Evaluated
+    | Saving
     | CheckpointWritten
     | CheckpointRejected
     | SaveFailed
@@ -227,6 +248,7 @@ KnownEvent = Annotated[
     | TrainerFinished
     | TrainerExited
     | HostNotice
+    | StacksTaken
     | LogLines,
     Field(discriminator="kind"),
 ]

@@ -111,6 +111,24 @@ class HostsSpec(Spec):
     devices: Annotated[int, Field(gt=0, le=64)] = 1
 
 
+class HangSpec(Spec):
+    """How long a trainer may stay in one place before it counts as hung, in seconds.
+
+    `start_seconds` holds for each of spawn, import and init; `compile_seconds` for compiling and
+    for the first step. A later step may take `step_seconds` or, where that is longer,
+    `step_factor` times what nearly all recent steps took; while a save is under way a step may
+    take `save_seconds`, and so may the save itself.
+    """
+
+    start_seconds: Annotated[float, Field(ge=5, le=86400)] = 600.0
+    restore_seconds: Annotated[float, Field(ge=5, le=86400)] = 1800.0
+    compile_seconds: Annotated[float, Field(ge=5, le=86400)] = 1800.0
+    step_seconds: Annotated[float, Field(ge=5, le=86400)] = 60.0
+    step_factor: Annotated[float, Field(ge=2, le=1000)] = 10.0
+    eval_seconds: Annotated[float, Field(ge=5, le=86400)] = 1800.0
+    save_seconds: Annotated[float, Field(ge=5, le=86400)] = 900.0
+
+
 class PolicySpec(Spec):
     """What is tolerated before a person is asked.
 
@@ -135,6 +153,7 @@ class PolicySpec(Spec):
     start_seconds: Annotated[float, Field(gt=0, le=86400)] = 600.0
     hold_seconds: Annotated[float, Field(ge=0, le=604800)] | None = None
     dead_man_seconds: Annotated[float, Field(ge=60, le=604800)] | None = None
+    hang: HangSpec = HangSpec()
 
 
 class JobSpec(Spec):
