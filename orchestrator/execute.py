@@ -27,7 +27,7 @@ from orchestrator.providers.calls import ProviderCalls
 from orchestrator.reconcile.plan import AcquireHosts, Action, LaunchAgent, ReleaseHosts
 from orchestrator.service import Service
 from orchestrator.state import GroupState
-from orchestrator.store import effects, lease, writes
+from orchestrator.store import effects, group_writes, lease
 from orchestrator.store.callers import secret_digest
 from orchestrator.wakes import LOOP, decision_topic, run_topic
 
@@ -147,7 +147,7 @@ class Executor:
         digest = secret_digest(secret)
 
         def let_in(connection: Connection) -> None:
-            if not writes.launch_secret(connection, action.group, action.host, digest, token):
+            if not group_writes.launch_secret(connection, action.group, action.host, digest, token):
                 raise effects.NotWanted(f"host group {action.group} has no host {action.host}")
 
         def launch() -> None:
@@ -173,7 +173,7 @@ class Executor:
         now = self._service.clock.now()
         try:
             await self._service.writer.run(
-                lambda connection: writes.provider_failed(
+                lambda connection: group_writes.provider_failed(
                     connection, action.group, words[:WORDS_LENGTH], refused, token, now
                 )
             )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 import structlog
@@ -27,7 +27,7 @@ from orchestrator.api.happenings import clean
 from orchestrator.api.schemas import IncidentView
 from orchestrator.instance import CannotStart
 from orchestrator.service import Service
-from orchestrator.settings import Settings, is_loopback
+from orchestrator.settings import Settings, leads_to_loopback
 from orchestrator.store import pages
 from orchestrator.store.pages import Page
 from orchestrator.store.wishes import find
@@ -163,7 +163,7 @@ class Pager:
         self._look_seconds = look_seconds
         self._service = service
         self._hook = hook
-        loopback = is_loopback(urlsplit(hook.url).hostname or "")
+        loopback = leads_to_loopback(hook.url)
         self._http = httpx.AsyncClient(
             timeout=httpx.Timeout(SEND_SECONDS, connect=5.0),
             follow_redirects=False,

@@ -200,6 +200,10 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def leads_to_loopback(url: str) -> bool:
+    return is_loopback(urlsplit(url).hostname or "")
+
+
 def read_settings(**given: Any) -> Settings:
     """The settings with `given` above the environment; raises `SettingsError`."""
     try:

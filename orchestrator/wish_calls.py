@@ -8,7 +8,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from typing import Protocol
-from urllib.parse import quote
 
 from pydantic import BaseModel
 
@@ -21,6 +20,7 @@ from orchestrator.api.requests import (
     SaveRequest,
 )
 from orchestrator.api.schemas import RunDetail
+from orchestrator.wire import of_run, plain
 
 
 class Sender(Protocol):
@@ -63,18 +63,17 @@ class WishCalls:
         return self._post(run, "checkpoint", SaveRequest(reason=reason))
 
     def quarantine(self, run: str, checkpoint: str, reason: str) -> RunDetail:
-        part = f"checkpoints/{quote(checkpoint, safe='')}/quarantine"
+        part = f"checkpoints/{plain(checkpoint)}/quarantine"
         return self._post(run, part, QuarantineRequest(reason=reason))
 
     def _post(
         self, run: str, part: str, asked: Asking | None = None, key: str | None = None
     ) -> RunDetail:
         headers = None if key is None else {"Idempotency-Key": key}
-        path = f"/runs/{quote(run, safe='')}/{part}"
-        return self._send("POST", path, RunDetail, json=_plain(asked), headers=headers)
+        return self._send("POST", of_run(run, part), RunDetail, json=_body(asked), headers=headers)
 
 
-def _plain(asked: BaseModel | None) -> object:
+def _body(asked: BaseModel | None) -> object:
     if asked is None:
         return None
     return asked.model_dump(mode="json", by_alias=True, exclude_unset=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import logging.handlers
 import os
@@ -19,10 +18,10 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from worker.host import HostFolder, free_port, until_unlocked, write_whole
+from worker.host import HostFolder, free_port, until_unlocked
+from worker.identity import CanNotStart, Identity
 from worker.protocol import (
     CheckpointOffer,
     CheckpointWritten,
@@ -61,37 +60,6 @@ WATCH_SECONDS = 1.0
 ORPHANED = "its agent ended without seeing its exit, and a trainer dies with its agent"
 STALE = "its attempt is no longer the current one"
 log = logging.getLogger("longhaul.agent")
-
-
-class CanNotStart(Exception):
-    """The agent was started wrongly: no secret, or another agent lives here."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Whose host this is. `secret` proves it to the control plane and goes nowhere else."""
-
-    group: str
-    host: int
-    secret: str
-
-    @classmethod
-    def parse(cls, text: str) -> Identity:
-        """From the JSON on standard input; the words of an error never repeat it."""
-        try:
-            given = json.loads(text)
-            group, host, secret = given["group"], given["host"], given["secret"]
-        except (ValueError, KeyError, TypeError):
-            raise CanNotStart(
-                "standard input must hold one JSON object with group, host and secret"
-            ) from None
-        if not (isinstance(group, str) and isinstance(host, int) and isinstance(secret, str)):
-            raise CanNotStart("on standard input, group and secret are texts and host is a number")
-        return cls(group, host, secret)
-
-    def keep(self, path: Path) -> None:
-        text = json.dumps({"group": self.group, "host": self.host, "secret": self.secret})
-        write_whole(path, text + "\n")
 
 
 class Agent:
@@ -344,11 +312,7 @@ class Agent:
         try:
             acceptance = await self._uplink.offer(offer)
         except Stale:
-            await self._kill(
-                KillTrainer(
-                    attempt=offer.attempt, reason="its attempt is no longer the current one"
-                )
-            )
+            await self._kill(KillTrainer(attempt=offer.attempt, reason=STALE))
         except UplinkError as error:
             log.error("checkpoint %s: %s", written.checkpoint_id, error)
         else:

@@ -8,7 +8,8 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
 from tests.browser.site import Open, Site, Watched, serve, watch
-from tests.fakes.dashboard import FakeReader, Served, finished, make_app, recovered, waiting
+from tests.fakes.dashboard import FakeReader, Served, make_app
+from tests.fakes.stories import finished, recovered, waiting
 
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = [

@@ -6,7 +6,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.site import Open, Site
-from tests.fakes.dashboard import CSRF, loss_at, recovered, waiting
+from tests.fakes.dashboard import CSRF
+from tests.fakes.stories import loss_at, recovered, waiting
 
 pytestmark = pytest.mark.browser
 

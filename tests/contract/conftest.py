@@ -16,7 +16,7 @@ from orchestrator.presets import PRESETS
 from orchestrator.reconcile.plan import MakeAttempt, MakeGroup, MoveGroup, MoveRun, Plan
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.state import GroupCause, RunCause
-from orchestrator.store import ingest, lease, looks, tables, writes
+from orchestrator.store import group_writes, ingest, lease, looks, tables, writes
 from orchestrator.store.callers import secret_digest
 from orchestrator.store.engine import open_engine
 from worker.protocol import (
@@ -199,7 +199,7 @@ class House:
 
     def launch(self, host: int, secret: str = SECRET) -> bool:
         with self.engine.begin() as connection:
-            return writes.launch_secret(
+            return group_writes.launch_secret(
                 connection, self.group, host, secret_digest(secret), self.token
             )
 

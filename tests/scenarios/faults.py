@@ -238,27 +238,27 @@ def storage_down(sim: Simulation, run_id: str) -> bool:
 
 
 def controller_dies(sim: Simulation, run_id: str) -> bool:
-    if not sim.controllers:
+    if not sim.leaders.all:
         return False
-    sim.die(sim.rng.choice(sim.controllers))
+    sim.leaders.die(sim.rng.choice(sim.leaders.all))
     return True
 
 
 def dies_after_commit(sim: Simulation, run_id: str) -> bool:
-    sim.dies_after_commit = True
-    return bool(sim.controllers)
+    sim.leaders.after_commit = True
+    return bool(sim.leaders.all)
 
 
 def dies_within_action(sim: Simulation, run_id: str) -> bool:
-    sim.dies_within_action = True
-    return bool(sim.controllers)
+    sim.leaders.within_action = True
+    return bool(sim.leaders.all)
 
 
 def lease_lost(sim: Simulation, run_id: str) -> bool:
     """The leader stands still until its lease runs out, and goes on beside the next one."""
-    if len(sim.controllers) != 1:
+    if len(sim.leaders.all) != 1:
         return False
-    sim.succeed_leader()
+    sim.leaders.succeed()
     return True
 
 
@@ -266,7 +266,6 @@ def clock_jumps(direction: int, sim: Simulation, run_id: str) -> bool:
     seconds = direction * sim.rng.choice((1.0, 5.0, 20.0, 60.0))
     sim.note(f"the control plane's clock jumps by {seconds:g} s")
     sim.plane_clock.jump(seconds)
-    sim.jumped += abs(seconds)
     return True
 
 
@@ -292,7 +291,7 @@ def stockout(sim: Simulation, run_id: str) -> bool:
 
 
 def call_fails(call: str, how: str, sim: Simulation, run_id: str) -> bool:
-    sim.armed_calls[call] = how
+    sim.luck.armed[call] = how
     return False  # told when it happens
 
 

@@ -28,6 +28,7 @@ from orchestrator.wakes import Wakes
 
 TOKEN = "t" * 43
 HOST = "127.0.0.1:8700"
+RUNS = "/api/v1/runs"
 BEGAN = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 EVIDENCE = json.dumps([{"at": BEGAN.isoformat(), "source": "agent", "text": "was \x1b[31mkilled"}])
 
@@ -215,6 +216,13 @@ def seed_attempt(world: World, run: str, group: str, number: int, **changes: Any
     if row["verdict"] is not None:
         row |= {"summary": row["summary"] or "it ended", "evidence": EVIDENCE}
     world.put(tables.attempts, row)
+
+
+def submitted(client: Client, name: str = "tiny", **changes: Any) -> str:
+    """The id of a run that was submitted over HTTP."""
+    answer = client.post(RUNS, json=tiny_spec(name, **changes))
+    assert answer.status_code == 201, answer.text
+    return answer.json()["id"]
 
 
 def loss_at(step: int) -> float:

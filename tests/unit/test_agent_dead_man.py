@@ -11,8 +11,9 @@ import pytest
 
 from tests.fakes.stage import start_trainer
 from worker import agent as agents
-from worker.agent import Agent, Identity
+from worker.agent import Agent
 from worker.host import HostFolder
+from worker.identity import Identity
 from worker.protocol import KilledFor, StartTrainer
 
 

@@ -21,12 +21,6 @@ RUNS, TOKENS, AUDIT = "/api/v1/runs", "/api/v1/tokens", "/api/v1/audit"
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
 def admin(here: World) -> Iterator[Client]:
     with here.client() as made:
         yield made

@@ -12,16 +12,9 @@ from sqlalchemy import select
 
 from orchestrator.api.auth import admin_token
 from orchestrator.store import tables
-from tests.unit.api_world import HOST, TOKEN, Client, World, tiny_spec, world
+from tests.unit.api_world import HOST, RUNS, TOKEN, Client, World, tiny_spec
 
-RUNS = "/api/v1/runs"
 OURS = {"Origin": f"http://{HOST}"}
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

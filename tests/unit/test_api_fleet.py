@@ -17,12 +17,6 @@ def here(tmp_path: Path) -> Iterator[World]:
         yield made
 
 
-@pytest.fixture
-def client(here: World) -> Iterator[Client]:
-    with here.client() as made:
-        yield made
-
-
 def test_hosts_are_told_with_their_run_their_agent_and_their_cost(
     client: Client, here: World
 ) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +10,7 @@ from orchestrator.state import RunState, Verdict
 from orchestrator.store import tables
 from tests.unit.api_world import (
     EVIDENCE,
+    RUNS,
     Client,
     World,
     at,
@@ -19,27 +18,8 @@ from tests.unit.api_world import (
     seed_attempt,
     seed_checkpoint,
     seed_group,
-    tiny_spec,
-    world,
+    submitted,
 )
-
-RUNS = "/api/v1/runs"
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def client(here: World) -> Iterator[Client]:
-    with here.client() as made:
-        yield made
-
-
-def submitted(client: Client, name: str) -> str:
-    return client.post(RUNS, json=tiny_spec(name)).json()["id"]
 
 
 def walk(client: Client, path: str, limit: int = 2, **query: Any) -> list[Any]:

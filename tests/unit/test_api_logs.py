@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.store import tables
-from tests.unit.api_world import Client, World, at, tiny_spec, world
+from tests.unit.api_world import Client, World, at, tiny_spec
 
 LOGS = "/api/v1/runs/tiny/logs"
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

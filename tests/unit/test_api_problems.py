@@ -11,22 +11,10 @@ import pytest
 
 from orchestrator.api.problems import PREFIX, PROBLEMS
 from orchestrator.api.schemas import Problem
-from tests.unit.api_world import Client, World, world
+from tests.unit.api_world import Client
 
 ROOT = Path(__file__).parents[2] / "orchestrator"
 KINDS = {"Refused", "NotAccepted"}
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def client(here: World) -> Iterator[Client]:
-    with here.client() as made:
-        yield made
 
 
 def slugs() -> Iterator[tuple[str, str]]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -15,28 +14,14 @@ from orchestrator.state import RunState
 from orchestrator.store import tables
 from orchestrator.wakes import run_topic
 from tests.unit.api_world import (
+    RUNS,
     Client,
     World,
     at,
     seed_crashed,
     seed_points,
     tiny_spec,
-    world,
 )
-
-RUNS = "/api/v1/runs"
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def client(here: World) -> Iterator[Client]:
-    with here.client() as made:
-        yield made
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from sqlalchemy import select, update
 from orchestrator.state import AttemptState, CheckpointState
 from orchestrator.store import looks, reads, tables
 from tests.unit.api_world import (
+    RUNS,
     Client,
     World,
     at,
@@ -23,20 +23,6 @@ from tests.unit.api_world import (
     world,
 )
 from worker.protocol import DataPlan
-
-RUNS = "/api/v1/runs"
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def client(here: World) -> Iterator[Client]:
-    with here.client() as made:
-        yield made
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from orchestrator.dashboard.figures import MOST_COLUMNS, figures
-from tests.fakes.dashboard import FakeReader, Story, make_run, recovered
+from tests.fakes.dashboard import FakeReader
+from tests.fakes.stories import Story, make_run, recovered
 
 
 def test_a_short_run_is_sent_step_by_step() -> None:

@@ -8,17 +8,8 @@ import pytest
 
 from orchestrator.dashboard.house import house
 from orchestrator.state import GroupState, RunState
-from tests.fakes.dashboard import (
-    NOW,
-    FakeReader,
-    Served,
-    Story,
-    make_app,
-    make_group,
-    make_orphan,
-    make_run,
-    recovered,
-)
+from tests.fakes.dashboard import FakeReader, Served, make_app
+from tests.fakes.stories import NOW, Story, make_group, make_orphan, make_run, recovered
 from tests.unit.test_dashboard_pages import visit
 
 

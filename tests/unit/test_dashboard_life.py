@@ -12,7 +12,7 @@ from orchestrator.dashboard.lens import lenses
 from orchestrator.dashboard.life import Kind, Window
 from orchestrator.dashboard.spark import spark
 from orchestrator.state import AttemptState, RunState, Verdict
-from tests.fakes.dashboard import NOW, Story, ago, make_attempt, make_run, recovered, waiting
+from tests.fakes.stories import NOW, Story, ago, make_attempt, make_run, recovered, waiting
 
 
 def lived(story: Story) -> life.Life:

@@ -16,15 +16,12 @@ from orchestrator.dashboard import pages
 from orchestrator.roles import Role
 from orchestrator.state import AttemptState, CheckpointState, RunState, Verdict
 from orchestrator.store.audit import Actor
-from tests.fakes.dashboard import (
-    CSRF,
+from tests.fakes.dashboard import CSRF, FakeReader, Served, make_app
+from tests.fakes.stories import (
     NOW,
-    FakeReader,
-    Served,
     Story,
     ago,
     finished,
-    make_app,
     make_attempt,
     make_checkpoint,
     make_incident,

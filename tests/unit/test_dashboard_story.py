@@ -8,7 +8,7 @@ from orchestrator.api.schemas import EvidenceView
 from orchestrator.dashboard import ledger, looks, story
 from orchestrator.ledger.goodput import Category
 from orchestrator.state import AttemptState, CheckpointState, RunState, Verdict
-from tests.fakes.dashboard import NOW, make_attempt, make_incident, make_run, recovered, waiting
+from tests.fakes.stories import NOW, make_attempt, make_incident, make_run, recovered, waiting
 
 
 def test_each_state_and_verdict_has_a_look_and_a_deed() -> None:

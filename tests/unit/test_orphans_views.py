@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
-import pytest
 from sqlalchemy import update
 
 from orchestrator.api.schemas import OrphansView
@@ -14,15 +11,9 @@ from orchestrator.cli.orphans import orphans_table
 from orchestrator.cli.render import console
 from orchestrator.providers.base import Owned
 from orchestrator.store import audit, lease, orphans, tables
-from tests.unit.api_world import BEGAN, World, world
+from tests.unit.api_world import BEGAN, World
 
 STRAY = "lh-inst-r9-g1"
-
-
-@pytest.fixture
-def here(tmp_path: Path) -> Iterator[World]:
-    with world(tmp_path) as made:
-        yield made
 
 
 def seen(here: World, minutes: int) -> None:

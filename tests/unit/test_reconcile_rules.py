@@ -24,15 +24,12 @@ from orchestrator.reconcile.plan import (
     ReleaseHosts,
 )
 from orchestrator.reconcile.rules import reconcile
-from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import (
-    Attempt,
     Host,
     Incident,
     Trainer,
 )
 from orchestrator.state import (
-    ATTEMPT_TABLE,
     AttemptCause,
     AttemptState,
     Desired,
@@ -41,7 +38,6 @@ from orchestrator.state import (
     RunCause,
     RunState,
     Verdict,
-    move,
 )
 from tests.unit.reconcile_world import (
     GROUP,
@@ -60,7 +56,7 @@ from tests.unit.reconcile_world import (
     running,
     snap,
 )
-from worker.protocol import ExitCode, PolicySpec
+from worker.protocol import ExitCode
 
 # ---- asking for hosts --------------------------------------------------------------------------
 
@@ -367,179 +363,3 @@ def test_an_unprobed_host_is_left_alone():
     plan = reconcile(running(Trainer(1, 0, pid=7), hosts=(unknown,)))
     assert plan.changes == ()
     assert plan.actions == ()
-
-
-# ---- wishes ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("desired", [Desired.PAUSE, Desired.CANCEL])
-def test_a_stop_is_asked_for_once(desired):
-    state = running(Trainer(1, 0, pid=7))
-    plan = reconcile(replace(state, run=make_run(RunState.RUNNING, desired)))
-    assert only(plan, MoveAttempt) == MoveAttempt(1, AttemptCause.STOP_ASKED)
-    assert only(plan, MoveRun).cause is RunCause.STOP_ASKED
-    draining = make_attempt(state=AttemptState.DRAINING)
-    again = replace(state, run=make_run(RunState.STOPPING, desired), attempts=(draining,))
-    assert reconcile(again).changes == ()
-
-
-@pytest.mark.parametrize("desired", [Desired.PAUSE, Desired.CANCEL])
-@pytest.mark.parametrize(
-    ("state", "told"), [(AttemptState.REQUESTED, {}), (AttemptState.STARTING, {"first": True})]
-)
-def test_a_stop_that_meets_a_trainer_which_has_just_begun_makes_moves_that_exist(
-    desired, state, told
-):
-    attempt = make_attempt(state=state, first_step_at=ago(1) if told else None)
-    seen = running(Trainer(1, 0, pid=7), attempts=(attempt,))
-    plan = reconcile(replace(seen, run=make_run(RunState.STARTING, desired)))
-    moves = [change.cause for change in plan.changes if isinstance(change, MoveAttempt)]
-    for cause in moves:
-        state = move(ATTEMPT_TABLE, state, cause)
-    assert state is AttemptState.DRAINING
-
-
-@pytest.mark.parametrize(
-    ("desired", "verdict", "cause"),
-    [
-        (Desired.PAUSE, Verdict.PAUSED, RunCause.PAUSED),
-        (Desired.CANCEL, Verdict.CANCELLED, RunCause.CANCELLED),
-        (Desired.RUN, Verdict.PAUSED, RunCause.PAUSED),
-    ],
-)
-def test_a_drained_gang_settles_the_wish_that_it_obeyed(desired, verdict, cause):
-    run = make_run(RunState.STOPPING, desired)
-    draining = make_attempt(state=AttemptState.DRAINING)
-    state = replace(running(left(ExitCode.DRAINED, drained=True), attempts=(draining,)), run=run)
-    assert only(reconcile(state), EndAttempt).verdict is verdict
-    after = replace(state, attempts=(ended(1, verdict),))
-    settled = only(reconcile(after), MoveRun)
-    assert settled.cause is cause
-    assert settled.settle is (desired is not Desired.RUN)
-
-
-def test_a_run_that_completes_while_it_is_asked_to_stop_has_succeeded():
-    run = make_run(RunState.STOPPING, Desired.PAUSE)
-    draining = make_attempt(state=AttemptState.DRAINING)
-    state = running(left(0), attempts=(draining,), checkpoints=(make_checkpoint(JOB.steps),))
-    assert only(reconcile(replace(state, run=run)), MoveRun).cause is RunCause.COMPLETED
-
-
-@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.PAUSED, RunState.STOPPING])
-def test_a_cancel_closes_the_incident_that_nobody_needs_to_look_at_any_more(state):
-    incident = Incident("r1", 4, 1, Verdict.CRASHED, ago(20), "killed", needs_person=True)
-    tried = (ended(1, Verdict.CRASHED),)
-    run = make_run(state, Desired.CANCEL)
-    plan = reconcile(snap(run, attempts=tried, incident=incident))
-    assert only(plan, CloseIncident) == CloseIncident(4, None)
-    assert only(plan, MoveRun).cause is RunCause.CANCELLED
-
-
-def test_a_paused_run_releases_its_hosts_and_waits_for_a_newer_wish():
-    settled = make_run(RunState.PAUSED, settled_generation=1)
-    plan = reconcile(snap(settled, group=make_group()))
-    assert plan.changes == (MoveGroup(GROUP, GroupCause.NOT_WANTED),)
-    assert plan.actions == (ReleaseHosts(GROUP, "local"),)
-    woken = replace(settled, desired_generation=2)
-    assert only(reconcile(snap(woken, group=make_group())), MoveRun).cause is RunCause.RESUMED
-
-
-@pytest.mark.parametrize("state", [RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED])
-def test_an_ended_run_holds_nothing(state):
-    run = make_run(state, settled_generation=1)
-    plan = reconcile(snap(run, group=make_group()))
-    assert plan.actions == (ReleaseHosts(GROUP, "local"),)
-    releasing = make_group(GroupState.RELEASING, exists=True)
-    assert reconcile(snap(run, group=releasing)).actions == (ReleaseHosts(GROUP, "local"),)
-    empty = replace(releasing, exists=False)
-    assert reconcile(snap(run, group=empty)).changes == (MoveGroup(GROUP, GroupCause.RELEASED),)
-    assert reconcile(snap(run, group=replace(empty, state=GroupState.GONE))).actions == ()
-
-
-# ---- budgets -----------------------------------------------------------------------------------
-
-
-def crash_again(*before: Attempt) -> Snapshot:
-    number = len(before) + 1
-    current = make_attempt(number, first_step_at=ago(3))
-    return running(replace(killed(), attempt=number), attempts=(*before, current))
-
-
-def test_crashes_without_progress_end_in_a_pause_that_says_what_was_tried():
-    allowed = JOB.policy.max_crashes
-    before = [ended(number, Verdict.CRASHED) for number in range(1, allowed + 1)]
-    last = reconcile(crash_again(*before[:-1]))
-    assert only(last, MoveRun).cause is RunCause.ATTEMPT_LOST
-    over = reconcile(crash_again(*before))
-    assert only(over, MoveRun).cause is RunCause.GAVE_UP
-    assert f"Restarted {allowed} times" in only(over, OpenIncident).done[0]
-
-
-def test_progress_resets_the_budget_and_a_resume_does_too():
-    allowed = JOB.policy.max_crashes
-    before = [ended(number, Verdict.CRASHED) for number in range(1, allowed + 1)]
-    moved = [*before[:-1], replace(before[-1], accepted_step=10)]
-    assert only(reconcile(crash_again(*moved)), MoveRun).cause is RunCause.ATTEMPT_LOST
-    old_wish = [replace(attempt, desired_generation=0) for attempt in before]
-    assert only(reconcile(crash_again(*old_wish)), MoveRun).cause is RunCause.ATTEMPT_LOST
-
-
-def test_an_older_step_accepted_again_is_no_progress():
-    allowed = JOB.policy.max_crashes
-    first = ended(1, Verdict.CRASHED, accepted=50)
-    rest = [ended(n, Verdict.CRASHED, accepted=50) for n in range(2, allowed + 1)]
-    assert only(reconcile(crash_again(first, *rest)), MoveRun).cause is RunCause.GAVE_UP
-
-
-def test_lost_hosts_have_a_budget_of_their_own():
-    allowed = JOB.policy.max_crashes
-    before = [ended(number, Verdict.PREEMPTED) for number in range(1, allowed + 3)]
-    assert only(reconcile(crash_again(*before)), MoveRun).cause is RunCause.ATTEMPT_LOST
-
-
-def test_running_out_of_memory_is_tried_once():
-    words = {"failure": "MemoryError", "signal": None, "exit_code": 1}
-    first = reconcile(running(killed(**words)))
-    assert only(first, MoveRun).cause is RunCause.ATTEMPT_LOST
-    second = make_attempt(2, first_step_at=ago(1))
-    again = running(killed(**words, attempt=2), attempts=(ended(1, Verdict.OUT_OF_MEMORY), second))
-    assert only(reconcile(again), MoveRun).cause is RunCause.GAVE_UP
-
-
-def test_the_first_restart_is_immediate_and_later_ones_wait_longer_each_time():
-    policy = PolicySpec(backoff_seconds=4, max_backoff_seconds=10, max_crashes=9)
-    waits = []
-    for ends in range(1, 6):
-        attempts = tuple(ended(n, Verdict.CRASHED) for n in range(1, ends + 1))
-        state = snap(
-            make_run(RunState.RECOVERING),
-            attempts=attempts,
-            group=make_group(),
-            hosts=(make_host(),),
-        )
-        plan = reconcile(replace(state, job=JOB.model_copy(update={"policy": policy})))
-        due = plan.look_again_at
-        waits.append((due - ago(1)).total_seconds() if due else 0.0)
-    assert waits[0] == 0
-    assert 2 <= waits[1] <= 4
-    assert 4 <= waits[2] <= 8
-    assert all(5 <= wait <= 10 for wait in waits[3:])
-
-
-def test_a_persons_resume_does_not_wait_for_the_backoff():
-    attempts = tuple(ended(n, Verdict.CRASHED) for n in range(1, 5))
-    parts = {"attempts": attempts, "group": make_group(), "hosts": (make_host(),)}
-    waiting = reconcile(snap(make_run(RunState.RECOVERING), **parts))
-    assert waiting.changes == ()
-    resumed = make_run(RunState.PROVISIONING, desired_generation=3)
-    assert only(reconcile(snap(resumed, **parts)), MakeAttempt).number == 5
-
-
-def test_running_out_of_memory_spends_the_budget_of_crashes_too():
-    """Invariant 14: one end out of memory is tolerated, but not beyond the crashes that are."""
-    second = make_attempt(2, AttemptState.RUNNING)
-    oom = killed(attempt=2, last_lines=("Out of memory: Killed process",))
-    state = running(oom, attempts=(ended(1, Verdict.CRASHED), second))
-    once = state.job.model_copy(update={"policy": PolicySpec(max_crashes=1)})
-    assert only(reconcile(replace(state, job=once)), MoveRun).cause is RunCause.GAVE_UP
-    assert only(reconcile(state), MoveRun).cause is RunCause.ATTEMPT_LOST
