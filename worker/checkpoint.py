@@ -30,6 +30,7 @@ from worker.protocol import (
     StateNotFinite,
 )
 from worker.step import TrainState
+from worker.watch import Seen
 
 TRIES = 3
 
@@ -94,10 +95,19 @@ class Saver:
         """Compiles the digest of states like `abstract`, so that no save waits for it."""
         self._digester = Digester(named_arrays(abstract))
 
-    def save(self, state: TrainState, step: int, *, final: bool = False, request: int = 0) -> None:
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        *,
+        final: bool = False,
+        request: int = 0,
+        seen: Seen | None = None,
+    ) -> None:
         """Starts to save `state`; returns when training may overwrite it.
 
-        `request` is the newest wish for a save that this one answers.
+        `request` is the newest wish for a save that this one answers, `seen` what the rules that
+        watch the loss remember.
 
         Raises Diverged, and saves nothing, when a number of the state is not finite. Raises
         StorageFailed when this is one failure too many.
@@ -105,7 +115,7 @@ class Saver:
         asked = time.monotonic()
         self.settle()
         arrays = named_arrays(state)
-        save = self._prepare(arrays, step, final, request)
+        save = self._prepare(arrays, step, final, request, seen or Seen())
         self._send(Saving(step=step, active=True))
         try:
             if self._rank == 0:
@@ -142,7 +152,7 @@ class Saver:
     def acceptance_stands(self, step: int) -> bool:
         return (Path(self._spec.checkpoint_uri(step)) / ACCEPTED).exists()
 
-    def _prepare(self, arrays: Named, step: int, final: bool, request: int) -> Save:
+    def _prepare(self, arrays: Named, step: int, final: bool, request: int, seen: Seen) -> Save:
         digest = self._digester(arrays)
         if digest.not_finite:
             where = ", ".join(digest.not_finite[:3])
@@ -162,6 +172,8 @@ class Saver:
             next_batch=spec.data_plan.batch_index(step),
             data_plan=spec.data_plan,
             text=self._text,
+            losses=seen.losses,
+            suspects=seen.suspects,
         )
         folder = Path(spec.checkpoint_uri(step))
         whole = combined(digest, arrays)

@@ -35,6 +35,7 @@ from worker.protocol import (
     Evaluated,
     HostNotice,
     LogLines,
+    LossSpiked,
     PhaseEntered,
     Resumed,
     SaveFailed,
@@ -58,6 +59,7 @@ DECISIVE = (
     TrainerStarted,
     CheckpointRejected,
     StateNotFinite,
+    LossSpiked,
     TrainerFailed,
     TrainerFinished,
     TrainerExited,
@@ -224,7 +226,13 @@ class Intake:
             case LogLines():
                 self._into.logs += _log_rows(attempt, envelope.rank, at, event.lines)
             case StateNotFinite():
-                where = fit(event.where, LINE_LENGTH)
+                where = fit(f"not finite: {event.where}", LINE_LENGTH)
+                self._trainer(attempt, diverged_step=event.step, diverged_where=where)
+            case LossSpiked():
+                where = (
+                    f"the loss rose to {event.loss:.4g} and stayed over its bound"
+                    f" {event.bound:.4g} (usual: {event.usual:.4g})"
+                )
                 self._trainer(attempt, diverged_step=event.step, diverged_where=where)
             case HostNotice():
                 self._into.notices.append((self._caller, event, at))

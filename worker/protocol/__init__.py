@@ -46,6 +46,7 @@ from worker.protocol.events import (
     KilledFor,
     KnownEvent,
     LogLines,
+    LossSpiked,
     Notice,
     Phase,
     PhaseEntered,
@@ -78,6 +79,7 @@ from worker.protocol.spec import (
     OptimizerSpec,
     PolicySpec,
     PythonSource,
+    SpikeSpec,
     TextFiles,
 )
 
@@ -118,6 +120,7 @@ __all__ = [
     "KilledFor",
     "KnownEvent",
     "LogLines",
+    "LossSpiked",
     "Notice",
     "OptimizerSpec",
     "Phase",
@@ -137,6 +140,7 @@ __all__ = [
     "Saving",
     "Skip",
     "Spec",
+    "SpikeSpec",
     "StacksTaken",
     "StartTrainer",
     "StateNotFinite",

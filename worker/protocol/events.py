@@ -157,6 +157,19 @@ class StateNotFinite(Report):
     where: str
 
 
+class LossSpiked(Report):
+    """The loss left its bound at `step` and did not come back; nothing was saved since.
+
+    `usual` is the median of the losses before, `bound` what it had to stay under.
+    """
+
+    kind: Literal["loss_spike"] = "loss_spike"
+    step: int
+    loss: float
+    usual: float
+    bound: float
+
+
 class TrainerFailed(Report):
     """The trainer's own words about its end, sent just before it exits with `exit_code`."""
 
@@ -244,6 +257,7 @@ KnownEvent = Annotated[
     | CheckpointRejected
     | SaveFailed
     | StateNotFinite
+    | LossSpiked
     | TrainerFailed
     | TrainerFinished
     | TrainerExited

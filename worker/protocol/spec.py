@@ -111,6 +111,27 @@ class HostsSpec(Spec):
     devices: Annotated[int, Field(gt=0, le=64)] = 1
 
 
+class SpikeSpec(Spec):
+    """When a loss that is finite counts as diverged.
+
+    A loss is suspect when it is over the median of the last `window` good ones by `rise` nats and
+    by `deviations` standard deviations, both at least; nothing is saved then. `patience` suspect
+    losses in a row are a spike. Nothing is judged before `least` losses are known.
+    """
+
+    window: Annotated[int, Field(ge=8, le=10_000)] = 200
+    least: Annotated[int, Field(ge=8, le=10_000)] = 100
+    deviations: Positive = 20.0
+    rise: Positive = 0.5
+    patience: Annotated[int, Field(ge=1, le=1000)] = 5
+
+    @model_validator(mode="after")
+    def _can_judge(self) -> Self:
+        if self.least > self.window:
+            raise ValueError(f"least {self.least} is more than window {self.window}")
+        return self
+
+
 class HangSpec(Spec):
     """How long a trainer may stay in one place before it counts as hung, in seconds.
 
@@ -154,6 +175,7 @@ class PolicySpec(Spec):
     hold_seconds: Annotated[float, Field(ge=0, le=604800)] | None = None
     dead_man_seconds: Annotated[float, Field(ge=60, le=604800)] | None = None
     hang: HangSpec = HangSpec()
+    spike: SpikeSpec | None = SpikeSpec()
 
 
 class JobSpec(Spec):
