@@ -1,8 +1,9 @@
 """How many metric points and heartbeats one control plane takes, beside MLflow's tracking server.
 
 `python -m benchmarks.ingest --json` prints one JSON object on its last line. Both servers get the
-same two cores, the same kind of database, the same client, and turns in the same run. A point of
-Longhaul is one step with its seven values; one of MLflow is one value of one step.
+same two cores, the same kind of database, the same client, and turns in the same run, each at the
+batch size at which it takes most: up to what an agent sends at once, and up to what MLflow takes.
+A point of Longhaul is one step with all its values; one of MLflow is one value of one step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +30,13 @@ from benchmarks.load import MakeBody, Round, Spread, Target, press
 from benchmarks.seeds import SECRET, Host, seed_hosts
 from orchestrator.store.engine import open_engine
 from orchestrator.store.migrate import upgrade
+from worker.uplink import BATCH_EVENTS
 
 CONNECTIONS = 16
-POINTS_A_REPORT = 50
+SIZES = (50, BATCH_EVENTS)
+VALUES_A_POINT = 6  # loss, gradient norm, learning rate, tokens, seconds, wait for data
 MLFLOW_SIZES = (50, 100, 200, 500, 1000)
-MLFLOW_WORKERS = 2  # as many as cores; its own default of 4 was slower or equal on two cores
+MLFLOW_WORKERS = (1, 2, 4)  # 4 is its own default; all are tried in each run, the best one counts
 MLFLOW_FOLDER = serving.ROOT / "build" / "mlflow"
 CORES = 2
 
@@ -43,7 +46,7 @@ class Reports:
 
     def __init__(self, host: Host) -> None:
         self._step = self._seq = 0
-        event = (
+        self._event = (
             '{"seq":%d,"attempt":1,"rank":0,"at":"2026-01-02T03:04:05.678901Z","mono":12.5,"event":'
             '{"kind":"step","step":%d,"loss":2.1234567890123,"grad_norm":1.0123456789,'
             '"learning_rate":0.0003,"tokens":524288,"seconds":0.5123456,"data_wait":0.0012345,'
@@ -51,15 +54,19 @@ class Reports:
         )
         head = f'{{"group":"{host.group}","host":0,"instance":"{host.instance}","events":['
         self._head, self._tail = head, '],"running_attempt":1,"wait_seconds":0}'
-        self._template = head + ",".join([event] * POINTS_A_REPORT) + self._tail
 
-    def points(self) -> bytes:
-        numbers: list[int] = []
-        for _ in range(POINTS_A_REPORT):
-            self._seq += 1
-            self._step += 1
-            numbers += (self._seq, self._step)
-        return (self._template % tuple(numbers)).encode()
+    def points(self, size: int) -> MakeBody:
+        template = self._head + ",".join([self._event] * size) + self._tail
+
+        def make() -> bytes:
+            numbers: list[int] = []
+            for _ in range(size):
+                self._seq += 1
+                self._step += 1
+                numbers += (self._seq, self._step)
+            return (template % tuple(numbers)).encode()
+
+        return make
 
     def heartbeat(self) -> bytes:
         return (self._head + self._tail).encode()
@@ -86,14 +93,17 @@ class Tally:
     points: list[Round] = field(default_factory=list)
     heartbeats: list[Round] = field(default_factory=list)
     mlflow: list[Round] = field(default_factory=list)
+    size: int = SIZES[0]
     mlflow_size: int | None = None
+    mlflow_workers: int | None = None
     why_no_mlflow: str | None = None
     bytes_a_point: float = 0.0
 
     def summary(self) -> dict[str, Any]:
-        accepted = Spread.of([one.per_second * POINTS_A_REPORT for one in self.points])
+        accepted = Spread.of([one.per_second * self.size for one in self.points])
         found: dict[str, Any] = {
             "points_per_s": accepted.rounded(),
+            "points_a_report": self.size,
             "points_p50_ms": Spread.of([one.percentile(0.5) for one in self.points]).rounded(2),
             "points_p99_ms": Spread.of([one.percentile(0.99) for one in self.points]).rounded(2),
             "heartbeats_per_s": Spread.of([one.per_second for one in self.heartbeats]).rounded(),
@@ -112,6 +122,7 @@ class Tally:
             theirs = Spread.of([one.per_second * self.mlflow_size for one in self.mlflow])
             found["mlflow_points_per_s"] = theirs.rounded()
             found["mlflow_batch_size"] = self.mlflow_size
+            found["mlflow_workers"] = self.mlflow_workers
             found["mlflow_p99_ms"] = Spread.of(
                 [one.percentile(0.99) for one in self.mlflow]
             ).rounded(2)
@@ -121,12 +132,11 @@ class Tally:
 
 
 class Mlflow:
-    """A running tracking server, at the batch size at which it takes most."""
+    """A running tracking server."""
 
-    def __init__(self, port: int, seconds: float) -> None:
+    def __init__(self, port: int) -> None:
         self.port = port
         self.runs = [self._new_run() for _ in range(CONNECTIONS)]
-        self.size = self._best_size(seconds)
 
     def _new_run(self) -> str:
         body = {"experiment_id": "0", "start_time": 1}
@@ -138,15 +148,19 @@ class Mlflow:
         with urllib.request.urlopen(call, timeout=30) as answer:  # noqa: S310
             return str(json.load(answer)["run"]["info"]["run_id"])
 
-    def _best_size(self, seconds: float) -> int:
-        found = {size: self.round(seconds, size).per_second * size for size in MLFLOW_SIZES}
-        note("MLflow, points/s by batch size: " + str({k: round(v) for k, v in found.items()}))
-        return max(found, key=lambda size: found[size])
-
-    def round(self, seconds: float, size: int | None = None) -> Round:
+    def round(self, seconds: float, size: int) -> Round:
         target = Target(self.port, "/api/2.0/mlflow/runs/log-batch")
-        batches = [LogBatches(run, size or self.size) for run in self.runs]
-        return uvloop.run(press(target, [one.batch for one in batches], seconds))
+        batches = [LogBatches(run, size) for run in self.runs]
+        return _press(target, [one.batch for one in batches], seconds)
+
+
+def points_by_size(sizes: Sequence[int], a_round: Callable[[int], Round]) -> dict[int, float]:
+    """Points a second at each batch size."""
+    return {size: round(a_round(size).per_second * size) for size in sizes}
+
+
+def best(found: dict[int, float]) -> int:
+    return max(found, key=lambda size: found[size])
 
 
 def note(text: str) -> None:
@@ -173,6 +187,7 @@ def mlflow_python(given: Path | None) -> Path:
 def _mlflow(
     args: argparse.Namespace, folder: Path, url: str, tally: Tally
 ) -> Iterator[Mlflow | None]:
+    """At the number of workers and the batch size at which it takes most; `tally` learns both."""
     if args.no_mlflow:
         tally.why_no_mlflow = "left out with --no-mlflow"
         yield None
@@ -183,8 +198,18 @@ def _mlflow(
         tally.why_no_mlflow = f"MLflow could not be installed: {error}"
         yield None
         return
-    with serving.mlflow(python, folder, url, args.mlflow_workers) as port:
-        yield Mlflow(port, args.seconds / 3)
+    tried: dict[int, dict[int, float]] = {}
+    for workers in args.mlflow_workers:
+        with serving.mlflow(python, folder, url, workers) as port:
+            server = Mlflow(port)
+            tried[workers] = points_by_size(
+                args.mlflow_sizes, lambda size, server=server: server.round(args.seconds, size)
+            )
+        note(f"MLflow with {workers} workers, points/s by batch size: {tried[workers]}")
+    tally.mlflow_workers = best({n: max(found.values()) for n, found in tried.items()})
+    tally.mlflow_size = best(tried[tally.mlflow_workers])
+    with serving.mlflow(python, folder, url, tally.mlflow_workers) as port:
+        yield Mlflow(port)
 
 
 def measure(kind: str, args: argparse.Namespace, server: str | None, folder: Path) -> Tally:
@@ -195,19 +220,26 @@ def measure(kind: str, args: argparse.Namespace, server: str | None, folder: Pat
     hosts = seed_hosts(engine, CONNECTIONS)
     engine.dispose()
     before = databases.size_of(ours, "metric_points")
-    with _mlflow(args, folder / "mlflow", theirs, tally) as other:
-        with serving.longhaul(folder, ours) as port:
-            target = Target(port, "/api/v1/agents/report", f"Authorization: Bearer {SECRET}\r\n")
-            agents = [Reports(host) for host in hosts]
-            for number in range(args.rounds):
-                tally.points.append(_press(target, [a.points for a in agents], args.seconds))
-                if other is not None:
-                    tally.mlflow.append(other.round(args.seconds))
-                tally.heartbeats.append(
-                    _press(target, [a.heartbeat for a in agents], args.seconds / 2)
-                )
-                note(f"{kind}: round {number + 1} of {args.rounds}")
-        tally.mlflow_size = None if other is None else other.size
+    with (
+        _mlflow(args, folder / "mlflow", theirs, tally) as other,
+        serving.longhaul(folder, ours) as port,
+    ):
+        target = Target(port, "/api/v1/agents/report", f"Authorization: Bearer {SECRET}\r\n")
+        agents = [Reports(host) for host in hosts]
+
+        def points(size: int) -> Round:
+            return _press(target, [agent.points(size) for agent in agents], args.seconds)
+
+        found = points_by_size(SIZES, points)
+        note(f"Longhaul, points/s by batch size: {found}")
+        tally.size = best(found)
+        for number in range(args.rounds):
+            tally.points.append(points(tally.size))
+            if other is not None and tally.mlflow_size is not None:
+                tally.mlflow.append(other.round(args.seconds, tally.mlflow_size))
+            beats = [agent.heartbeat for agent in agents]
+            tally.heartbeats.append(_press(target, beats, args.seconds / 2))
+            note(f"{kind}: round {number + 1} of {args.rounds}")
     tally.bytes_a_point = _bytes_a_point(ours, before)
     return tally
 
@@ -248,7 +280,8 @@ def report(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "ratio_vs_mlflow": None if None in ratios else min(ratios),
         "cores": len(os.sched_getaffinity(0)),
         "connections": CONNECTIONS,
-        "points_a_report": POINTS_A_REPORT,
+        "points_a_report": first["points_a_report"],
+        "values_a_point": VALUES_A_POINT,
         "databases": found,
     }
 
@@ -261,8 +294,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--database", choices=(SQLITE, POSTGRESQL), action="append")
     parser.add_argument("--no-mlflow", action="store_true")
     parser.add_argument("--mlflow-python", type=Path, help="a Python that has MLflow")
-    parser.add_argument("--mlflow-workers", type=int, default=MLFLOW_WORKERS)
-    return parser.parse_args()
+    parser.add_argument("--mlflow-workers", type=int, nargs="+", default=MLFLOW_WORKERS)
+    parser.add_argument("--mlflow-sizes", type=int, nargs="+", default=MLFLOW_SIZES)
+    parser.add_argument("--quick", action="store_true", help="only to see that all of it runs")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.seconds = 1, 1.0
+        args.mlflow_workers, args.mlflow_sizes = args.mlflow_workers[-2:-1], [200]
+    return args
 
 
 def main() -> None:

@@ -167,6 +167,8 @@ SETTINGS_WORDS = {
     "min_free_bytes": "Disk space that stays free beside what a run plans to save.",
     "lease_ttl_seconds": "How long the right to decide lasts without being renewed.",
     "host_lost_seconds": "How long a host may be silent before it can count as lost.",
+    "provision_seconds": "How long a provider may take until every host is up; then the run is"
+    " paused, and a person asked.",
     "sweep_seconds": "How often providers are asked what they hold, to find orphans.",
     "orphan_grace_seconds": "How long something must be seen unwanted before it is given back.",
     "probe_seconds": "How often the processes on the hosts are looked at.",
@@ -270,6 +272,8 @@ def _default(name: str, field: Any, schema: Any) -> str:
     if name in schema.get("required", ()):
         return "—"
     value = field.get("default")
+    if value is None:
+        return "not set"
     if isinstance(value, dict):
         return (
             "`" + ", ".join(map(str, value.values())) + "`" if name == "source" else "all defaults"
@@ -281,11 +285,21 @@ def _default(name: str, field: Any, schema: Any) -> str:
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 
+def _setting(value: object) -> str:
+    if value is None:
+        return "not set"
+    if value in ((), {}):
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
 def settings_page() -> str:
     parts = [SETTINGS_HEAD, "\n| setting | in the environment | default | |\n"]
     parts.append("| --- | --- | --- | --- |\n")
     for name, field in Settings.model_fields.items():
-        default = SETTINGS_DEFAULTS.get(name) or f"`{field.get_default()}`"
+        default = SETTINGS_DEFAULTS.get(name) or _setting(
+            field.get_default(call_default_factory=True)
+        )
         variable = f"`LONGHAUL_{name.upper()}`"
         parts.append(f"| `{name}` | {variable} | {default} | {SETTINGS_WORDS[name]} |\n")
     return "".join(parts)

@@ -17,6 +17,7 @@ from types import FrameType
 
 import structlog
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from sqlalchemy import Connection, Engine, update
 
@@ -67,7 +68,7 @@ def create_app(settings: Settings) -> FastAPI:
 def _assembled(life: Lifespan | None = None) -> FastAPI:
     app = bare_app(life)
     app.add_middleware(Drain, paths=LONG_POLLS)
-    app.include_router(agents.router)
+    agents.mount(app)
     dashboard.mount(app)
     return app
 
@@ -203,7 +204,7 @@ def serve(settings: Settings) -> int:
     try:
         check_tls(settings)
         with claimed(settings):
-            asyncio.run(_serve(settings))
+            uvloop.run(_serve(settings))
     except (CannotStart, NewerDatabase) as error:
         print(f"longhaul: {error}", file=sys.stderr)
         return 1

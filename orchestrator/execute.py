@@ -22,6 +22,7 @@ from typing import assert_never
 import structlog
 from sqlalchemy import Connection
 
+from orchestrator.fenced import call_fenced
 from orchestrator.providers.base import Provider, ProviderError
 from orchestrator.providers.calls import ProviderCalls
 from orchestrator.reconcile.plan import AcquireHosts, Action, LaunchAgent, ReleaseHosts
@@ -124,22 +125,13 @@ class Executor:
 
         `before` is committed together with the look.
         """
-        asked = self._service.clock.monotonic()
 
         def look(connection: Connection) -> timedelta:
             left = effects.allow(connection, action.group, states, token)
             before(connection)
             return left
 
-        left = await self._service.writer.run(look)
-        until = asked + left.total_seconds()
-
-        def in_time() -> None:
-            if self._service.clock.monotonic() >= until:
-                raise lease.Fenced("the lease may have run out before the provider was called")
-            call()
-
-        await self._calls.run(in_time)
+        await call_fenced(self._service, self._calls, look, call)
 
     async def _launch(self, provider: Provider, action: LaunchAgent, token: int) -> None:
         """The secret's digest is committed first, so that the agent is let in whatever happens."""

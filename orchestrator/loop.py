@@ -2,8 +2,9 @@
 
 Owns when a run is looked at again. What happens to a run wakes it. Without that each active run is
 looked at when its last decision asked for it, and in any case every `LEAST_IDLE_SECONDS` or, in a
-large fleet, `LOOKS_PER_SECOND` runs a second in turn: a lost wake-up costs that much time. One
-run's failing decision never stops the others'.
+large fleet, `LOOKS_PER_SECOND` runs a second in turn: a lost wake-up costs that much time. Hosts
+that fall silent, or are heard of again, wake their runs. One run's failing decision never stops
+the others'.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import asyncio
 import contextlib
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 
 import structlog
+from sqlalchemy import Connection
 
 from orchestrator.agenda import Agenda
 from orchestrator.awake import Awake
@@ -41,7 +43,7 @@ from orchestrator.wakes import LOOP, decision_topic, group_topic, run_topic
 log = structlog.get_logger(__name__)
 LEAST_IDLE_SECONDS, MOST_IDLE_SECONDS = 2.0, 600.0
 LOOKS_PER_SECOND = 10.0
-MOST_LOOKS_PER_SECOND = 50.0  # at runs that do well, though their last decisions ask for more
+MOST_LOOKS_PER_SECOND = 20.0  # at runs that do well, though their last decisions ask for more
 SILENT_SHARE = 0.8  # of the time after which a host may count as lost
 FAILED_SECONDS = 2.0
 LIST_SECONDS = 2.0
@@ -140,6 +142,7 @@ class Loop:
         self._agenda = Agenda()
         self._groups: dict[str, str] = {}
         self._groups_of: dict[str, set[str]] = defaultdict(set)
+        self._silent: set[str] = set()
         self._list_at = self._list_not_before = -float("inf")
 
     async def _round(self) -> float:
@@ -159,6 +162,8 @@ class Loop:
         if self._list_at <= self._monotonic():
             await self._list()
         due = self._agenda.pop(self._monotonic(), BATCH)
+        if len(due) > 1:
+            due = await self._glance(due)
         await asyncio.gather(*(self._look_at(run_id, token) for run_id in due))
         self._service.telemetry.last_decision.set(self._service.clock.now().timestamp())
         return self._wait()
@@ -166,9 +171,11 @@ class Loop:
     async def _list(self) -> None:
         """Reads which runs are active, whose wish is new, and which groups live."""
         began = self._monotonic()
-        active, groups = await asyncio.to_thread(self._read_active)
+        active, groups, silent = await asyncio.to_thread(self._read_active)
         now = self._monotonic()
         self._agenda.keep({run.id: run.desired_generation for run in active}, now)
+        self._agenda.wake(sorted(silent ^ self._silent))
+        self._silent = silent
         self._service.pace.expect(len(groups))
         self._prober.keep((name, provider) for name, provider, _ in groups)
         self._groups = {name: run_id for name, _, run_id in groups}
@@ -178,10 +185,14 @@ class Loop:
         self._list_at = now + max(LIST_SECONDS, (now - began) / LIST_SHARE)
         self._list_not_before = now + 4 * (now - began)
 
-    def _read_active(self) -> tuple[list[reads.Active], list[tuple[str, str, str]]]:
+    def _read_active(self) -> tuple[list[reads.Active], list[tuple[str, str, str]], set[str]]:
         with self._service.read.connect() as connection:
             now = self._service.clock.now()
-            return reads.active(connection, now), reads.live_groups(connection)
+            return (
+                reads.active(connection, now),
+                reads.live_groups(connection),
+                reads.silent_runs(connection, now - SILENT_SHARE * self._silence()),
+            )
 
     def _wait(self) -> float:
         now = self._monotonic()
@@ -199,12 +210,27 @@ class Loop:
 
     # ---- one run ---------------------------------------------------------------------------------
 
+    async def _glance(self, due: list[str]) -> list[str]:
+        """Looks at them together; answers those that something is to be done about.
+
+        They are looked at once more, each just before its decision.
+        """
+        left = dict.fromkeys(due)
+        try:
+            for snap in await asyncio.to_thread(self._snapshots, due, self._seen(*due)):
+                plan = self._reconcile(snap)
+                if not plan.changes and not plan.actions:
+                    self._service.telemetry.decisions.labels("unchanged").inc()
+                    self._look_again(snap.run.id, self._rest(snap, plan.look_again_at))
+                    del left[snap.run.id]
+        except Exception as error:  # noqa: BLE001 - the run at fault fails again by itself
+            reason = type(error).__name__
+            log.warning("runs are looked at one by one", runs=len(left), reason=reason)
+        return list(left)
+
     async def _look_at(self, run_id: str, token: int) -> None:
         """Decides until nothing changes; a crash of it is this run's alone."""
         async with self._slots:
-            idle = max(LEAST_IDLE_SECONDS, len(self._agenda) / LOOKS_PER_SECOND)
-            jitter = random.uniform(0.7, 1.0)  # noqa: S311
-            wait = min(idle, MOST_IDLE_SECONDS) * jitter
             try:
                 asked = await self._settle(run_id, token)
             except lease.Fenced as error:
@@ -215,17 +241,23 @@ class Loop:
             except Exception:
                 self._service.telemetry.decisions.labels("failed").inc()
                 log.exception("decision failed", run=run_id)
-                asked, wait = None, FAILED_SECONDS
-            if asked is not None:
-                wait = min(wait, (asked - self._service.clock.now()).total_seconds())
-            self._agenda.looked(run_id, self._monotonic() + wait)
+                asked = self._service.clock.now() + timedelta(seconds=FAILED_SECONDS)
+            self._look_again(run_id, asked)
+
+    def _look_again(self, run_id: str, asked: datetime | None) -> None:
+        """When it was `asked` for, or in the run's turn."""
+        idle = max(LEAST_IDLE_SECONDS, len(self._agenda) / LOOKS_PER_SECOND)
+        wait = min(idle, MOST_IDLE_SECONDS) * random.uniform(0.7, 1.0)  # noqa: S311
+        if asked is not None:
+            wait = min(wait, (asked - self._service.clock.now()).total_seconds())
+        self._agenda.looked(run_id, self._monotonic() + wait)
 
     async def _settle(self, run_id: str, token: int) -> datetime | None:
         for _ in range(MAX_ROUNDS):
-            seen = self._prober.seen(self._groups_of.get(run_id, ()), self._executor.acquiring)
-            snap = await asyncio.to_thread(self._snapshot, run_id, seen)
-            if snap is None:
+            found = await asyncio.to_thread(self._snapshots, [run_id], self._seen(run_id))
+            if not found:
                 return None
+            [snap] = found
             with self._service.telemetry.decision_seconds.time():
                 plan = self._reconcile(snap)
                 outcome = await self._commit(snap, plan, token)
@@ -273,21 +305,31 @@ class Loop:
         service = self._service
         return timedelta(seconds=service.pace.silence(service.settings.host_lost_seconds))
 
-    def _snapshot(self, run_id: str, seen: Mapping[str, looks.Sighting]) -> Snapshot | None:
+    def _seen(self, *run_ids: str) -> Mapping[str, looks.Sighting]:
+        groups = [group for run_id in run_ids for group in self._groups_of.get(run_id, ())]
+        return self._prober.seen(groups, self._executor.acquiring)
+
+    def _snapshots(
+        self, run_ids: Sequence[str], seen: Mapping[str, looks.Sighting]
+    ) -> list[Snapshot]:
         service = self._service
         with service.read.connect() as connection:
-            snap = looks.snapshot(
+            found = looks.snapshots(
                 connection,
-                run_id,
+                run_ids,
                 service.clock.now(),
                 service.installation,
                 service.listening_since,
                 seen,
                 self._beside(),
             )
-            if snap is None or not wants_hosts(snap):
-                return snap
-            return replace(snap, admission=service.queue.admission(connection, snap))
+            return [self._admitted(connection, snap) for snap in found.values()]
+
+    def _admitted(self, connection: Connection, snap: Snapshot) -> Snapshot:
+        """With the run's turn, where that matters."""
+        if not wants_hosts(snap):
+            return snap
+        return replace(snap, admission=self._service.queue.admission(connection, snap))
 
     def _beside(self) -> looks.Beside:
         service = self._service
@@ -295,6 +337,7 @@ class Loop:
         return looks.Beside(
             awake_since=self._awake.since(),
             host_lost_after=self._silence(),
+            provision_within=timedelta(seconds=service.settings.provision_seconds),
             holds={name: timedelta(seconds=hold) for name, hold in seconds.items() if hold},
             price_per_hour=lambda job: price_per_hour(job, service.settings),
         )

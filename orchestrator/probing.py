@@ -25,7 +25,7 @@ from orchestrator.service import Service
 from orchestrator.store.looks import Sighting
 
 log = structlog.get_logger(__name__)
-PROBES_PER_SECOND = 50.0
+PROBES_PER_SECOND = 20.0
 HOT_SECONDS = 10.0
 IDLE_SECONDS = 5.0
 LEAST_SECONDS = 0.005

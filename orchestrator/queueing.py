@@ -22,6 +22,7 @@ from orchestrator.reconcile.snapshot import Admission, Limits, Snapshot
 from orchestrator.settings import Settings
 from orchestrator.state import Desired, GroupState, RunState
 from orchestrator.store import claims, reads
+from orchestrator.store.conditions import HELD
 from orchestrator.store.tables import host_groups, runs
 from orchestrator.wakes import LOOP, Wakes, decision_topic
 
@@ -116,7 +117,7 @@ class Queue:
 
 def _rows(connection: Connection) -> Sequence[AnyRow]:
     """Queued runs, and those that go on but have lost every host."""
-    live = exists().where(host_groups.c.run_id == runs.c.id, host_groups.c.state != GroupState.GONE)
+    live = exists().where(host_groups.c.run_id == runs.c.id, HELD)
     r = runs.c
     columns = (r.id, r.owner, r.priority, r.queued_at, r.created_at, r.revision, r.state)
     wants = or_(r.state == RunState.QUEUED, and_(r.state.in_(GOING), ~live))

@@ -24,7 +24,8 @@ class Run:
     """What a person submitted, and where it stands.
 
     `desired_generation` rises with each wish. `settled_generation` is the wish that the last pause
-    answered: a run that Longhaul paused by itself goes on only after a newer wish.
+    answered: a run that Longhaul paused by itself goes on only after a newer wish. A fork names the
+    run at whose checkpoint it begins.
     """
 
     id: str
@@ -42,6 +43,7 @@ class Run:
     priority: int = 0
     queued_at: datetime | None = None
     save_request: int = 0
+    forked_run: str | None = None
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ class Host:
     trainer_alive: bool | None = None
 
 
+INHERITED = 0  # the attempt of an inherited checkpoint: a run's own are counted from 1
 HOST_GONE = "host_gone"
 
 

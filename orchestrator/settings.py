@@ -71,6 +71,7 @@ class Settings(BaseSettings):
     min_free_bytes: int = Field(default=256 * MIB, ge=0)
     lease_ttl_seconds: float = Field(default=10.0, gt=0)
     host_lost_seconds: float = Field(default=30.0, gt=0)
+    provision_seconds: float = Field(default=3600.0, gt=0)
     sweep_seconds: float = Field(default=30.0, gt=0)
     orphan_grace_seconds: float = Field(default=60.0, ge=0)
     probe_seconds: float = Field(default=0.25, gt=0)

@@ -93,6 +93,10 @@ class CheckpointState(StrEnum):
     DELETED = "deleted"
 
 
+# What a resume may begin at.
+USABLE_CHECKPOINTS = (CheckpointState.ACCEPTED, CheckpointState.VERIFIED)
+
+
 class Verdict(StrEnum):
     """Why an attempt ended."""
 

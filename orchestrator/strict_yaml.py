@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -25,6 +25,15 @@ class StrictLoader(yaml.SafeLoader):
                 )
             seen.add(name)
         return super().construct_mapping(node, deep)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """What its tag or its form promises and a value does not keep is an error of the text."""
+        try:
+            return cast(Any, super()).construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError) as error:
+            raise yaml.constructor.ConstructorError(
+                None, None, "a value does not fit its type", node.start_mark
+            ) from error
 
 
 StrictLoader.yaml_implicit_resolvers = {

@@ -14,6 +14,7 @@ from datetime import timedelta
 
 import structlog
 
+from orchestrator.fenced import call_fenced
 from orchestrator.providers.base import Owned, Provider
 from orchestrator.providers.calls import ProviderCalls
 from orchestrator.service import Service
@@ -26,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True)
 class Terms:
-    """`price` answers what a host of a provider costs an hour, or None."""
+    """`price` answers what a device of a provider costs an hour, or None."""
 
     every_seconds: float
     grace: timedelta
@@ -105,18 +106,21 @@ class Sweeper:
             await self._give_back(provider, name, token)
 
     def _prices(self, provider: str, owned: Sequence[Owned]) -> dict[str, float]:
+        """What each group costs an hour; of what the provider can not tell, there is one."""
         price = self._terms.price(provider)
-        return {} if price is None else {one.name: price * (one.hosts or 1) for one in owned}
+        if price is None:
+            return {}
+        return {one.name: price * (one.hosts or 1) * (one.devices or 1) for one in owned}
 
     async def _give_back(self, provider: Provider, name: str, token: int) -> None:
         """One that fails is left for the next sweep, and keeps no other."""
-        asked = self._service.clock.monotonic()
         try:
-            left = await self._service.writer.run(
-                lambda connection: orphans.allow(connection, provider.name, name, token)
+            await call_fenced(
+                self._service,
+                self._calls,
+                lambda connection: orphans.allow(connection, provider.name, name, token),
+                lambda: provider.release(name),
             )
-            until = asked + left.total_seconds()
-            await self._calls.run(self._in_time, until, provider, name)
         except orphans.NotAnOrphan as error:
             log.info("orphan left alone", name=name, reason=str(error))
         except lease.Fenced:
@@ -126,9 +130,3 @@ class Sweeper:
             log.exception("orphan could not be given back", name=name, words=str(error))
         else:
             log.warning("orphan given back", name=name, provider=provider.name)
-
-    def _in_time(self, until: float, provider: Provider, name: str) -> None:
-        """In the thread of the call, which may have waited for it."""
-        if self._service.clock.monotonic() >= until:
-            raise lease.Fenced("the lease may have run out before the provider was called")
-        provider.release(name)

@@ -115,7 +115,8 @@ class Wakes:
         event = asyncio.Event()
         self._waiters[topic].add(event)
         try:
-            await asyncio.wait_for(event.wait(), timeout)
+            async with asyncio.timeout(timeout):
+                await event.wait()
         except TimeoutError:
             return False
         finally:

@@ -119,14 +119,15 @@ def _place(
 
 
 def numerics_key(mesh: Mesh, job: JobSpec) -> str:
-    """Names everything outside the spec that a loss's last bit depends on."""
+    """Names all that a loss's last bit depends on and that may change while a run goes on."""
     device = jax.devices()[0]
     kind = _cpu_kind() if device.platform == "cpu" else device.device_kind
     axes = ",".join(f"{name}={size}" for name, size in mesh.shape.items())
     deterministic = device.platform == "cpu" or job.deterministic
     return (
         f"{kind} x{jax.device_count()}, {jax.process_count()} processes, mesh {axes},"
-        f" jax {jax.__version__}, jaxlib {importlib.metadata.version('jaxlib')}"
+        f" {job.batch.microbatches} microbatches, jax {jax.__version__},"
+        f" jaxlib {importlib.metadata.version('jaxlib')}"
         f"{', deterministic' if deterministic else ''}"
     )
 

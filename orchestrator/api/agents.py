@@ -10,13 +10,16 @@ import asyncio
 import math
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from sqlalchemy.exc import DataError, IntegrityError
+from starlette.routing import Route
 
 from orchestrator.api.errors import Refused, problem_responses
 from orchestrator.service import Service
@@ -48,12 +51,28 @@ log = structlog.get_logger(__name__)
 router = APIRouter(prefix="/api/v1/agents", tags=["agents"])
 
 
-def _service(request: Request) -> Service:
+def mount(app: FastAPI) -> None:
+    """Adds the three calls; the report's route is found first, and by its path alone.
+
+    All agents report all the time, and the framework's search for a route and its arguments would
+    cost more than the report itself. Its document and its handlers of errors are used all the same.
+    """
+    app.include_router(router)
+    first = Route(f"{router.prefix}/report", _report, methods=["POST"], include_in_schema=False)
+    app.router.routes.insert(0, first)
+
+
+async def _report(request: Request) -> Response:
+    secret = await _secret(request.headers.get("Authorization"))
+    return await report(request, await _service(request), secret)
+
+
+async def _service(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
 
-def _secret(authorization: Annotated[str | None, Header()] = None) -> str:
+async def _secret(authorization: Annotated[str | None, Header()] = None) -> str:
     scheme, _, secret = (authorization or "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise _refusal(callers.BadSecret("an agent's call carries its secret as a bearer token"))
@@ -135,7 +154,8 @@ async def offer_checkpoint(
 def _announce(service: Service, call: AgentReport, stored: ingest.Stored) -> None:
     for kind, number in stored.kinds.items():
         service.telemetry.events.labels(kind).inc(number)
-    service.telemetry.dropped.inc(stored.dropped)
+    if stored.dropped:
+        service.telemetry.dropped.inc(stored.dropped)
     if stored.kinds:
         service.wakes.notify(run_topic(stored.run_id))
     if stored.decisive:
@@ -189,7 +209,12 @@ def _commands(service: Service, group: str, host: int) -> tuple[Command, ...]:
 
 
 def _storage_root(service: Service) -> str:
-    return str(service.settings.storage_root.absolute())
+    return _absolute(service.settings.storage_root)
+
+
+@cache
+def _absolute(path: Path) -> str:
+    return str(path.absolute())
 
 
 def _run_of(service: Service, group: str) -> str:

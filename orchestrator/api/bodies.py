@@ -88,6 +88,10 @@ def _decode_json(raw: bytes) -> Any:
         raise Refused(
             400, "unreadable-body", f"The body is not JSON: {error.msg} at {where}.", _READABLE
         ) from None
+    except ValueError:  # thousands of digits
+        raise Refused(
+            400, "unreadable-body", "The body holds a number that is too long.", _READABLE
+        ) from None
 
 
 def _refuse_aliases(raw: bytes) -> None:

@@ -181,6 +181,8 @@ def _words(detail: Any) -> tuple[str, str | None]:
             return "Says not what kind it is.", "Add 'kind'."
         case "string_pattern_mismatch":
             return "Does not have the form of a name.", f"Names are {_NAME_RULE}."
+        case "tuple_type" | "list_type" | "set_type":
+            return "Must be a list.", "Write it like [a, b]."
         case "model_type" | "dict_type" | "model_attributes_type":
             return "Must be an object with named fields.", None
         case "value_error":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -14,12 +15,12 @@ from orchestrator.api.errors import problem_responses
 from orchestrator.api.fleet_schemas import FleetGroup, FleetHost, FleetPage
 from orchestrator.api.runs import Cursor, Limit, read
 from orchestrator.service import Service
-from orchestrator.state import GroupState
+from orchestrator.store.conditions import HELD
 from orchestrator.store.tables import host_groups, hosts, runs
 from orchestrator.store.views import AnyRow
 from worker.protocol import HostFacts
 
-HOUR_SECONDS = 3600.0
+HOUR = timedelta(hours=1)
 
 router = APIRouter(prefix="/api/v1", tags=["fleet"], dependencies=[Depends(csrf_checked)])
 
@@ -61,7 +62,7 @@ def _groups(
     g = host_groups.c
     query = select(host_groups, runs.c.name.label("run_name")).join(runs, runs.c.id == g.run_id)
     if not gone:
-        query = query.where(g.state != GroupState.GONE)
+        query = query.where(HELD)
     if cursor is not None:
         instant, name = cursors.parts(cursor, 2)
         at = cursors.instant(instant)
@@ -78,7 +79,7 @@ def _hosts(connection: Connection, groups: Sequence[str]) -> Sequence[AnyRow]:
 
 def _group(service: Service, row: AnyRow, held: Sequence[AnyRow]) -> FleetGroup:
     until = row.released_at or service.clock.now()
-    hours = max(0.0, (until - (row.ready_at or row.created_at)).total_seconds()) / HOUR_SECONDS
+    hours = max(0.0, (until - (row.ready_at or row.created_at)) / HOUR)
     price = row.price_per_hour
     return FleetGroup(
         name=row.name,

@@ -188,22 +188,23 @@ class Drain:
     def __init__(self, app: ASGIApp, paths: frozenset[str]) -> None:
         self.app = app
         self.paths = paths
+        self._calls: set[asyncio.Timeout] = set()
+        self._watch: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in self.paths:
             await self.app(scope, receive, send)
             return
-        call = asyncio.ensure_future(self.app(scope, receive, send))
-        stop = asyncio.ensure_future(scope["app"].state.stopping.wait())
+        limit = self._limit(scope["app"].state.stopping)
         try:
-            await asyncio.wait((call, stop), return_when=asyncio.FIRST_COMPLETED)
-            if call.done():
-                call.result()
-                return
+            async with limit:
+                await self.app(scope, receive, send)
+            return
+        except TimeoutError:
+            if not limit.expired():
+                raise
         finally:
-            for task in (call, stop):
-                task.cancel()
-            await asyncio.gather(call, stop, return_exceptions=True)
+            self._calls.discard(limit)
         refused = Refused(
             503,
             "stopping",
@@ -212,3 +213,20 @@ class Drain:
             headers={"Retry-After": "1"},
         )
         await answer(Request(scope), refused)(scope, receive, send)
+
+    def _limit(self, stopping: asyncio.Event) -> asyncio.Timeout:
+        """Of one call; all of them are over with the service. A task for each would cost more than
+        the call."""
+        if stopping.is_set():
+            return asyncio.timeout(0)
+        if self._watch is None:
+            self._watch = asyncio.create_task(self._end_calls(stopping))
+        limit = asyncio.timeout(None)
+        self._calls.add(limit)
+        return limit
+
+    async def _end_calls(self, stopping: asyncio.Event) -> None:
+        await stopping.wait()
+        now = asyncio.get_running_loop().time()
+        for limit in self._calls:
+            limit.reschedule(now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from itertools import pairwise
 
 from pydantic import TypeAdapter
 from sqlalchemy import Connection
@@ -24,7 +25,7 @@ from orchestrator.api.schemas import (
 from orchestrator.api.stories import STORIES
 from orchestrator.records import Evidence
 from orchestrator.service import Service
-from orchestrator.state import Verdict
+from orchestrator.state import Desired, RunState, Verdict
 from orchestrator.store import history
 from orchestrator.store import views as rows
 from orchestrator.store.wishes import find
@@ -65,7 +66,8 @@ def incidents(
 ) -> tuple[IncidentView, ...]:
     """Newest first."""
     run = find(connection, id_or_name)
-    return _stories(connection, service, run, rows.incidents_of(connection, run.id))
+    opened = rows.incidents_of(connection, run.id)
+    return _stories(connection, service, run, opened, opened)
 
 
 def incident_page(
@@ -80,17 +82,34 @@ def incident_page(
     before = cursors.optional(cursors.number, cursor)
     found = rows.incidents_of(connection, run.id, before, limit + 1)
     shown, more = cursors.page(found, limit, lambda row: str(row.number))
-    return IncidentPage(items=_stories(connection, service, run, shown), next_cursor=more)
+    stories = _stories(connection, service, run, shown, found)
+    return IncidentPage(items=stories, next_cursor=more)
+
+
+def needs_person(run: rows.AnyRow) -> bool:
+    """Failed, or paused by Longhaul itself, and nobody has wished anything since."""
+    asked = run.desired_generation > run.settled_generation
+    if run.state == RunState.FAILED:
+        return not (asked and run.desired == Desired.RUN)
+    return run.state == RunState.PAUSED and run.desired == Desired.RUN and not asked
 
 
 def _stories(
-    connection: Connection, service: Service, run: rows.AnyRow, opened: Sequence[rows.AnyRow]
+    connection: Connection,
+    service: Service,
+    run: rows.AnyRow,
+    opened: Sequence[rows.AnyRow],
+    known: Sequence[rows.AnyRow],
 ) -> tuple[IncidentView, ...]:
+    """Of `opened`; `known` holds the one before the oldest of them too, where there is one."""
     if not opened:
         return ()
+    before = {row.number: older for row, older in pairwise(known)}
     told = history.told(connection, run.id)
     made = {row.number: row for row in rows.attempts_of(connection, run.id)}
-    return tuple(_story(connection, service, run, row, told, made) for row in opened)
+    return tuple(
+        _story(connection, service, run, row, before.get(row.number), told, made) for row in opened
+    )
 
 
 def _story(
@@ -98,12 +117,13 @@ def _story(
     service: Service,
     run: rows.AnyRow,
     row: rows.AnyRow,
+    before: rows.AnyRow | None,
     told: Mapping[int, int],
     made: Mapping[int, rows.AnyRow],
 ) -> IncidentView:
     story = STORIES[Verdict(row.verdict)]
-    waits = row.needs_person and row.closed_at is None
-    last = _last_step_at(connection, run.id, row.attempt) or row.opened_at
+    waits = row.needs_person and row.closed_at is None and needs_person(run)
+    since = _lost_since(connection, run.id, row, before, made.get(row.attempt))
     until = row.closed_at or service.clock.now()
     return IncidentView(
         number=row.number,
@@ -113,21 +133,34 @@ def _story(
         closed_at=row.closed_at,
         closed_by_attempt=row.closed_by_attempt,
         needs_person=waits,
+        asked_person=row.needs_person,
         headline=story.headline.format(attempt=row.attempt),
         seen=evidence(row.evidence),
-        concluded=f"{_sentence(clean(row.summary))} {story.concluded}",
+        concluded=f"{sentence(clean(row.summary))} {story.concluded}",
         done=tuple(clean(line) for line in LINES.validate_json(row.done)),
         left=story.left if waits else (),
         command=story.command.format(name=run.name) if waits else None,
         how_to_tell=story.how_to_tell,
-        lost_seconds=max(0.0, (until - last).total_seconds()),
+        lost_seconds=max(0.0, (until - since).total_seconds()),
         lost_steps=_lost_steps(connection, run.id, row.attempt, told, made),
     )
 
 
-def _last_step_at(connection: Connection, run_id: str, attempt: int) -> datetime | None:
-    point = rows.last_point(connection, run_id, attempt)
-    return None if point is None else point.at
+def _lost_since(
+    connection: Connection,
+    run_id: str,
+    row: rows.AnyRow,
+    before: rows.AnyRow | None,
+    attempt: rows.AnyRow | None,
+) -> datetime:
+    """The last step before the stop, where it was this stop that ended the attempt.
+
+    No second counts for two stops: a new one closes the one before.
+    """
+    ended_it = attempt is not None and attempt.verdict == row.verdict
+    point = rows.last_point(connection, run_id, row.attempt) if ended_it else None
+    since = row.opened_at if point is None else point.at
+    return max(since, before.closed_at) if before is not None and before.closed_at else since
 
 
 def _lost_steps(
@@ -149,9 +182,12 @@ def _lost_steps(
     return max(0, reached - kept)
 
 
-def _sentence(words: str) -> str:
+def sentence(words: str) -> str:
+    """With a capital and a full stop; a field's name at its start is kept as it must be typed."""
     words = words.strip()
-    return words[:1].upper() + words[1:] + ("" if words.endswith((".", "!", "?")) else ".")
+    first = words.split(" ", 1)[0]
+    begun = words if "." in first or "_" in first else words[:1].upper() + words[1:]
+    return begun + ("" if words.endswith((".", "!", "?")) else ".")
 
 
 def evidence(text: str | None) -> tuple[EvidenceView, ...]:

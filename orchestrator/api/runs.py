@@ -13,6 +13,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import StringConstraints
 from sqlalchemy import Connection
+from sqlalchemy.exc import IntegrityError
 
 from orchestrator import preflight
 from orchestrator.api import views
@@ -67,7 +68,8 @@ Step = Annotated[int, Query(ge=1, le=1 << 31)]
 LastStep = Annotated[int | None, Query(ge=1, le=1 << 31)]
 RowId = Annotated[int | None, Query(ge=0, le=1 << 62)]
 Cursor = Annotated[str | None, Query(max_length=120)]
-Kind = Annotated[str, StringConstraints(max_length=40)]
+PLAIN = r"^[^\x00-\x1f]*$"  # PostgreSQL takes no NUL, not even to look for it
+Kind = Annotated[str, StringConstraints(max_length=40, pattern=PLAIN)]
 Since = Annotated[DatabaseTime | None, Query(description="Included")]
 Until = Annotated[DatabaseTime | None, Query(description="Not included")]
 
@@ -179,7 +181,7 @@ async def refuse_unfit(request: Request, service: Service, job: JobSpec) -> None
 async def list_runs(
     request: Request,
     state: Annotated[list[RunState] | None, Query(description="May be repeated")] = None,
-    owner: Annotated[str | None, Query(min_length=1, max_length=80)] = None,
+    owner: Annotated[str | None, Query(min_length=1, max_length=80, pattern=PLAIN)] = None,
     name: Annotated[
         str, Query(pattern="^[a-z0-9-]{0,40}$", description="Beginning of the name")
     ] = "",
@@ -319,8 +321,12 @@ async def logs(
 
 
 async def write(service: Service, work: Callable[[Connection], T]) -> T:
+    """Where another replica took the key or name meanwhile, a second look sees what it made."""
     try:
-        return await service.writer.run(work)
+        try:
+            return await service.writer.run(work)
+        except IntegrityError:
+            return await service.writer.run(work)
     except wishes.NoSuchRun:
         raise no_such_run() from None
     except wishes.NotAllowed as refusal:

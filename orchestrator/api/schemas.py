@@ -219,7 +219,12 @@ class GroupView(View):
 
 
 class IncidentView(View):
-    """The causal story of one stop: seen, concluded, done, left to do."""
+    """The causal story of one stop: seen, concluded, done, left to do.
+
+    `asked_person` stays true when it is over; `needs_person` says whether one is needed now.
+    `lost_seconds` begins with the last step before the stop, and leaves out what went before: a
+    pause by a person, or an earlier stop.
+    """
 
     number: int
     attempt: int
@@ -228,6 +233,7 @@ class IncidentView(View):
     closed_at: AwareDatetime | None
     closed_by_attempt: int | None
     needs_person: bool
+    asked_person: bool = False
     headline: str
     seen: tuple[EvidenceView, ...]
     concluded: str

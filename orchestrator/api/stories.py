@@ -97,13 +97,13 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
         Verdict.STORAGE_FAILED: Story(
             "Attempt {attempt} could not save or restore",
             "The storage refused or failed after retries.",
-            ("Make room, or repair what the storage's own words below name.",),
+            ("Make room, or repair what the storage's own words name.",),
             _RESUME,
             "A new checkpoint of a later attempt is accepted.",
         ),
         Verdict.PROVISION_FAILED: Story(
             "No hosts were given for attempt {attempt}",
-            "The provider refused; its own words are below.",
+            "The provider refused, in its own words.",
             ("Change what the provider names: quota, permission, or the hosts asked for.",),
             _RESUME,
             "The run has hosts and starts an attempt.",
@@ -145,10 +145,10 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
         ),
         Verdict.OVER_LIMIT: Story(
             "The run has reached a limit of its spec",
-            "The spec bounds the hours or the cost of the run; the arithmetic is below.",
+            "The spec bounds the hours or the cost of the run.",
             ("Raise policy.max_hours or policy.max_cost if the run is worth it.",),
             _RESUME + " --set policy.max_hours=HOURS",
-            _AGAIN,
+            "A later attempt completes a new step.",
         ),
         Verdict.UNKNOWN: Story(
             "Attempt {attempt} ended and nothing says why",

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -160,15 +160,25 @@ def event(name: str, data: bytes, cursor: Cursor) -> bytes:
     return b"event: %s\nid: %s\ndata: %s\n\n" % (name.encode(), str(cursor).encode(), data)
 
 
+async def _anybody() -> bool:
+    return True
+
+
 async def tell(
-    service: Service, run_id: str, after: Cursor | None, stopping: asyncio.Event
+    service: Service,
+    run_id: str,
+    after: Cursor | None,
+    stopping: asyncio.Event,
+    welcome: Callable[[], Awaitable[bool]] = _anybody,
 ) -> AsyncIterator[bytes]:
-    """Until the run is over or the service stops."""
+    """Until the run is over, the service stops, or whoever listens is not `welcome` any more."""
     teller, cursor = Teller(), after
     topic = run_topic(run_id)
     yield b"retry: 1000\n\n"
     while not stopping.is_set():
         seen_count = service.wakes.count(topic)
+        if not await welcome():
+            return
         seen = await read(service, look, run_id, cursor)
         cursor = seen.cursor
         told = teller.events(seen)
@@ -233,8 +243,17 @@ async def stream(
     if last_event_id and seen.run.state in TERMINAL_RUNS and not left:
         return Response(status_code=204)  # so that a browser stops reconnecting
     stopping: asyncio.Event = request.app.state.stopping
+
+    async def welcome() -> bool:
+        """A token that was revoked or has expired ends what was opened with it too."""
+        try:
+            await signed_in(request)
+        except Refused as refusal:
+            return refusal.status != 401
+        return True
+
     return StreamingResponse(
-        tell(service, seen.run.id, after or seen.cursor, stopping),
+        tell(service, seen.run.id, after or seen.cursor, stopping, welcome),
         media_type="text/event-stream",
         headers={"X-Accel-Buffering": "no"},
     )

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from orchestrator import preflight
 from orchestrator.api import cursors
 from orchestrator.api.attempts import attempt_page, attempts
-from orchestrator.api.happenings import events, incident_page, incidents
+from orchestrator.api.happenings import events, incident_page, incidents, needs_person
 from orchestrator.api.logs import logs
 from orchestrator.api.schemas import (
     CheckpointPage,
@@ -29,8 +29,8 @@ from orchestrator.api.schemas import (
 )
 from orchestrator.api.series import chart, goodput, goodput_of, metrics
 from orchestrator.service import Service
-from orchestrator.state import AttemptState, Desired, RunState
-from orchestrator.store import history, speeds
+from orchestrator.state import USABLE_CHECKPOINTS, AttemptState, RunState
+from orchestrator.store import history, reads, speeds
 from orchestrator.store import views as rows
 from orchestrator.store.upcasters import job_spec
 from orchestrator.store.wishes import find
@@ -94,15 +94,14 @@ def run_detail(connection: Connection, service: Service, id_or_name: str) -> Run
     """Raises `NoSuchRun`, as every function here that takes an id or a name."""
     run = find(connection, id_or_name)
     summary = _summary(connection, service, run)
-    job = rows.job_of(connection, run.id, run.revision)
-    saved = rows.checkpoints_of(connection, run.id)
+    job = reads.job_spec(connection, run.id, run.revision)
     groups = _groups(connection, run.id)
     waits_for = _waits_for_in_full(connection, service, summary, groups)
     return RunDetail(
         **dict(summary.model_copy(update={"waits_for": waits_for})),
         spec=job,
         facts=facts(connection, service, job, run.id),
-        newest_checkpoint=_checkpoint(saved[0]) if saved else None,
+        newest_checkpoint=_newest_checkpoint(connection, run),
         groups=groups,
     )
 
@@ -170,7 +169,7 @@ def _revision(row: rows.AnyRow) -> RevisionView:
 
 
 def _summary(connection: Connection, service: Service, run: rows.AnyRow) -> RunSummary:
-    job = rows.job_of(connection, run.id, run.revision)
+    job = reads.job_spec(connection, run.id, run.revision)
     attempt = rows.last_attempt(connection, run.id)
     return RunSummary(
         id=run.id,
@@ -197,14 +196,6 @@ def _summary(connection: Connection, service: Service, run: rows.AnyRow) -> RunS
     )
 
 
-def needs_person(run: rows.AnyRow) -> bool:
-    """Failed, or paused by Longhaul itself, and nobody has wished anything since."""
-    asked = run.desired_generation > run.settled_generation
-    if run.state == RunState.FAILED:
-        return not (asked and run.desired == Desired.RUN)
-    return run.state == RunState.PAUSED and run.desired == Desired.RUN and not asked
-
-
 def _progress(connection: Connection, run: rows.AnyRow, job: JobSpec) -> Progress:
     parts = history.segments(connection, run.id, run.branch)
     recent = history.newest(connection, run.id, parts, RECENT_STEPS)
@@ -227,6 +218,19 @@ def _progress(connection: Connection, run: rows.AnyRow, job: JobSpec) -> Progres
         eval_loss=looked[-1][2] if looked else None,
         updated_at=last.at,
     )
+
+
+def _newest_checkpoint(connection: Connection, run: rows.AnyRow) -> CheckpointView | None:
+    """The one that a stop now would resume from: usable, and on the line of the run's branch."""
+    line = dict(reads.lineage(connection, run.id, run.branch))
+    kept = [
+        row
+        for row in rows.checkpoints_of(connection, run.id)
+        if row.state in USABLE_CHECKPOINTS
+        and row.branch in line
+        and row.step <= (row.step if line[row.branch] is None else line[row.branch])
+    ]
+    return _checkpoint(max(kept, key=lambda row: (row.step, row.attempt))) if kept else None
 
 
 def _checkpoint(row: rows.AnyRow) -> CheckpointView:

@@ -161,8 +161,8 @@ async def fork(
     """
     service, who = service_of(request), session.actor
     asked = await read_model(request, ForkRequest)
-    digest = forks.request_digest(run, asked.model_dump(mode="json", exclude_unset=True))
-    made = await read(service, _forked_before, key, who, digest)
+    given = asked.model_dump(mode="json", exclude_unset=True)
+    digest, made = await read(service, _forked_before, run, key, who, given)
     if made is None:
         revised = await _forked(request, run, asked)
         wanted = Fork(revised, asked.at, asked.reason, key, digest)
@@ -289,10 +289,17 @@ def _current_spec(connection: Connection, service: Service, run: str) -> tuple[s
 
 
 def _forked_before(
-    connection: Connection, service: Service, key: str | None, who: Actor, digest: str
-) -> str | None:
+    connection: Connection,
+    service: Service,
+    run: str,
+    key: str | None,
+    who: Actor,
+    given: Mapping[str, object],
+) -> tuple[str, str | None]:
+    """The request's digest, the same for the run's id as for its name; and the fork it made."""
+    digest = forks.request_digest(stored.find(connection, run).id, given)
     try:
-        return stored.known_request(connection, key, who.name, lambda: digest)
+        return digest, stored.known_request(connection, key, who.name, lambda: digest)
     except stored.NotAccepted as refusal:
         raise Refused(409, refusal.slug, refusal.detail, refusal.hint) from None
 

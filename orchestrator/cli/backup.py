@@ -28,7 +28,7 @@ def backup(file: BackupFile, data: DataDir = None) -> None:
     if file.exists():
         raise CommandFailed(f"{file} exists already.", "Choose another name, or remove it first.")
     _refuse_nothing(settings)
-    with _words(), _bar("Backing up") as progress:
+    with _words(settings, file), _bar("Backing up") as progress:
         engine = open_engine(settings.database)
         try:
             header = backups.write(reading(engine), file.absolute(), datetime.now(UTC), progress)
@@ -51,7 +51,7 @@ def restore(
 
     settings, now = read_settings(data_dir=data), datetime.now(UTC)
     try:
-        with claimed(settings), _words(), _bar("Restoring") as progress:
+        with claimed(settings), _words(settings, file), _bar("Restoring") as progress:
             engine = open_engine(settings.database)
             try:
                 header = backups.restore(engine, file, now, force=force, progress=progress)
@@ -76,18 +76,18 @@ def _refuse_nothing(settings: Settings) -> None:
 
 
 @contextmanager
-def _words() -> Generator[None]:
-    from sqlalchemy.exc import DatabaseError
-
+def _words(settings: Settings, file: Path) -> Generator[None]:
+    from orchestrator.cli.database import told
     from orchestrator.store.backup import BackupError
 
     try:
-        yield
+        with told(settings):
+            yield
     except BackupError as error:
-        raise CommandFailed(f"{str(error)[0].upper()}{str(error)[1:]}.", error.hint) from error
-    except DatabaseError as error:
-        what = f"The database can not be used: {type(error.orig).__name__}."
-        raise CommandFailed(what, "See longhaul doctor for which one it is.") from error
+        words = str(error)
+        # A file's name stays as it is at the start of a sentence.
+        first = words[0] if words.startswith(str(file)) else words[0].upper()
+        raise CommandFailed(f"{first}{words[1:]}.", error.hint) from error
 
 
 @contextmanager
@@ -97,7 +97,8 @@ def _bar(doing: str) -> Generator[Callable[[str, int, int], None]]:
 
     from orchestrator.cli import render
 
-    with Progress(console=render.console(stderr=True), transient=True) as shown:
+    out = render.console(stderr=True)
+    with Progress(console=out, transient=True, disable=not out.is_terminal) as shown:
         task = shown.add_task(doing, total=None)
 
         def progress(table: str, done: int, total: int) -> None:

@@ -46,10 +46,14 @@ def logs(
     """Print a run's log lines, oldest first."""
     wanted: Wanted = {"attempt": attempt, "rank": rank, "search": grep, "regex": regex}
     with connect(data) as client:
-        after = 0
+        after, found = 0, False
         for page in _first_pages(client, run, wanted, tail):
+            found = found or bool(page.items)
             after = _print_page(page, as_json) or after
         if not follow:
+            if not found:
+                asked = any(value is not None for value in wanted.values())
+                typer.echo("No line fits." if asked else "There are no lines yet.", err=True)
             return
         try:
             for page in new_pages(client, run, wanted, after):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from contextvars import ContextVar
 from enum import IntEnum
@@ -82,4 +83,11 @@ def connect(data: Path | None) -> Client:
     """The client of the service that `--data` or the environment names."""
     from orchestrator.client import Client
 
+    url = os.environ.get("LONGHAUL_URL", "")
+    if url and not url.startswith(("http://", "https://")):
+        raise CommandFailed(
+            f"LONGHAUL_URL is no address: {url!r}.",
+            "Write it with its scheme, like http://127.0.0.1:8700",
+            Exit.USAGE,
+        )
     return Client.of(data, token_file.get())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from orchestrator.cli.options import AsJson, DataDir, RunName, connect
+from orchestrator.state import RunState
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,7 +29,7 @@ T = TypeVar("T")
 
 def runs(
     state: Annotated[
-        list[str] | None,
+        list[RunState] | None,
         typer.Option("--state", metavar="STATE", help="Only in this state; may be repeated."),
     ] = None,
     owner: Annotated[
@@ -46,7 +47,11 @@ def runs(
     from orchestrator.cli import render
 
     with connect(data) as client:
-        listed = tuple(client.all_runs(limit=limit, state=state, owner=owner, name=name))
+        listed = tuple(
+            client.all_runs(
+                limit=limit, state=[str(one) for one in state or ()] or None, owner=owner, name=name
+            )
+        )
     if as_json:
         render.print_json(RunPage(items=listed))
         return
@@ -75,10 +80,15 @@ def runs_table(listed: Sequence[RunSummary], width: int, now: datetime) -> Rende
         render.Column("ATTEMPTS", right=True, drop=6),
         render.Column("GOODPUT", right=True, drop=5),
         render.Column("SUBMITTED", right=True, drop=7),
+        render.Column("OWNER", drop=8),
         render.Column("WAITS FOR", fold=True, drop=1),
     )
-    if not any(map(_waits_for, listed)):
-        columns = columns[:-1]
+    left_out = [
+        place
+        for place, title in enumerate(column.title for column in columns)
+        if (title == "OWNER" and len({run.owner for run in listed}) < 2)
+        or (title == "WAITS FOR" and not any(map(_waits_for, listed)))
+    ]
     rows: list[tuple[str | Text, ...]] = [
         (
             run.name,
@@ -89,11 +99,14 @@ def runs_table(listed: Sequence[RunSummary], width: int, now: datetime) -> Rende
             str(run.attempts),
             "" if run.goodput is None else text.share(run.goodput),
             text.ago(run.created_at, now),
+            run.owner,
             _waits_for(run),
-        )[: len(columns)]
+        )
         for run in listed
     ]
-    return render.table(columns, rows, width)
+    return render.table(
+        _without(columns, left_out), [_without(row, left_out) for row in rows], width
+    )
 
 
 def _waits_for(run: RunSummary) -> str:
@@ -165,7 +178,8 @@ def _detail_rows(run: RunDetail, now: datetime) -> list[tuple[str, str]]:
     rows.append(("Hosts", ", ".join([hosts, *(f"{g.name} {g.state}" for g in run.groups[-1:])])))
     if run.revision > 1 or run.branch > 1:
         rows.append(("Revision", f"{run.revision}, branch {run.branch}"))
-    rows.append(("Submitted", f"{run.created_at.astimezone():%Y-%m-%d %H:%M:%S %z}"))
+    submitted = f"{run.created_at.astimezone():%Y-%m-%d %H:%M:%S %z} by {run.owner}"
+    rows.append(("Submitted", submitted))
     return rows + fact_rows(run.facts)
 
 
@@ -281,7 +295,10 @@ def goodput(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None
         return
     out = render.console()
     wall = text.seconds(ledger.wall_seconds)
-    out.print(f"Goodput {text.share(ledger.goodput)} of {wall} since the run was submitted")
+    out.print(
+        f"Goodput {text.share(ledger.goodput)}: the productive share of {wall} since the run was"
+        " submitted, without the time that it waited for hosts or was paused"
+    )
     render.put(out, goodput_table(ledger, out.width))
 
 

@@ -6,7 +6,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
@@ -34,7 +34,9 @@ def up(
     """Start the service; Ctrl-C stops it. Runs go on while it is down."""
     settings = read_settings(data_dir=data, host=host, port=port)
     from orchestrator.app import serve
+    from orchestrator.cli.database import refuse_unusable
 
+    refuse_unusable(settings)
     raise typer.Exit(serve(settings))
 
 
@@ -77,26 +79,29 @@ class Check:
 def doctor(as_json: AsJson = False, data: DataDir = None) -> None:
     """Check the settings, the folders, the disk and the service."""
     from orchestrator.cli import render
+    from orchestrator.cli.database import masked
 
     settings = read_settings(data_dir=data)
     local = [_folder(settings.data_dir), _disk(settings.storage_root), _trainer()]
     service = _service(data)
+    if settings.database_url is not None and not service.ok:
+        local.insert(1, _database(settings))  # a service that answers has one
     checks = [*local, service]
-    shown = {name: _shown(name, value) for name, value in settings.model_dump().items()}
-    derived = {"database": _masked(settings.database), "storage": str(settings.storage_root)}
+    values = {name: shown(name, value) for name, value in settings.model_dump().items()}
+    derived = {"database": masked(settings.database), "storage": str(settings.storage_root)}
     if as_json:
         render.print_data(
-            {"settings": shown, "derived": derived, "checks": [asdict(c) for c in checks]}
+            {"settings": values, "derived": derived, "checks": [asdict(c) for c in checks]}
         )
     else:
-        _print_checks(checks, shown, derived)
+        _print_checks(checks, values, derived)
     if not all(check.ok for check in local):
         raise typer.Exit(Exit.FAILED)
     if not service.ok:
         raise typer.Exit(Exit.UNREACHABLE)
 
 
-def _print_checks(checks: list[Check], shown: dict[str, str], derived: dict[str, str]) -> None:
+def _print_checks(checks: list[Check], values: dict[str, str], derived: dict[str, str]) -> None:
     from rich.text import Text
 
     from orchestrator.cli import render
@@ -113,24 +118,22 @@ def _print_checks(checks: list[Check], shown: dict[str, str], derived: dict[str,
     columns = (render.Column(""), render.Column("CHECK"), render.Column("FOUND", fold=True))
     render.put(out, render.table(columns, rows))
     out.print()
-    rows = [(f"LONGHAUL_{name.upper()}", value) for name, value in shown.items()]
+    rows = [(f"LONGHAUL_{name.upper()}", value) for name, value in values.items()]
     rows += [(f"{name} in use", value) for name, value in derived.items()]
     settings = (render.Column("SETTING"), render.Column("VALUE", fold=True))
     render.put(out, render.table(settings, rows))
 
 
-def _shown(name: str, value: object) -> str:
+def shown(name: str, value: object) -> str:
+    from orchestrator.cli.database import masked
+
     if value is None:
         return "not set"
-    return _masked(str(value)) if name == "database_url" else str(value)
-
-
-def _masked(url: str) -> str:
-    """A database address without its password."""
-    from urllib.parse import urlsplit
-
-    password = urlsplit(url).password
-    return url.replace(f":{password}@", ":…@") if password else url
+    if value in ((), {}):
+        return "none"
+    if isinstance(value, tuple):
+        return ", ".join(str(one) for one in cast("tuple[object, ...]", value))
+    return masked(str(value)) if name == "database_url" else str(value)
 
 
 def _existing(path: Path) -> Path:
@@ -147,6 +150,16 @@ def _folder(path: Path) -> Check:
         return Check("data folder", False, f"{path} cannot be written", hint)
     state = "" if path.exists() else ", made at the first start"
     return Check("data folder", True, f"{path}{state}")
+
+
+def _database(settings: Settings) -> Check:
+    from orchestrator.cli.database import masked, refuse_unusable
+
+    try:
+        refuse_unusable(settings)
+    except CommandFailed as failed:
+        return Check("database", False, failed.what, failed.hint)
+    return Check("database", True, masked(settings.database))
 
 
 def _disk(path: Path) -> Check:

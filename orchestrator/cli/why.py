@@ -62,7 +62,7 @@ def why_parts(run: RunDetail, incident: IncidentView | None) -> Iterator[Rendera
     else:
         yield Text(f"This run needs nobody. {_standing(run)}")
     if incident is None:
-        yield Text("It has not been stopped by anything so far.")
+        yield Text("Nothing has gone wrong so far.")
         return
     yield Text("")
     yield Text(text.clean(incident.headline), style="bold")
@@ -76,7 +76,7 @@ def _standing(run: RunDetail) -> str:
     step = f"step {run.progress.step:,} of {run.progress.steps:,}"
     # "is succeeded" is no English.
     stands = "has" if run.state in (RunState.SUCCEEDED, RunState.FAILED) else "is"
-    told = f": {text.clean(run.reason)}" if run.reason else ""
+    told = f": {text.clean(run.reason)}" if run.reason and run.reason != run.state else ""
     return f"It {stands} {run.state} at {step}{told}."
 
 

@@ -46,7 +46,7 @@ def pause(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:
     _print_wish(
         detail,
         as_json,
-        f"{detail.name} is asked to save and stop.",
+        f"{detail.name} {_paused(detail)}.",
         "Let it go on with: longhaul resume",
     )
 
@@ -131,7 +131,7 @@ def rollback(
     _print_wish(
         detail,
         as_json,
-        f"{detail.name} goes back to {to}, on branch {detail.branch}.",
+        f"{detail.name} goes back to {_told(to)}, on branch {detail.branch}.",
         "See what it can begin at: longhaul checkpoints",
     )
 
@@ -170,7 +170,7 @@ def fork(
     _print_wish(
         detail,
         as_json,
-        f"{detail.name} ({detail.id}) begins at {at} of {run}.",
+        f"{detail.name} ({detail.id}) begins at {_told(at)} of {run}.",
         "Follow it with: longhaul watch",
     )
 
@@ -201,6 +201,15 @@ def cancel(
 def place(given: str | None) -> int | str | None:
     """A step where it is a number, else a checkpoint's id."""
     return int(given) if given is not None and given.isdecimal() else given
+
+
+def _paused(run: RunDetail) -> str:
+    """A run at rest has nothing to save, and goes on only by a resume."""
+    return "stays paused" if run.state == "paused" else "is asked to save and stop"
+
+
+def _told(given: str) -> str:
+    return f"step {given}" if given.isdecimal() else given
 
 
 def request(model: type[A], fields: Mapping[str, object]) -> A:

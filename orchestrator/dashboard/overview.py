@@ -131,5 +131,8 @@ def _figures(
         tokens_per_second=sum(run.progress.tokens_per_second or 0.0 for run in training),
         goodput=sum(shares) / len(shares) if shares else None,
         stops=len(happenings),
-        recovered=sum(incident.closed_at is not None for _, incident in happenings),
+        recovered=sum(
+            incident.closed_by_attempt is not None and not incident.asked_person
+            for _, incident in happenings
+        ),
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from orchestrator.api.happenings import sentence
 from orchestrator.api.schemas import AttemptView, IncidentView, RunDetail, RunSummary
 from orchestrator.dashboard import looks, words
 from orchestrator.state import RunState, Verdict
@@ -118,10 +119,21 @@ def _stops(attempts: Sequence[AttemptView], incidents: Sequence[IncidentView]) -
     open_ones = sum(incident.closed_at is None for incident in incidents)
     if open_ones:
         return f"It {told}."
-    again = "each time it went on" if len(incidents) > 1 else "it went on"
+    again = _again(len(incidents), sum(incident.asked_person for incident in incidents))
     lost = words.duration(sum(incident.lost_seconds for incident in incidents))
     which = "The stop" if len(incidents) == 1 else f"The {len(incidents)} stops"
-    return f"It {told}; {again} by itself{_fidelity(attempts)}. {which} cost {lost}."
+    return f"It {told}; {again}{_fidelity(attempts)}. {which} cost {lost}."
+
+
+def _again(stops: int, asked: int) -> str:
+    """Who brought it back: itself, or the person whom it `asked`."""
+    if asked == 0:
+        return "each time it went on by itself" if stops > 1 else "it went on by itself"
+    if asked == stops:
+        return "each time it waited for a person" if stops > 1 else "it waited for a person"
+    return f"it went on by itself {words.times(stops - asked)} and waited for a person" + (
+        f" {words.times(asked)}"
+    )
 
 
 def _fidelity(attempts: Sequence[AttemptView]) -> str:
@@ -145,8 +157,7 @@ def _deed(incident: IncidentView) -> str:
 
 
 def _sentence(text: str | None) -> str:
-    text = (text or "").strip() or "no reason was recorded"
-    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
+    return sentence((text or "").strip() or "no reason was recorded")
 
 
 def at_risk(run: RunDetail) -> int | None:

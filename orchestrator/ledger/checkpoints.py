@@ -26,9 +26,3 @@ def planned_saves(job: JobSpec) -> SavePlan:
     """A save every `checkpoint.every_steps` steps, and one at the end if none falls there."""
     whole, rest = divmod(job.steps, job.checkpoint.every_steps)
     return SavePlan(whole + (1 if rest else 0), job.checkpoint_bytes)
-
-
-def next_save(job: JobSpec, step: int) -> int:
-    """The first step after `step` at which a checkpoint is saved; the last step at the latest."""
-    every = job.checkpoint.every_steps
-    return min((step // every + 1) * every, job.steps)

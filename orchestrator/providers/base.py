@@ -54,10 +54,11 @@ class GroupProbe:
 
 @dataclass(frozen=True)
 class Owned:
-    """A group that exists at the provider; `hosts` is None where it can not tell how many."""
+    """A group that exists at the provider, with so many `devices` a host; None: it can not tell."""
 
     name: str
     hosts: int | None = None
+    devices: int | None = None
 
 
 class Provider(Protocol):

@@ -146,7 +146,7 @@ class LocalProvider:
             shutil.rmtree(folder)
 
     def owned(self) -> Sequence[Owned]:
-        return tuple(Owned(name, self._count(name)) for name in self._names())
+        return tuple(self._owned(name) for name in self._names())
 
     def _names(self) -> list[str]:
         if not self._root.is_dir():
@@ -154,12 +154,12 @@ class LocalProvider:
         folders = (path for path in self._root.iterdir() if path.is_dir())
         return sorted(path.name for path in folders if GROUP_NAME.fullmatch(path.name))
 
-    def _count(self, group: str) -> int | None:
+    def _owned(self, group: str) -> Owned:
         try:
             made = self._made(group)
         except (OSError, ValueError):  # a folder that nobody made this way
-            return None
-        return None if made is None else _hosts(made)
+            made = None
+        return Owned(group) if made is None else Owned(group, _hosts(made), _devices(made))
 
     def announce(self, control_url: str) -> None:
         if isinstance(self._control_url, str):
@@ -252,9 +252,16 @@ class LocalProvider:
 
 
 def _hosts(made: dict[str, object]) -> int:
-    hosts = made["hosts"]
-    assert isinstance(hosts, int)
-    return hosts
+    return _number(made["hosts"])
+
+
+def _devices(made: dict[str, object]) -> int:
+    return _number(made["devices"])
+
+
+def _number(value: object) -> int:
+    assert isinstance(value, int)
+    return value
 
 
 def _spawn_here(argv: tuple[str, ...], home: Path, reading: int) -> int:

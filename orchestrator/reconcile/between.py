@@ -12,7 +12,7 @@ from orchestrator.reconcile.budgets import COUNTED, backoff, spent
 from orchestrator.reconcile.evidence import Finding
 from orchestrator.reconcile.following import ask, exhausted_words, lose_idle_group
 from orchestrator.reconcile.plan import Change, MakeAttempt, MoveRun, Plan
-from orchestrator.reconcile.resting import cancelled, over_limit
+from orchestrator.reconcile.resting import cancelled, no_beginning, over_limit
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.reconcile.stopping import wish_words
 from orchestrator.reconcile.versions import outdated
@@ -28,7 +28,7 @@ def between_attempts(snap: Snapshot) -> Plan:
         return _stopped(snap)
     if run.desired is not Desired.RUN:
         return Plan((MoveRun(RunCause.STOP_ASKED, wish_words(run.desired)),))
-    gives_up = over_limit(snap) or _exhausted(snap)
+    gives_up = over_limit(snap) or _exhausted(snap) or no_beginning(snap)
     if gives_up:
         return Plan(gives_up)
     if group is None or group.state is GroupState.GONE:

@@ -28,6 +28,8 @@ from worker.protocol import ExitCode, KilledFor, Notice
 
 LATE_NOTICE = timedelta(seconds=30)
 MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError", "out of memory")
+# What a process does to itself. A host that goes down ends it by SIGTERM and SIGKILL.
+OWN_SIGNALS = frozenset({signal.SIGSEGV, signal.SIGFPE, signal.SIGILL})
 LOOKED_AT = "looked at: exit code, signal, log lines, the host's notices and its provider"
 
 NOTICE_VERDICTS: Mapping[str, Verdict] = {
@@ -163,6 +165,8 @@ def _told_to_go(facts: Facts) -> Finding | None:
 
 
 def _by_itself(trainer: Trainer) -> bool:
+    if trainer.signal in OWN_SIGNALS:
+        return True
     return trainer.exit_code not in (None, ExitCode.DRAINED, ExitCode.PEER_LOST)
 
 

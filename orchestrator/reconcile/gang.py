@@ -6,7 +6,7 @@ Pure. Its end is another module's matter (`ends`).
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from orchestrator.reconcile import silence, stopping
 from orchestrator.reconcile.ends import gang_ended
@@ -20,10 +20,11 @@ from orchestrator.reconcile.plan import (
     Plan,
 )
 from orchestrator.reconcile.snapshot import Snapshot
-from orchestrator.records import Attempt, Host
+from orchestrator.records import Attempt, Host, Trainer
 from orchestrator.state import AttemptCause, AttemptState, Desired, RunCause, RunState
 
 GROUP_GONE = "the provider has no trace of its host group"
+RUNS_NOTHING = timedelta(minutes=2)  # an agent's report may be held back for one
 
 
 def watch(snap: Snapshot, attempt: Attempt) -> Plan:
@@ -61,7 +62,8 @@ def burials(snap: Snapshot, attempt: Attempt) -> tuple[Change, ...]:
             continue
         host = hosts.get(trainer.rank)
         lost = GROUP_GONE if group_gone else None
-        if lost is None and (dead := why_dead(host, attempt)) is not None:
+        dead = why_dead(host, attempt) or runs_nothing(snap, host, trainer, attempt)
+        if lost is None and dead is not None:
             found.append(BuryTrainer(attempt.number, trainer.rank, dead))
             continue
         if lost is None and host is not None:
@@ -84,6 +86,24 @@ def why_dead(host: Host | None, attempt: Attempt) -> str | None:
     if replaced and host.running_attempt != attempt.number:
         return "its agent was replaced by a new one, which found no trainer alive"
     return None
+
+
+def runs_nothing(
+    snap: Snapshot, host: Host | None, trainer: Trainer, attempt: Attempt
+) -> str | None:
+    """How it is known that a trainer is dead, or never began, whose agent is well and silent of it.
+
+    What was told is lost where the database went back in time (a backup, a standby that lagged).
+    """
+    if host is None or host.last_seen_at is None or host.registered_at is None:
+        return None
+    if host.running_attempt == attempt.number or host.trainer_alive:
+        return None
+    told = (host.registered_at, attempt.created_at, trainer.phase_at, trainer.last_step_at)
+    since = max(snap.hearing_since, *(at for at in told if at is not None))
+    if host.last_seen_at - since <= RUNS_NOTHING:
+        return None
+    return f"its agent runs nothing of attempt {attempt.number}, and told of no end"
 
 
 def _attempt_moves(attempt: Attempt) -> tuple[Change, ...]:

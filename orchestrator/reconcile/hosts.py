@@ -29,6 +29,7 @@ from orchestrator.state import RETRY_CLASS, GroupCause, GroupState, RetryClass, 
 
 PROVIDER_RETRY = timedelta(seconds=1)
 AGENT_START = timedelta(seconds=15)
+WAITED = "Asked the provider for hosts, and waited."
 
 
 # ---- asking and giving back --------------------------------------------------------------------
@@ -63,11 +64,9 @@ def _next_ask(snap: Snapshot) -> datetime:
 
 
 def _no_place(snap: Snapshot, why: str) -> tuple[Change, ...]:
-    """The limits have shrunk since the run was submitted: only a person can help."""
-    seen = (Evidence(snap.now, "the queue", why),)
-    finding = Finding(Verdict.PROVISION_FAILED, f"it can never have its hosts: {why}", seen)
-    number = snap.attempt.number if snap.attempt else 0
-    return ask(snap, number, finding, "Asked for no hosts.")
+    """The limits have shrunk since the run was submitted."""
+    never = "it can never have its hosts"
+    return _no_hosts(snap, never, "the queue", why, "Asked for no hosts.")
 
 
 def fits(snap: Snapshot, group: HostGroup) -> bool:
@@ -114,14 +113,29 @@ def creating(snap: Snapshot, group: HostGroup) -> Plan:
         return Plan(lose_idle_group(snap, group, lost))
     if group.up:
         return Plan((MoveGroup(group.name, GroupCause.HOSTS_UP),))
+    # A control plane that was away could not see them come up.
+    asked = max(group.created_at, snap.hearing_since)
+    if snap.now - asked > snap.provision_within:
+        return _not_given(snap, group, f"not all were up within {snap.provision_within}", WAITED)
     return Plan(look_again_at=snap.now + PROVIDER_RETRY)
 
 
 def refused(snap: Snapshot, group: HostGroup, words: str) -> Plan:
-    seen = (Evidence(snap.now, f"provider {group.provider}", words),)
-    finding = Finding(Verdict.PROVISION_FAILED, f"no hosts given: {words}", seen)
+    return _not_given(snap, group, words, "Asked the provider for hosts; it refused.")
+
+
+def _not_given(snap: Snapshot, group: HostGroup, words: str, done: str) -> Plan:
+    return Plan(_no_hosts(snap, "no hosts given", f"provider {group.provider}", words, done))
+
+
+def _no_hosts(
+    snap: Snapshot, summary: str, source: str, words: str, done: str
+) -> tuple[Change, ...]:
+    """Only a person can help."""
+    seen = (Evidence(snap.now, source, words),)
+    finding = Finding(Verdict.PROVISION_FAILED, f"{summary}: {words}", seen)
     number = snap.attempt.number if snap.attempt else 0
-    return Plan(ask(snap, number, finding, "Asked the provider for hosts; it refused."))
+    return ask(snap, number, finding, done)
 
 
 def lost_while_idle(snap: Snapshot, group: HostGroup) -> Finding | None:

@@ -18,24 +18,25 @@ SLACK_HOURS = 1e-9
 def over(snap: Snapshot) -> Finding | None:
     """Which limit is reached, None while none is."""
     policy = snap.job.policy
-    count = len(snap.groups)
+    held = len(snap.groups)
+    groups = "1 host group" if held == 1 else f"{held} host groups"
     if policy.max_hours is not None and snap.hours_held >= policy.max_hours - SLACK_HOURS:
         words = (
             f"policy.max_hours is {policy.max_hours:g}: the run has held hosts for"
-            f" {snap.hours_held:.2f} hours in {count} host groups"
+            f" {snap.hours_held:.2f} hours in {groups}"
         )
         return _finding(snap, words)
     if policy.max_cost is not None and snap.cost >= policy.max_cost - SLACK_HOURS:
         words = (
             f"policy.max_cost is {policy.max_cost:g}: {snap.hours_held:.2f} hours of hosts in"
-            f" {count} host groups have cost {snap.cost:.2f}"
+            f" {groups} have cost {snap.cost:.2f}"
         )
         return _finding(snap, words)
     return None
 
 
 def _finding(snap: Snapshot, words: str) -> Finding:
-    seen = (Evidence(snap.now, "host groups' rows", words),)
+    seen = (Evidence(snap.now, "host groups", words),)
     return Finding(Verdict.OVER_LIMIT, words, seen)
 
 

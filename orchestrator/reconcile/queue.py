@@ -31,7 +31,7 @@ def owner_scope(owner: str) -> str:
 class Waiting:
     """A run that wants hosts. `holds` are the claims that it has already, by scope.
 
-    That is nothing for a queued run; one that goes on with more hosts keeps what it had.
+    That is nothing for a queued run; one that goes on with the hosts it had keeps them.
     """
 
     run_id: str

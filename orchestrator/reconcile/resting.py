@@ -8,13 +8,14 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from orchestrator.reconcile import limits
+from orchestrator.reconcile.evidence import Finding
 from orchestrator.reconcile.following import ask, close_incident
 from orchestrator.reconcile.hosts import ask_for_hosts, fits, lost_while_idle, release
 from orchestrator.reconcile.plan import Change, MoveRun, Plan
 from orchestrator.reconcile.revising import goes_on
 from orchestrator.reconcile.snapshot import Snapshot
-from orchestrator.records import HostGroup
-from orchestrator.state import Desired, GroupState, RunCause, RunState
+from orchestrator.records import Evidence, HostGroup
+from orchestrator.state import Desired, GroupState, RunCause, RunState, Verdict
 
 
 def over(snap: Snapshot) -> Plan:
@@ -80,7 +81,10 @@ def queued(snap: Snapshot) -> Plan:
             pass
     limit = limits.over(snap)
     if limit is not None:
-        return Plan(ask(snap, _last(snap), limit, "Started nothing.", RAISE))
+        return Plan(ask(snap, _last(snap), limit, "Started nothing."))
+    adrift = no_beginning(snap)
+    if adrift:
+        return Plan(adrift)
     group = snap.group
     if group is not None and group.state is not GroupState.GONE:
         if _keeps_well(snap, group):
@@ -94,10 +98,23 @@ def over_limit(snap: Snapshot) -> tuple[Change, ...]:
     limit = limits.over(snap)
     if limit is None:
         return ()
-    return ask(snap, _last(snap), limit, "Saved and stopped.", RAISE)
+    return ask(snap, _last(snap), limit, "Saved and stopped.")
 
 
-RAISE = "Raise the limit in a new revision to go on."
+def no_beginning(snap: Snapshot) -> tuple[Change, ...]:
+    """A fork begins at another run's checkpoint: without a usable one it has no beginning at all.
+
+    To start it from nothing would train another run under its name.
+    """
+    if snap.run.forked_run is None or snap.newest is not None:
+        return ()
+    words = (
+        "no checkpoint of this fork can be used any more, and it has no first step of its own;"
+        " fork its source again, at another checkpoint"
+    )
+    seen = (Evidence(snap.now, "checkpoint ledger", words),)
+    finding = Finding(Verdict.STORAGE_FAILED, words, seen)
+    return ask(snap, _last(snap), finding, "Started nothing.")
 
 
 def _last(snap: Snapshot) -> int:

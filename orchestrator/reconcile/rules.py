@@ -16,9 +16,7 @@ from orchestrator.reconcile.plan import NoteTaken, Plan
 from orchestrator.reconcile.resting import over, queued, resting
 from orchestrator.reconcile.revising import revisions
 from orchestrator.reconcile.snapshot import Snapshot
-from orchestrator.state import GroupState, RunState
-
-LIVE_GROUPS = frozenset({GroupState.REQUESTED, GroupState.CREATING, GroupState.READY})
+from orchestrator.state import RunState
 
 
 def reconcile(snap: Snapshot) -> Plan:

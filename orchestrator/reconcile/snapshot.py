@@ -51,7 +51,8 @@ class Snapshot:
     they are not in `group`; `checkpoints` the usable ones of the run's branch, newest first;
     `incident` the open one. `listening_since` is when this control plane began to take reports,
     `awake_since` since when it has run without a gap, `host_lost_after` how long a host may be
-    silent before its probes decide, `provider_hold` how long the provider's hosts outlive a pause.
+    silent before its probes decide, `provider_hold` how long the provider's hosts outlive a pause,
+    `provision_within` how long it may take to bring them up.
     `hours_held` and `cost` are what the run has used of hosts over its whole life,
     `price_per_hour` what a new group would cost. `admission` says whether it is the run's turn to
     ask for hosts.
@@ -78,6 +79,7 @@ class Snapshot:
     groups: tuple[HostGroup, ...] = ()
     past_hosts: tuple[Host, ...] = ()
     data_plan: DataPlan | None = None
+    provision_within: timedelta = timedelta(hours=1)
 
     @property
     def attempt(self) -> Attempt | None:

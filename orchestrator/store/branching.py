@@ -10,14 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, update
+from sqlalchemy import Connection, select, update
 
 from orchestrator.data_plan import plan_from
-from orchestrator.store import audit, reads, rows
+from orchestrator.state import USABLE_CHECKPOINTS
+from orchestrator.store import audit, reads
 from orchestrator.store.audit import Actor
-from orchestrator.store.tables import branches, checkpoints, runs
+from orchestrator.store.conditions import USABLE
+from orchestrator.store.revising import add_branch
+from orchestrator.store.rows import AnyRow
+from orchestrator.store.tables import checkpoints, runs
 from orchestrator.store.timeline import tell
 from orchestrator.store.wishes import (
     NotAccepted,
@@ -25,12 +28,13 @@ from orchestrator.store.wishes import (
     Wished,
     decided,
     locked,
+    no_such_checkpoint,
     renewed,
+    storable,
 )
 from orchestrator.wish_table import Wish
 from worker.protocol import DataPlan, Skip
 
-AnyRow = Row[*tuple[Any, ...]]
 NEAREST = 4
 
 
@@ -80,25 +84,12 @@ def open_branch(
     _refuse_the_end(connection, run, start)
     why = asked.reason or "asked for by a person"
     plan = _plan(connection, run, start, asked.skip_batches, why)
-    newest = connection.scalar(select(func.max(branches.c.number)).where(_of(run)))
-    number = (newest or 0) + 1
-    connection.execute(
-        insert(branches).values(
-            run_id=run.id,
-            number=number,
-            parent=start.branch,
-            from_checkpoint=start.checkpoint.id if start.checkpoint is not None else None,
-            from_step=start.step,
-            data_plan=plan.model_dump_json(),
-            reason=why,
-            created_at=now,
-        )
-    )
-    connection.execute(update(runs).where(runs.c.id == run.id).values(branch=number))
+    origin = start.checkpoint.id if start.checkpoint is not None else None
+    number = add_branch(connection, run.id, now, start.branch, origin, start.step, plan, reason=why)
     before = {"branch": run.branch}
     after: dict[str, object] = {
         "branch": number,
-        "from_checkpoint": start.checkpoint.id if start.checkpoint is not None else None,
+        "from_checkpoint": origin,
         "from_step": start.step,
         "skip_batches": asked.skip_batches,
         "reason": asked.reason,
@@ -110,7 +101,7 @@ def open_branch(
         now,
         branch=number,
         left=run.branch,
-        from_checkpoint=after["from_checkpoint"],
+        from_checkpoint=origin,
         from_step=start.step,
         skips=_words(plan.skips),
         reason=why,
@@ -152,16 +143,12 @@ def _at_step(connection: Connection, run: AnyRow, step: int) -> Start:
 def _by_id(connection: Connection, run: AnyRow, checkpoint: str) -> Start:
     c = checkpoints.c
     row = None
-    if checkpoint.isascii() and checkpoint.isprintable():
+    if storable(checkpoint):
         query = select(checkpoints).where(c.run_id == run.id, c.id == checkpoint)
         row = connection.execute(query.with_for_update(read=True)).first()
     if row is None:
-        raise NotAccepted(
-            "no-such-checkpoint",
-            "The run has no checkpoint with this id.",
-            f"They are listed by: longhaul checkpoints {run.name}",
-        )
-    if row.state not in reads.USABLE:
+        raise no_such_checkpoint(run, "The run has no checkpoint with this id.")
+    if row.state not in USABLE_CHECKPOINTS:
         why = f": {row.reason}" if row.reason else ""
         raise NotAccepted(
             "checkpoint-not-usable",
@@ -179,7 +166,7 @@ def usable(connection: Connection, run: AnyRow) -> Sequence[AnyRow]:
     c = checkpoints.c
     query = (
         select(checkpoints)
-        .where(c.run_id == run.id, c.state.in_(reads.USABLE))
+        .where(c.run_id == run.id, USABLE)
         .order_by(c.step.desc(), c.branch.desc(), c.attempt.desc())
     )
     return connection.execute(query.with_for_update(read=True)).all()
@@ -198,10 +185,8 @@ def _start(checkpoint: AnyRow) -> Start:
 
 def _beginning(connection: Connection, run: AnyRow) -> Start:
     if run.forked_run is not None:
-        raise NotAccepted(
-            "no-such-checkpoint",
-            "The run is a fork: it begins at its first checkpoint, not at step 0.",
-            f"They are listed by: longhaul checkpoints {run.name}",
+        raise no_such_checkpoint(
+            run, "The run is a fork: it begins at its first checkpoint, not at step 0."
         )
     return Start(branch=1, step=0)
 
@@ -226,20 +211,10 @@ def _refuse_the_end(connection: Connection, run: AnyRow, start: Start) -> None:
         )
 
 
-def plan_of(connection: Connection, run_id: str, branch: int) -> DataPlan:
-    b = branches.c
-    query = select(b.data_plan).where(b.run_id == run_id, b.number == branch)
-    return rows.data_plan(connection.execute(query).scalar_one())
-
-
 def _plan(connection: Connection, run: AnyRow, start: Start, batches: int, why: str) -> DataPlan:
-    origin = plan_of(connection, run.id, start.branch)
-    current = plan_of(connection, run.id, run.branch)
+    origin = reads.data_plan(connection, run.id, start.branch)
+    current = reads.data_plan(connection, run.id, run.branch)
     return plan_from(origin, current, start.step, batches, why)
-
-
-def _of(run: AnyRow):
-    return branches.c.run_id == run.id
 
 
 def _words(skips: Sequence[Skip]) -> list[str]:

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, select, update
+from sqlalchemy import Connection, select, update
 
 from orchestrator.records import Attempt
 from orchestrator.state import CheckpointState
 from orchestrator.store import audit, reads
 from orchestrator.store.audit import Actor
 from orchestrator.store.commands import SAVES_ON_REQUEST
+from orchestrator.store.rows import AnyRow
 from orchestrator.store.tables import checkpoints, hosts, runs
 from orchestrator.store.timeline import tell
-from orchestrator.store.wishes import NotAccepted, Unchanged, Wished, decided, locked
+from orchestrator.store.wishes import (
+    NotAccepted,
+    Unchanged,
+    Wished,
+    decided,
+    locked,
+    no_such_checkpoint,
+    storable,
+)
 from orchestrator.wish_table import Wish
-
-AnyRow = Row[*tuple[Any, ...]]
 
 
 def save_now(
@@ -75,15 +81,11 @@ def quarantine(
     decided(run, Wish.QUARANTINE)
     c = checkpoints.c
     here = (c.run_id == run.id, c.id == asked.checkpoint)
-    printable = asked.checkpoint.isascii() and asked.checkpoint.isprintable()
-    row = connection.execute(select(checkpoints).where(*here)).first() if printable else None
+    known = storable(asked.checkpoint)
+    row = connection.execute(select(checkpoints).where(*here)).first() if known else None
     match None if row is None else CheckpointState(row.state):
         case None | CheckpointState.DELETED:
-            raise NotAccepted(
-                "no-such-checkpoint",
-                "The run has no checkpoint with this id.",
-                f"They are listed by: longhaul checkpoints {run.name}",
-            )
+            raise no_such_checkpoint(run, "The run has no checkpoint with this id.")
         case CheckpointState.QUARANTINED:
             return Wished(run.id, changed=False)
         case CheckpointState.WRITTEN | CheckpointState.ACCEPTED | CheckpointState.VERIFIED:

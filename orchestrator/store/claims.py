@@ -2,7 +2,8 @@
 
 Owns the table `claims`, whose key (scope, slot) is the truth about the limits: of two commits that
 race for the last slot one fails. Claims are taken with a run's host group, kept while the run goes
-on, and dropped in the transaction in which it rests and its hosts are gone.
+on with such hosts, and dropped in the transaction in which it rests, or wants others, and its hosts
+are gone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from sqlalchemy.exc import IntegrityError
 
 from orchestrator.reconcile.queue import Holder, owner_scope, provider_scope
 from orchestrator.reconcile.snapshot import Limits
-from orchestrator.state import TERMINAL_RUNS, Desired, GroupState, RunState
+from orchestrator.state import TERMINAL_RUNS, Desired, RunState
+from orchestrator.store.conditions import HELD
 from orchestrator.store.tables import claims, host_groups, runs
 
 AT_REST = frozenset({*TERMINAL_RUNS, RunState.PAUSED, RunState.QUEUED})
@@ -71,15 +73,24 @@ def _give_back(connection: Connection, scope: str, slots: Collection[int]) -> No
 def drop_at_rest(connection: Connection, run_id: str) -> None:
     """Gives everything back if the run rests or waits, and no group of it is left."""
     state = connection.scalar(select(runs.c.state).where(runs.c.id == run_id))
-    if state not in AT_REST:
-        return
-    held = connection.scalar(
-        select(func.count())
-        .select_from(host_groups)
-        .where(host_groups.c.run_id == run_id, host_groups.c.state != GroupState.GONE)
-    )
-    if not held:
+    if state in AT_REST and not _has_hosts(connection, run_id):
         connection.execute(delete(claims).where(claims.c.run_id == run_id))
+
+
+def drop_unfit(connection: Connection, run_id: str, provider: str, hosts: int) -> None:
+    """Gives everything back if the run has no group left, and wants more than it has claims for.
+
+    Whoever waits with claims that do not suffice may wait for somebody who waits for them.
+    """
+    mine = claims.c.run_id == run_id
+    fit = select(func.count()).where(mine, claims.c.scope == provider_scope(provider))
+    if (connection.scalar(fit) or 0) < hosts and not _has_hosts(connection, run_id):
+        connection.execute(delete(claims).where(mine))
+
+
+def _has_hosts(connection: Connection, run_id: str) -> bool:
+    query = select(host_groups.c.name).where(host_groups.c.run_id == run_id, HELD).limit(1)
+    return connection.scalar(query) is not None
 
 
 # ---- reads -------------------------------------------------------------------------------------

@@ -32,9 +32,7 @@ def allow(
     Raises `lease.Fenced` unless `token` leads and its lease lasts, `NotWanted` when the group is in
     another state than the call is meant for.
     """
-    left = lease.remaining(connection, token)
-    if left <= timedelta():
-        raise lease.Fenced(f"the lease of token {token} has run out and is not renewed yet")
+    left = lease.lasting(connection, token)
     state = connection.scalar(
         select(host_groups.c.state).where(host_groups.c.name == group).with_for_update(read=True)
     )

@@ -13,6 +13,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 BUSY_TIMEOUT_MS = 10_000
 
 
+class TransactionLost(Exception):
+    """The database ended the transaction by itself, as a rule because its disk is full."""
+
+
 def open_engine(url: str, stalled_after: float | None = None) -> Engine:
     """An engine for `sqlite:///…` or `postgresql+psycopg://…`.
 
@@ -30,6 +34,8 @@ def open_engine(url: str, stalled_after: float | None = None) -> Engine:
     engine = create_engine(url, connect_args={"check_same_thread": False})
     event.listen(engine, "connect", _on_connect)
     event.listen(engine, "begin", _on_begin)
+    event.listen(engine, "savepoint", _on_savepoint)
+    event.listen(engine, "commit", _refuse_lost)
     return engine
 
 
@@ -58,6 +64,21 @@ def _on_connect(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> Non
 def _on_begin(connection: Connection) -> None:
     read_only = connection.get_execution_options().get("read_only", False)
     connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+
+
+def _on_savepoint(connection: Connection, _name: str | None) -> None:
+    _refuse_lost(connection)
+
+
+def _refuse_lost(connection: Connection) -> None:
+    """SQLite takes a whole transaction back by itself where a statement finds the disk full.
+
+    Without this look the driver would commit nothing and say that all is well, and a savepoint
+    would begin a transaction of its own.
+    """
+    raw = connection.connection.dbapi_connection
+    if isinstance(raw, sqlite3.Connection) and not raw.in_transaction:
+        raise TransactionLost("the database took the transaction back; nothing of it is stored")
 
 
 def reading(engine: Engine) -> Engine:

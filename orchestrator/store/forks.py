@@ -12,16 +12,17 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select
+from sqlalchemy import Connection, insert, select
 
 from orchestrator import revisions
 from orchestrator.data_plan import plan_from
+from orchestrator.records import INHERITED
 from orchestrator.store import audit, reads
 from orchestrator.store.audit import Actor
-from orchestrator.store.branching import plan_of, start_at
+from orchestrator.store.branching import start_at
 from orchestrator.store.resuming import Revised, refuse_revised_since
+from orchestrator.store.rows import AnyRow
 from orchestrator.store.tables import branches, checkpoints
 from orchestrator.store.timeline import tell
 from orchestrator.store.wishes import (
@@ -36,9 +37,6 @@ from orchestrator.store.wishes import (
 )
 from orchestrator.wish_table import Wish
 from worker.protocol import DataPlan
-
-AnyRow = Row[*tuple[Any, ...]]
-INHERITED = 0  # the attempt of an inherited checkpoint: a run's own are counted from 1
 
 
 @dataclass(frozen=True)
@@ -154,8 +152,8 @@ def _first_branch(
     if own_data:
         plan = DataPlan(seed=job.seed)
     else:
-        origin = plan_of(connection, run.id, checkpoint.branch)
-        current = plan_of(connection, run.id, run.branch)
+        origin = reads.data_plan(connection, run.id, checkpoint.branch)
+        current = reads.data_plan(connection, run.id, run.branch)
         plan = plan_from(origin, current, checkpoint.step, 0, "")
     connection.execute(
         insert(branches).values(

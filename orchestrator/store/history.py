@@ -11,12 +11,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, func, or_, select
+from sqlalchemy import Connection, Row, and_, case, func, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from orchestrator.ledger.history import Launch, Origin, Segment, canonical, within
 from orchestrator.store.summaries import columns_of
-from orchestrator.store.tables import attempts, branches, evals, metric_points
+from orchestrator.store.tables import attempts, branches, evals, metric_points, trainers
 
 SEGMENTS_A_QUERY = 100
 Point = Row[*tuple[Any, ...]]
@@ -24,17 +24,20 @@ Point = Row[*tuple[Any, ...]]
 
 @dataclass(frozen=True)
 class Replay:
-    """Steps of one attempt that an earlier one had told, compared exactly.
+    """Steps of one attempt that an earlier one had told.
 
-    `steps` counts those told by both so far; `identical` is None while there are none.
+    `steps` counts them; `compared` those of them that must be the same to the last bit, because
+    both attempts trained the same branch under an equal numerics key. `identical` is None while
+    there are none to compare.
     """
 
     steps: int = 0
+    compared: int = 0
     first_difference: int | None = None
 
     @property
     def identical(self) -> bool | None:
-        return self.first_difference is None if self.steps else None
+        return self.first_difference is None if self.compared else None
 
 
 @dataclass(frozen=True)
@@ -168,44 +171,61 @@ def replays(connection: Connection, run_id: str) -> dict[int, Replay]:
     """For each attempt, how the steps that it trained again compare with their last telling before.
 
     Loss, gradient norm and batch hash must be the same exactly; NaN (kept as NULL) equals NaN.
+    Another branch has other batches, and another numerics key other last bits.
     """
-    highest = told(connection, run_id)
+    highest, keys = told(connection, run_id), _numerics_keys(connection, run_id)
     found: dict[int, Replay] = {}
-    before = 0
-    earlier: list[int] = []
+    earlier: list[tuple[Segment, tuple[int, str | None]]] = []
     for launch in launches(connection, run_id):
         reached = highest.get(launch.number)
         if reached is None:
             found[launch.number] = Replay()
             continue
-        bounds = Segment(launch.number, launch.resumed_from, min(before, reached))
-        found[launch.number] = _compare(connection, run_id, bounds, earlier)
-        before = max(before, reached)
-        earlier.append(launch.number)
+        mine = Segment(launch.number, launch.resumed_from, reached)
+        like = (launch.branch, keys.get(launch.number))
+        again = [(one, kind) for one, kind in earlier if one.cut(mine.after, mine.through)]
+        alike = [one.attempt for one, kind in again if kind == like]
+        steps, _ = _compare(connection, run_id, mine, [one.attempt for one, _ in again])
+        compared, first = _compare(connection, run_id, mine, alike)
+        found[launch.number] = Replay(steps, compared, first)
+        earlier.append((mine, like))
     return found
 
 
+def _numerics_keys(connection: Connection, run_id: str) -> dict[int, str | None]:
+    """What the last bits of each attempt's losses depend on, as its first trainer told."""
+    t = trainers.c
+    query = select(t.attempt, t.numerics_key).where(t.run_id == run_id, t.rank == 0)
+    return {row.attempt: row.numerics_key for row in connection.execute(query)}
+
+
 def _compare(
-    connection: Connection, run_id: str, bounds: Segment, earlier: Sequence[int]
-) -> Replay:
-    if bounds.through is None or bounds.through <= bounds.after:
-        return Replay()
-    now = _tellings(connection, run_id, bounds)
-    before: dict[int, tuple[object, ...]] = {}
-    for attempt in reversed(earlier):
-        if len(before) >= bounds.through - bounds.after:
-            break
-        part = Segment(attempt, bounds.after, bounds.through)
-        before = _tellings(connection, run_id, part) | before
-    both = sorted(now.keys() & before.keys())
-    differing = (step for step in both if now[step] != before[step])
-    return Replay(len(both), next(differing, None))
+    connection: Connection, run_id: str, mine: Segment, again: Sequence[int]
+) -> tuple[int, int | None]:
+    """How many steps of `mine` one of the attempts `again` had told, and the first that differs.
 
-
-def _tellings(connection: Connection, run_id: str, part: Segment) -> dict[int, tuple[object, ...]]:
-    m = metric_points.c
-    query = select(m.step, m.loss, m.grad_norm, m.batch_hash).where(_inside(run_id, part))
-    return {row[0]: tuple(row[1:]) for row in connection.execute(query)}
+    Of several tellings of a step the last one counts.
+    """
+    if not again:
+        return 0, None
+    now, before, any_before = (metric_points.alias(name) for name in ("now", "before", "any"))
+    same_step = and_(any_before.c.run_id == run_id, any_before.c.step == now.c.step)
+    last = select(func.max(any_before.c.attempt)).where(same_step, any_before.c.attempt.in_(again))
+    values = ("loss", "grad_norm", "batch_hash")
+    differs = or_(*(now.c[name].is_distinct_from(before.c[name]) for name in values))
+    earlier = and_(
+        before.c.run_id == run_id,
+        before.c.step == now.c.step,
+        before.c.attempt == last.correlate(now).scalar_subquery(),
+    )
+    query = (
+        select(func.count(), func.min(case((differs, now.c.step))))
+        .select_from(now)
+        .join(before, earlier)
+        .where(now.c.run_id == run_id, _range(now.c.attempt, now.c.step, mine))
+    )
+    count, first = connection.execute(query).one()
+    return count, first
 
 
 def _inside(run_id: str, part: Segment) -> ColumnElement[bool]:

@@ -6,13 +6,13 @@ their own attempt and change no state. Decides nothing, and proves nobody: that 
 
 from __future__ import annotations
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
+from math import isfinite
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, Executable, bindparam, select, update
 
 from orchestrator.records import Attempt
 from orchestrator.state import AttemptState
@@ -34,6 +34,7 @@ from worker.protocol import (
     Envelope,
     Evaluated,
     HostNotice,
+    KnownEvent,
     LogLines,
     LossSpiked,
     PhaseEntered,
@@ -125,12 +126,22 @@ class Gathered:
             key = {"run_id": run_id, "attempt": attempt, "rank": rank}
             alike[tuple(sorted(values))].append(key | values)
         for columns, found in alike.items():
-            statement = upsert(connection, trainers)
-            statement = statement.on_conflict_do_update(
-                index_elements=["run_id", "attempt", "rank"],
-                set_={column: statement.excluded[column] for column in columns},
-            )
-            connection.execute(statement, found)
+            connection.execute(_upsert_trainers(connection, columns), found)
+
+
+_UPSERTS: dict[tuple[str, ...], Executable] = {}
+
+
+def _upsert_trainers(connection: Connection, columns: tuple[str, ...]) -> Executable:
+    """Made once for each of the few sets of columns: to make one costs more than to run it."""
+    key = (connection.dialect.name, *columns)
+    if key not in _UPSERTS:
+        statement = upsert(connection, trainers)
+        _UPSERTS[key] = statement.on_conflict_do_update(
+            index_elements=["run_id", "attempt", "rank"],
+            set_={column: statement.excluded[column] for column in columns},
+        )
+    return _UPSERTS[key]
 
 
 class Intake:
@@ -153,7 +164,11 @@ class Intake:
         self.exits = False
         self._into = gathered
         self._caller = caller
-        self._known = known
+        self._attempts = {
+            number: attempt
+            for (run_id, number), attempt in known.items()
+            if run_id == caller.run_id and attempt.group == caller.group
+        }
         self._now = now
 
     def take_after(self, acked: int, envelopes: Iterable[Envelope]) -> int:
@@ -166,19 +181,16 @@ class Intake:
         return self.acked
 
     def take(self, envelope: Envelope) -> None:
-        attempt = self._known.get((self._caller.run_id, envelope.attempt))
-        if attempt is None or attempt.group != self._caller.group or not _storable(envelope):
-            self.dropped += 1
-            return
-        if envelope.rank != self._caller.host:
+        attempt = self._attempts.get(envelope.attempt)
+        if attempt is None or envelope.rank != self._caller.host or not _storable(envelope.event):
             self.dropped += 1
             return
         event = envelope.event
-        at = min(envelope.at, self._now)
-        self.kinds["unknown" if isinstance(event, Unknown) else event.kind] += 1
+        at = envelope.at if envelope.at < self._now else self._now
         if isinstance(event, StepCompleted):
             self._step(attempt, at, event)
             return
+        self.kinds["unknown" if isinstance(event, Unknown) else event.kind] += 1
         self.decisive |= isinstance(event, DECISIVE)
         self._sort(envelope, attempt, at)
         if not isinstance(event, QUIET):
@@ -195,7 +207,9 @@ class Intake:
 
     def _step(self, attempt: Attempt, at: datetime, event: StepCompleted) -> None:
         """Nearly all events are of this kind, so it has a way of its own."""
-        self._mark(attempt, "first_step_at", at)
+        self.kinds["step"] += 1
+        if attempt.first_step_at is None:
+            self._mark(attempt, "first_step_at", at)
         self._trainer(attempt, last_step=event.step, last_step_at=at)
         self._into.points.append(_point(attempt, at, event))
 
@@ -278,9 +292,8 @@ def _keep_notice(connection: Connection, caller: Caller, event: HostNotice, at: 
     )
 
 
-def _storable(envelope: Envelope) -> bool:
+def _storable(event: KnownEvent | Unknown) -> bool:
     """Numbers that no column holds would make the same report fail for ever."""
-    event = envelope.event
     if isinstance(event, StepCompleted):
         return 0 < event.step < INT_LIMIT and abs(event.tokens) < INT_LIMIT
     if isinstance(event, Unknown):
@@ -295,22 +308,24 @@ def _storable(envelope: Envelope) -> bool:
 
 
 def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return value if isfinite(value) else None
 
 
 def _point(attempt: Attempt, at: datetime, event: StepCompleted) -> tuple[bulk.Cell, ...]:
     """In the order of `rollups.POINT_COLUMNS`."""
+    loss, norm, rate = event.loss, event.grad_norm, event.learning_rate
+    seconds, wait = event.seconds, event.data_wait
     return (
         attempt.run_id,
         attempt.number,
         event.step,
         bulk.micros(at),
-        _finite(event.loss),
-        _finite(event.grad_norm),
-        _finite(event.learning_rate) or 0.0,
+        loss if isfinite(loss) else None,
+        norm if isfinite(norm) else None,
+        rate if isfinite(rate) else 0.0,
         event.tokens,
-        _finite(event.seconds) or 0.0,
-        _finite(event.data_wait) or 0.0,
+        seconds if isfinite(seconds) else 0.0,
+        wait if isfinite(wait) else 0.0,
         fit(event.batch_hash, 32),
     )
 

@@ -76,6 +76,14 @@ def remaining(connection: Connection, token: int, name: str = LEADER) -> timedel
     return until - EPOCH - timedelta(microseconds=now)
 
 
+def lasting(connection: Connection, token: int, name: str = LEADER) -> timedelta:
+    """As `remaining`, and raises `Fenced` also where the lease has run out."""
+    left = remaining(connection, token, name)
+    if left <= timedelta():
+        raise Fenced(f"the lease of token {token} has run out and is not renewed yet")
+    return left
+
+
 def check(connection: Connection, token: int, name: str = LEADER) -> None:
     """Raises `Fenced` unless `token` is the newest; holds the lease still until the commit.
 

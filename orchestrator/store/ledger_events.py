@@ -12,9 +12,10 @@ from pathlib import PurePosixPath
 from sqlalchemy import Connection, RowMapping, or_, select, update
 
 from orchestrator.records import Attempt
-from orchestrator.state import AttemptState, CheckpointState
+from orchestrator.state import USABLE_CHECKPOINTS, AttemptState, CheckpointState
 from orchestrator.store import rows
 from orchestrator.store.callers import Caller, StaleAttempt, identify_instance
+from orchestrator.store.conditions import CURRENT
 from orchestrator.store.tables import attempts, checkpoints, runs, upsert
 from orchestrator.store.timeline import fit, tell
 from worker.protocol import (
@@ -26,7 +27,6 @@ from worker.protocol import (
 
 REASON_LENGTH = 2000
 DIGEST_LENGTH = 64
-ACCEPTED = (CheckpointState.ACCEPTED, CheckpointState.VERIFIED)
 
 
 def note(
@@ -65,10 +65,13 @@ def offer(
     if fault is not None:
         raise StaleAttempt(fault)
     row = _known(connection, attempt, told)
-    if row is not None and row["state"] in ACCEPTED:
+    if row is not None and row["state"] in USABLE_CHECKPOINTS:
         if row["manifest_sha256"] != told.manifest_sha256:
             raise StaleAttempt(f"{told.checkpoint_id} was accepted with another manifest")
         return _answer(attempt, told, row["accepted_at"])
+    if row is not None and row["state"] == CheckpointState.QUARANTINED:
+        # As if it had been set apart just after it was accepted: the attempt itself is well.
+        return _answer(attempt, told, row["accepted_at"] or now)
     if row is not None and row["state"] != CheckpointState.WRITTEN:
         raise StaleAttempt(f"{told.checkpoint_id} is {row['state']}")
     _accept(connection, attempt, told, now)
@@ -84,7 +87,7 @@ def _current_attempt(connection: Connection, caller: Caller, call: CheckpointOff
                 attempts.c.run_id == caller.run_id,
                 attempts.c.number == call.attempt,
                 attempts.c.group == caller.group,
-                attempts.c.state != AttemptState.ENDED,
+                CURRENT,
             )
             .with_for_update()
         )

@@ -1,30 +1,44 @@
 """The look at a run that a decision rests on: every row that it sees, joined with the probes.
 
-Done several times a second, so each statement is built once, with the run's id left open: building
-one anew costs more than running it.
+Done several times a second, so each statement is built once, with the runs' ids left open: building
+one anew costs more than running it. Most of the rest is the price of a statement too, whatever it
+finds, so that several runs are looked at together where nobody waits for one of them.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Select, and_, bindparam, or_, select
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Connection,
+    RowMapping,
+    Select,
+    and_,
+    bindparam,
+    or_,
+    select,
+)
 
 from orchestrator.providers.base import GroupProbe, HostProbe
 from orchestrator.reconcile.revising import REVISABLE
 from orchestrator.reconcile.snapshot import Snapshot
-from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Run, Trainer
-from orchestrator.store import reads, rows
+from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Trainer
+from orchestrator.state import USABLE_CHECKPOINTS
+from orchestrator.store import reads, rows, upcasters
 from orchestrator.store.tables import (
     attempts,
     checkpoints,
     host_groups,
     hosts,
     incidents,
+    revisions,
     runs,
     trainers,
 )
@@ -33,26 +47,38 @@ from worker.protocol import DataPlan, JobSpec
 MAX_CHECKPOINTS = 20
 NO_LIMIT = 2**62  # of steps
 
-_RUN = select(runs).where(runs.c.id == bindparam("run"))
+_ids: BindParameter[Any] = bindparam("runs", expanding=True)
+_RUNS = (
+    select(runs, revisions.c.spec_version, revisions.c.spec)
+    .join_from(
+        runs,
+        revisions,
+        and_(revisions.c.run_id == runs.c.id, revisions.c.number == runs.c.revision),
+        isouter=True,
+    )
+    .where(runs.c.id.in_(_ids))
+)
 _GROUPS = (
-    select(host_groups)
-    .where(host_groups.c.run_id == bindparam("run"))
-    .order_by(host_groups.c.generation)
+    select(host_groups).where(host_groups.c.run_id.in_(_ids)).order_by(host_groups.c.generation)
 )
-_HOSTS = select(hosts).where(hosts.c.group == bindparam("group")).order_by(hosts.c.index)
-_ATTEMPTS = (
-    select(attempts).where(attempts.c.run_id == bindparam("run")).order_by(attempts.c.number)
+_HOSTS = (
+    select(hosts)
+    .where(hosts.c.group.in_(bindparam("groups", expanding=True)))
+    .order_by(hosts.c.group, hosts.c.index)
 )
+_ATTEMPTS = select(attempts).where(attempts.c.run_id.in_(_ids)).order_by(attempts.c.number)
 _TRAINERS = (
     select(trainers)
-    .where(trainers.c.run_id == bindparam("run"), trainers.c.attempt >= bindparam("first"))
+    .where(
+        trainers.c.run_id.in_(_ids),
+        trainers.c.attempt.in_(bindparam("numbers", expanding=True)),
+    )
     .order_by(trainers.c.attempt, trainers.c.rank)
 )
-_OPEN_INCIDENT = (
+_OPEN_INCIDENTS = (
     select(incidents)
-    .where(incidents.c.run_id == bindparam("run"), incidents.c.closed_at.is_(None))
-    .order_by(incidents.c.number.desc())
-    .limit(1)
+    .where(incidents.c.run_id.in_(_ids), incidents.c.closed_at.is_(None))
+    .order_by(incidents.c.number)
 )
 
 
@@ -78,6 +104,7 @@ class Beside:
 
     awake_since: datetime | None = None
     host_lost_after: timedelta = timedelta(seconds=30)
+    provision_within: timedelta = timedelta(hours=1)
     holds: Mapping[str, timedelta] = field(default_factory=dict[str, timedelta])
     price_per_hour: Callable[[JobSpec], float | None] = _no_price
 
@@ -92,41 +119,61 @@ def snapshot(
     beside: Beside | None = None,
 ) -> Snapshot | None:
     """Everything that a decision about the run sees; None when there is no such run."""
-    run, beside = _run(connection, run_id), beside or Beside()
-    if run is None:
-        return None
-    groups = _groups(connection, run_id)
-    group = groups[-1] if groups else None
-    sighting = probes.get(group.name) if group else None
-    if sighting is not None and sighting.probe.hosts:
-        sighting = _if_fresh(sighting, now - beside.host_lost_after)
-    tried = _attempts(connection, run_id)
-    recent = [one for one in tried if one is tried[-1] or _revisable(one, now)]
-    hours, cost = _used(groups, now)
-    job = reads.job_spec(connection, run_id, run.revision)
-    branches = reads.branches_of(connection, run_id)
-    return Snapshot(
-        now=now,
-        installation=installation,
-        listening_since=listening_since,
-        run=run,
-        job=job,
-        attempts=tried,
-        group=_as_seen(group, sighting) if group else None,
-        hosts=_seen_hosts(connection, group.name, sighting) if group else (),
-        trainers=_trainers(connection, run_id, recent[0].number) if recent else (),
-        checkpoints=_usable(connection, run_id, tuple(reads.line(branches, run.branch))),
-        incident=_open_incident(connection, run_id),
-        host_lost_after=beside.host_lost_after,
-        provider_hold=beside.holds.get(job.hosts.provider),
-        hours_held=hours,
-        cost=cost,
-        price_per_hour=beside.price_per_hour(job),
-        awake_since=beside.awake_since,
-        groups=groups,
-        past_hosts=_past_hosts(connection, {one.group for one in recent}, group),
-        data_plan=_data_plan(branches, run.branch),
-    )
+    found = snapshots(connection, (run_id,), now, installation, listening_since, probes, beside)
+    return found.get(run_id)
+
+
+def snapshots(
+    connection: Connection,
+    run_ids: Collection[str],
+    now: datetime,
+    installation: str,
+    listening_since: datetime,
+    probes: Mapping[str, Sighting],
+    beside: Beside | None = None,
+) -> dict[str, Snapshot]:
+    """As `snapshot`, of those of the runs that there are, for little more than the price of one."""
+    beside = beside or Beside()
+    read = _read(connection, run_ids, now)
+    found: dict[str, Snapshot] = {}
+    for run_id, row in read.runs.items():
+        run, job = rows.run(row), _job(row)
+        groups, tried = tuple(read.groups[run_id]), tuple(read.attempts[run_id])
+        group = groups[-1] if groups else None
+        sighting = probes.get(group.name) if group else None
+        if sighting is not None and sighting.probe.hosts:
+            sighting = _if_fresh(sighting, now - beside.host_lost_after)
+        hours, cost = _used(groups, now)
+        branches = read.branches.get(run_id, {})
+        found[run_id] = Snapshot(
+            now=now,
+            installation=installation,
+            listening_since=listening_since,
+            run=run,
+            job=job,
+            attempts=tried,
+            group=_as_seen(group, sighting) if group else None,
+            hosts=_seen_hosts(read.hosts[group.name], sighting) if group else (),
+            trainers=tuple(read.trainers[run_id]),
+            checkpoints=_usable(connection, run_id, tuple(reads.line(branches, run.branch))),
+            incident=read.incidents.get(run_id),
+            host_lost_after=beside.host_lost_after,
+            provider_hold=beside.holds.get(job.hosts.provider),
+            hours_held=hours,
+            cost=cost,
+            price_per_hour=beside.price_per_hour(job),
+            awake_since=beside.awake_since,
+            groups=groups,
+            past_hosts=_past_hosts(read, _recent(tried, now), group),
+            data_plan=_data_plan(branches, run.branch),
+            provision_within=beside.provision_within,
+        )
+    return found
+
+
+def _recent(tried: Sequence[Attempt], now: datetime) -> list[Attempt]:
+    """The last attempt, and those whose verdict may still be revised."""
+    return [one for one in tried if one is tried[-1] or _revisable(one, now)]
 
 
 def _revisable(attempt: Attempt, now: datetime) -> bool:
@@ -152,42 +199,73 @@ def _data_plan(branches: Mapping[int, reads.BranchRow], number: int) -> DataPlan
 # ---- rows ----------------------------------------------------------------------------------------
 
 
-def _run(connection: Connection, run_id: str) -> Run | None:
-    row = connection.execute(_RUN, {"run": run_id}).mappings().one_or_none()
-    return None if row is None else rows.run(row)
+@dataclass(frozen=True)
+class _Read:
+    """What the tables hold of some runs, by run; hosts by their group."""
+
+    runs: Mapping[str, RowMapping]
+    groups: Mapping[str, Sequence[HostGroup]]
+    attempts: Mapping[str, Sequence[Attempt]]
+    branches: Mapping[str, Mapping[int, reads.BranchRow]]
+    incidents: Mapping[str, Incident]
+    hosts: Mapping[str, Sequence[Host]]
+    trainers: Mapping[str, Sequence[Trainer]]
 
 
-def _groups(connection: Connection, run_id: str) -> tuple[HostGroup, ...]:
-    found = connection.execute(_GROUPS, {"run": run_id})
-    return tuple(map(rows.group, found.mappings()))
+def _read(connection: Connection, run_ids: Collection[str], now: datetime) -> _Read:
+    given = {"runs": list(run_ids)}
+    groups: defaultdict[str, list[HostGroup]] = defaultdict(list)
+    for row in connection.execute(_GROUPS, given).mappings():
+        groups[row["run_id"]].append(rows.group(row))
+    tried: defaultdict[str, list[Attempt]] = defaultdict(list)
+    for row in connection.execute(_ATTEMPTS, given).mappings():
+        tried[row["run_id"]].append(rows.attempt(row))
+    recent = [one for of_run in tried.values() for one in _recent(of_run, now)]
+    named = {of_run[-1].name for of_run in groups.values()} | {one.group for one in recent}
+    open_ones = connection.execute(_OPEN_INCIDENTS, given).mappings()
+    return _Read(
+        runs={row["id"]: row for row in connection.execute(_RUNS, given).mappings()},
+        groups=groups,
+        attempts=tried,
+        branches=reads.branches_of_all(connection, run_ids),
+        incidents={row["run_id"]: rows.incident(row) for row in open_ones},
+        hosts=_hosts(connection, named),
+        trainers=_trainers(connection, recent),
+    )
 
 
-def _hosts(connection: Connection, group: str) -> tuple[Host, ...]:
-    found = connection.execute(_HOSTS, {"group": group})
-    return tuple(map(rows.host, found.mappings()))
+def _hosts(connection: Connection, groups: Collection[str]) -> Mapping[str, Sequence[Host]]:
+    found: defaultdict[str, list[Host]] = defaultdict(list)
+    for row in connection.execute(_HOSTS, {"groups": sorted(groups)}).mappings():
+        found[row["group"]].append(rows.host(row))
+    return found
+
+
+def _trainers(
+    connection: Connection, of_attempts: Collection[Attempt]
+) -> Mapping[str, Sequence[Trainer]]:
+    found: defaultdict[str, list[Trainer]] = defaultdict(list)
+    wanted = {(one.run_id, one.number) for one in of_attempts}
+    names, numbers = {run_id for run_id, _ in wanted}, {number for _, number in wanted}
+    given = {"runs": list(names), "numbers": list(numbers)}
+    for row in connection.execute(_TRAINERS, given).mappings():
+        if (row["run_id"], row["attempt"]) in wanted:
+            found[row["run_id"]].append(rows.trainer(row))
+    return found
+
+
+def _job(row: RowMapping) -> JobSpec:
+    """The spec of the run's revision, which was read with the run."""
+    if row["spec"] is None:
+        raise reads.NotFound(f"run {row['id']} has no spec revision {row['revision']}")
+    return upcasters.job_spec(row["spec_version"], row["spec"])
 
 
 def _past_hosts(
-    connection: Connection, names: Collection[str], group: HostGroup | None
+    read: _Read, recent: Collection[Attempt], group: HostGroup | None
 ) -> tuple[Host, ...]:
-    past = sorted(name for name in names if group is None or name != group.name)
-    return tuple(host for name in past for host in _hosts(connection, name))
-
-
-def _attempts(connection: Connection, run_id: str) -> tuple[Attempt, ...]:
-    found = connection.execute(_ATTEMPTS, {"run": run_id})
-    return tuple(map(rows.attempt, found.mappings()))
-
-
-def _trainers(connection: Connection, run_id: str, first: int) -> tuple[Trainer, ...]:
-    """Those of attempt `first` and of all after it."""
-    found = connection.execute(_TRAINERS, {"run": run_id, "first": first})
-    return tuple(map(rows.trainer, found.mappings()))
-
-
-def _open_incident(connection: Connection, run_id: str) -> Incident | None:
-    row = connection.execute(_OPEN_INCIDENT, {"run": run_id}).mappings().one_or_none()
-    return rows.incident(row) if row else None
+    past = {one.group for one in recent if group is None or one.group != group.name}
+    return tuple(host for name in sorted(past) for host in read.hosts[name])
 
 
 def _usable(
@@ -211,7 +289,7 @@ def _usable_of_line(length: int) -> Select[*tuple[Any, ...]]:
         )
         for index in range(length)
     )
-    usable = or_(*(c.state == state for state in reads.USABLE))
+    usable = or_(*(c.state == state for state in USABLE_CHECKPOINTS))
     return (
         select(checkpoints)
         .where(c.run_id == bindparam("run"), usable, or_(*parts))
@@ -243,10 +321,9 @@ def _if_fresh(sighting: Sighting, oldest: datetime) -> Sighting:
     return replace(sighting, probe=replace(sighting.probe, hosts=blind))
 
 
-def _seen_hosts(connection: Connection, group: str, sighting: Sighting | None) -> tuple[Host, ...]:
+def _seen_hosts(found: Sequence[Host], sighting: Sighting | None) -> tuple[Host, ...]:
     seen = {probe.index: probe for probe in sighting.probe.hosts} if sighting else {}
     began = sighting.began_at if sighting else None
-    found = _hosts(connection, group)
     return tuple(_host_as_seen(host, seen.get(host.index), began) for host in found)
 
 

@@ -28,7 +28,6 @@ from orchestrator.state import GroupState
 from orchestrator.store import lease
 from orchestrator.store.tables import host_groups, installation, orphans
 
-UNWANTED = frozenset({GroupState.RELEASING, GroupState.GONE})
 HOUR = timedelta(hours=1)
 AT_ONCE = 1000
 
@@ -189,9 +188,7 @@ def allow(connection: Connection, provider: str, name: str, token: int) -> timed
     Raises `lease.Fenced` unless `token` leads and its lease lasts, `NotAnOrphan` when somebody
     wants it after all or nobody has decided to give it back.
     """
-    left = lease.remaining(connection, token)
-    if left <= timedelta():
-        raise lease.Fenced(f"the lease of token {token} has run out and is not renewed yet")
+    left = lease.lasting(connection, token)
     decided = any(
         row["name"] == name and row["reap_asked_at"] for row in _open(connection, provider)
     )

@@ -6,35 +6,30 @@ sees is read in `looks.py`, what people see in `views.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
 from sqlalchemy import Connection, and_, bindparam, exists, or_, select
 
 from orchestrator.reconcile.revising import REVISABLE
-from orchestrator.records import Attempt
-from orchestrator.state import (
-    TERMINAL_RUNS,
-    AttemptState,
-    CheckpointState,
-    Desired,
-    GroupState,
-    RunState,
-)
+from orchestrator.records import INHERITED, Attempt
+from orchestrator.state import TERMINAL_RUNS, Desired, GroupState, RunState
 from orchestrator.store import rows, upcasters
+from orchestrator.store.conditions import CURRENT, HELD
 from orchestrator.store.tables import (
     attempts,
     branches,
     checkpoints,
     host_groups,
+    hosts,
     revisions,
     runs,
 )
 from worker.protocol import AttemptSpec, DataPlan, JobSpec, ResumePoint
 
 RESTING = (RunState.PAUSED, *sorted(TERMINAL_RUNS))
-USABLE = (CheckpointState.ACCEPTED, CheckpointState.VERIFIED)
 
 
 class NotFound(Exception):
@@ -59,9 +54,7 @@ def active(connection: Connection, now: datetime | None = None) -> list[Active]:
     A resting run counts while it holds hosts, when there is a wish that it does not answer yet,
     and, where `now` is given, while the verdict that it rests for may still be revised.
     """
-    holds = exists().where(
-        host_groups.c.run_id == runs.c.id, host_groups.c.state != GroupState.GONE
-    )
+    holds = exists().where(host_groups.c.run_id == runs.c.id, HELD)
     newer_wish = runs.c.desired_generation > runs.c.settled_generation
     wanted = and_(runs.c.state.in_((RunState.PAUSED, RunState.FAILED)), newer_wish)
     cancel = and_(runs.c.state == RunState.PAUSED, runs.c.desired == Desired.CANCEL)
@@ -83,10 +76,22 @@ def live_groups(connection: Connection) -> list[tuple[str, str, str]]:
     """(name, provider, run id) of every group that a provider may still hold something of."""
     found = connection.execute(
         select(host_groups.c.name, host_groups.c.provider, host_groups.c.run_id)
-        .where(host_groups.c.state != GroupState.GONE)
+        .where(HELD)
         .order_by(host_groups.c.name)
     )
     return [(name, provider, run_id) for name, provider, run_id in found]
+
+
+_SILENT = (
+    select(host_groups.c.run_id)
+    .join(hosts, hosts.c.group == host_groups.c.name)
+    .where(host_groups.c.state == GroupState.READY, hosts.c.last_seen_at < bindparam("since"))
+)
+
+
+def silent_runs(connection: Connection, since: datetime) -> set[str]:
+    """The runs with a host that stands and was last heard of before `since`."""
+    return set(connection.scalars(_SILENT, {"since": since}))
 
 
 _SPEC = select(revisions.c.spec_version, revisions.c.spec).where(
@@ -127,7 +132,7 @@ def attempt_spec(
         branch=attempt.branch,
         revision=attempt.revision,
         job=job_spec(connection, run_id, attempt.revision),
-        data_plan=_data_plan(connection, run_id, attempt.branch),
+        data_plan=data_plan(connection, run_id, attempt.branch),
         storage=attempt_storage(storage_root, run_id, number),
         resume=_resume_point(connection, attempt),
         process_count=attempt.processes,
@@ -140,7 +145,7 @@ _PLAN = select(branches.c.data_plan).where(
 )
 
 
-def _data_plan(connection: Connection, run_id: str, branch: int) -> DataPlan:
+def data_plan(connection: Connection, run_id: str, branch: int) -> DataPlan:
     text = connection.scalar(_PLAN, {"run": run_id, "number": branch})
     if text is None:
         raise NotFound(f"run {run_id} has no branch {branch}")
@@ -160,7 +165,8 @@ def _resume_point(connection: Connection, attempt: Attempt) -> ResumePoint | Non
         step=row.step,
         uri=row.uri,
         manifest_sha256=row.manifest_sha256,
-        other_data=row.attempt == 0 and has_other_data(connection, attempt.run_id, row.branch),
+        other_data=row.attempt == INHERITED
+        and has_other_data(connection, attempt.run_id, row.branch),
     )
 
 
@@ -181,14 +187,27 @@ class BranchRow:
 
 
 _BRANCHES = select(
-    branches.c.number, branches.c.parent, branches.c.from_step, branches.c.data_plan
-).where(branches.c.run_id == bindparam("run"))
+    branches.c.run_id,
+    branches.c.number,
+    branches.c.parent,
+    branches.c.from_step,
+    branches.c.data_plan,
+).where(branches.c.run_id.in_(bindparam("runs", expanding=True)))
+
+
+def branches_of_all(
+    connection: Connection, run_ids: Collection[str]
+) -> Mapping[str, Mapping[int, BranchRow]]:
+    """Every branch of these runs, by run and number."""
+    found: defaultdict[str, dict[int, BranchRow]] = defaultdict(dict)
+    for run_id, number, *of in connection.execute(_BRANCHES, {"runs": list(run_ids)}):
+        found[run_id][number] = BranchRow(*of)
+    return found
 
 
 def branches_of(connection: Connection, run_id: str) -> Mapping[int, BranchRow]:
     """Every branch of the run by its number."""
-    found = connection.execute(_BRANCHES, {"run": run_id})
-    return {number: BranchRow(*of) for number, *of in found}
+    return branches_of_all(connection, (run_id,)).get(run_id, {})
 
 
 def lineage(connection: Connection, run_id: str, branch: int) -> list[tuple[int, int | None]]:
@@ -209,8 +228,6 @@ def line(known: Mapping[int, BranchRow], branch: int) -> list[tuple[int, int | N
 
 def current_attempt(connection: Connection, run_id: str) -> Attempt | None:
     """The attempt that has not ended, if one is."""
-    query = select(attempts).where(
-        attempts.c.run_id == run_id, attempts.c.state != AttemptState.ENDED
-    )
+    query = select(attempts).where(attempts.c.run_id == run_id, CURRENT)
     row = connection.execute(query).mappings().one_or_none()
     return rows.attempt(row) if row else None

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, update
+from sqlalchemy import Connection, update
 
 from orchestrator import revisions
-from orchestrator.state import AttemptState, Desired
-from orchestrator.store import audit, reads
+from orchestrator.state import Desired
+from orchestrator.store import audit, claims, reads
 from orchestrator.store.audit import Actor
 from orchestrator.store.branching import Rollback, open_branch
+from orchestrator.store.conditions import CURRENT
+from orchestrator.store.rows import AnyRow
 from orchestrator.store.tables import attempts, runs
 from orchestrator.store.timeline import tell
 from orchestrator.store.wishes import (
@@ -30,8 +31,6 @@ from orchestrator.store.wishes import (
 )
 from orchestrator.wish_table import Accepted, Unchanged, Wish
 from worker.protocol import JobSpec
-
-AnyRow = Row[*tuple[Any, ...]]
 
 
 @dataclass(frozen=True)
@@ -99,6 +98,8 @@ def _revise(
     connection.execute(update(runs).where(runs.c.id == run.id).values(values))
     if not changed.restart:
         _keep_attempt(connection, run, number)
+    wanted = revised.job.hosts
+    claims.drop_unfit(connection, run.id, wanted.provider, wanted.count)
     tell(connection, run.id, "revised", now, revision=number, changes=words, by=who.name)
     audit.note(
         connection,
@@ -118,7 +119,7 @@ def _keep_attempt(connection: Connection, run: AnyRow, revision: int) -> None:
         update(attempts)
         .where(
             attempts.c.run_id == run.id,
-            attempts.c.state != AttemptState.ENDED,
+            CURRENT,
             attempts.c.revision == run.revision,
         )
         .values(revision=revision)

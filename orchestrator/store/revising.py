@@ -1,7 +1,7 @@
 """Verdicts that are revised and branches that are opened, in the database.
 
-Owns what else must say the same: the incident of the attempt, and the timeline. Decides nothing;
-called by `writes` within the transaction of a plan.
+Owns the rows of a new branch, and what else must say the same as a revised verdict: the incident of
+the attempt, and the timeline. Decides nothing; called within the transaction of a plan or a wish.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from datetime import datetime
 from sqlalchemy import Connection, func, insert, select, update
 
 from orchestrator.reconcile.plan import OpenBranch, ReviseVerdict
-from orchestrator.store import rows
+from orchestrator.store import reads, rows
 from orchestrator.store.tables import attempts, branches, incidents, runs
 from orchestrator.store.timeline import tell
+from worker.protocol import DataPlan
 
 
 def revise(connection: Connection, run_id: str, change: ReviseVerdict, now: datetime) -> None:
@@ -46,29 +47,44 @@ def revise(connection: Connection, run_id: str, change: ReviseVerdict, now: date
     tell(connection, run_id, "verdict_revised", now, attempt=change.number, **words)
 
 
-def open_branch(
-    connection: Connection, run_id: str, parent: int, change: OpenBranch, now: datetime
-) -> None:
-    """The run is on the new branch from now on; its data plan is the parent's and the skips."""
-    of = branches.c.run_id == run_id
-    text = connection.scalar(select(branches.c.data_plan).where(of, branches.c.number == parent))
-    assert text is not None
-    plan = rows.data_plan(text)
-    plan = plan.model_copy(update={"skips": (*plan.skips, *change.skips)})
-    number = (connection.scalar(select(func.max(branches.c.number)).where(of)) or 0) + 1
+def add_branch(
+    connection: Connection,
+    run_id: str,
+    now: datetime,
+    parent: int,
+    from_checkpoint: str | None,
+    from_step: int,
+    plan: DataPlan,
+    *,
+    reason: str,
+) -> int:
+    """The new branch's number; the run is on it from now on."""
+    newest = select(func.max(branches.c.number)).where(branches.c.run_id == run_id)
+    number = (connection.scalar(newest) or 0) + 1
     connection.execute(
         insert(branches).values(
             run_id=run_id,
             number=number,
             parent=parent,
-            from_checkpoint=change.from_checkpoint,
-            from_step=change.from_step,
+            from_checkpoint=from_checkpoint,
+            from_step=from_step,
             data_plan=plan.model_dump_json(),
-            reason=change.reason,
+            reason=reason,
             created_at=now,
         )
     )
     connection.execute(update(runs).where(runs.c.id == run_id).values(branch=number))
+    return number
+
+
+def open_branch(
+    connection: Connection, run_id: str, parent: int, change: OpenBranch, now: datetime
+) -> None:
+    """The run is on the new branch from now on; its data plan is the parent's and the skips."""
+    plan = reads.data_plan(connection, run_id, parent)
+    plan = plan.model_copy(update={"skips": (*plan.skips, *change.skips)})
+    origin, step = change.from_checkpoint, change.from_step
+    number = add_branch(connection, run_id, now, parent, origin, step, plan, reason=change.reason)
     words = {
         "number": number,
         "parent": parent,

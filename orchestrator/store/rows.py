@@ -5,8 +5,10 @@ Owns how a record is spelled in the database, both ways. Does no query.
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import TypeAdapter
-from sqlalchemy import RowMapping
+from sqlalchemy import Row, RowMapping
 
 from orchestrator.records import (
     Attempt,
@@ -28,6 +30,7 @@ from orchestrator.state import (
 )
 from worker.protocol import DataPlan
 
+AnyRow = Row[*tuple[Any, ...]]
 EVIDENCE = TypeAdapter(tuple[Evidence, ...])
 LINES = TypeAdapter(tuple[str, ...])
 
@@ -61,6 +64,7 @@ def run(of: RowMapping) -> Run:
         priority=of["priority"],
         queued_at=of["queued_at"],
         save_request=of["save_request"],
+        forked_run=of["forked_run"],
     )
 
 

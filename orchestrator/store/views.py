@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Table, and_, case, collate, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Table, and_, case, collate, func, or_, select
 
 from orchestrator.ledger.goodput import AttemptTime, RunTime, Span
 from orchestrator.ledger.history import Segment
 from orchestrator.ledger.rollups import Summary
-from orchestrator.state import CheckpointState, RunState
+from orchestrator.state import RunState
+from orchestrator.store.bulk import micros
+from orchestrator.store.conditions import USABLE
 from orchestrator.store.history import told
+from orchestrator.store.rows import AnyRow
 from orchestrator.store.summaries import totals
 from orchestrator.store.tables import (
-    EPOCH,
     attempts,
     branches,
     checkpoints,
@@ -36,13 +37,9 @@ from orchestrator.store.tables import (
     runs,
     trainers,
 )
-from orchestrator.store.upcasters import job_spec
-from worker.protocol import JobSpec
 
-AnyRow = Row[*tuple[Any, ...]]
-MICROSECOND = timedelta(microseconds=1)
 RUN_MOVED = "run_moved"  # the timeline's word for a move of the run's state
-RESTING = frozenset({RunState.PAUSED, RunState.FAILED})
+UNTIL_A_WISH = frozenset({RunState.PAUSED, RunState.FAILED})
 
 
 class Order(StrEnum):
@@ -132,13 +129,6 @@ def _beyond(connection: Connection, order: Order, after: Place) -> ColumnElement
 def _by_bytes(connection: Connection, column: ColumnElement[str]) -> ColumnElement[str]:
     """Text in one order everywhere: PostgreSQL would else take the locale of its database."""
     return collate(column, "C") if connection.dialect.name == "postgresql" else column
-
-
-def job_of(connection: Connection, run_id: str, revision: int) -> JobSpec:
-    query = select(revisions.c.spec_version, revisions.c.spec).where(
-        revisions.c.run_id == run_id, revisions.c.number == revision
-    )
-    return job_spec(*connection.execute(query).one())
 
 
 def attempts_of(
@@ -245,8 +235,7 @@ def replay_end(connection: Connection, run_id: str, attempt: int, last: int) -> 
 def newest_usable_step(connection: Connection, run_id: str, branch: int) -> int:
     """The step that an attempt made now would resume from; 0 is the beginning."""
     c = checkpoints.c
-    usable = c.state.in_([CheckpointState.ACCEPTED, CheckpointState.VERIFIED])
-    query = select(func.max(c.step)).where(c.run_id == run_id, c.branch == branch, usable)
+    query = select(func.max(c.step)).where(c.run_id == run_id, c.branch == branch, USABLE)
     return connection.execute(query).scalar() or branch_start(connection, run_id, branch)
 
 
@@ -255,10 +244,6 @@ def branch_start(connection: Connection, run_id: str, branch: int) -> int:
     b = branches.c
     query = select(b.from_step).where(b.run_id == run_id, b.number == branch)
     return connection.execute(query).scalar() or 0
-
-
-def micros(instant: datetime) -> int:
-    return (instant - EPOCH) // MICROSECOND
 
 
 def times_of(connection: Connection, run: AnyRow, now: datetime) -> RunTime:
@@ -336,7 +321,7 @@ def _pauses(connection: Connection, run_id: str, until: datetime) -> list[Span]:
     for row in events_after(connection, run_id, 0, 10_000, (RUN_MOVED,)):
         if began is not None:
             spans.append(Span(micros(began), micros(max(row.at, began))))
-        began = row.at if json.loads(row.body)["to"] in RESTING else None
+        began = row.at if json.loads(row.body)["to"] in UNTIL_A_WISH else None
     if began is not None and began < until:
         spans.append(Span(micros(began), micros(until)))
     return spans

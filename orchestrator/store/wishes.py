@@ -13,14 +13,15 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, delete, exists, insert, or_, select, update
+from sqlalchemy import Connection, delete, exists, insert, or_, select, update
 
 from orchestrator.roles import Role
-from orchestrator.state import CheckpointState, Desired, GroupState, RunState
-from orchestrator.store import audit
+from orchestrator.state import Desired, RunState
+from orchestrator.store import audit, reads
 from orchestrator.store.audit import Actor
+from orchestrator.store.conditions import HELD, USABLE
+from orchestrator.store.rows import AnyRow
 from orchestrator.store.tables import (
     attempts,
     branches,
@@ -34,7 +35,6 @@ from orchestrator.store.tables import (
     runs,
 )
 from orchestrator.store.timeline import tell
-from orchestrator.store.upcasters import job_spec
 from orchestrator.wish_table import Accepted, Refused, Unchanged, Wish, outcome
 from worker.protocol import SPEC_VERSION, DataPlan, JobSpec
 
@@ -86,10 +86,15 @@ def fingerprint(job: JobSpec) -> str:
     return hashlib.sha256(job.model_dump_json(exclude_unset=True).encode()).hexdigest()
 
 
-def find(connection: Connection, id_or_name: str) -> Row[*tuple[Any, ...]]:
+def storable(name: str) -> bool:
+    """Else no database needs to be asked for it, and some refuse such text."""
+    return name.isascii() and name.isprintable()
+
+
+def find(connection: Connection, id_or_name: str) -> AnyRow:
     """The run's row; ids begin with a digit and names with a letter. Raises `NoSuchRun`."""
-    if not id_or_name.isascii() or not id_or_name.isprintable():
-        raise NoSuchRun(id_or_name)  # no database needs to be asked, and some refuse such text
+    if not storable(id_or_name):
+        raise NoSuchRun(id_or_name)
     query = select(runs).where(or_(runs.c.id == id_or_name, runs.c.name == id_or_name))
     row = connection.execute(query).first()
     if row is None:
@@ -97,7 +102,13 @@ def find(connection: Connection, id_or_name: str) -> Row[*tuple[Any, ...]]:
     return row
 
 
-def locked(connection: Connection, id_or_name: str) -> Row[*tuple[Any, ...]]:
+def no_such_checkpoint(run: AnyRow, why: str) -> NotAccepted:
+    return NotAccepted(
+        "no-such-checkpoint", why, f"They are listed by: longhaul checkpoints {run.name}"
+    )
+
+
+def locked(connection: Connection, id_or_name: str) -> AnyRow:
     """The run's row, which nobody else changes until the commit. Raises `NoSuchRun`."""
     found = find(connection, id_or_name)
     query = select(runs).where(runs.c.id == found.id).with_for_update()
@@ -149,12 +160,7 @@ def known_request(
 
 
 def _is_first_spec(connection: Connection, run_id: str, job: JobSpec | None) -> bool:
-    first = connection.execute(
-        select(revisions.c.spec_version, revisions.c.spec).where(
-            revisions.c.run_id == run_id, revisions.c.number == 1
-        )
-    ).one_or_none()
-    return job is not None and first is not None and job_spec(*first) == job
+    return job is not None and reads.job_spec(connection, run_id, 1) == job
 
 
 def remember_request(
@@ -274,7 +280,7 @@ def add_revision(
     )
 
 
-def decided(run: Row[*tuple[Any, ...]], wish: Wish) -> Accepted | Unchanged:
+def decided(run: AnyRow, wish: Wish) -> Accepted | Unchanged:
     """What the table says to the wish as the run stands; raises `NotAccepted`."""
     found = outcome(wish, RunState(run.state), Desired(run.desired))
     if isinstance(found, Refused):
@@ -283,7 +289,7 @@ def decided(run: Row[*tuple[Any, ...]], wish: Wish) -> Accepted | Unchanged:
     return found
 
 
-def renewed(run: Row[*tuple[Any, ...]], accepted: Accepted) -> dict[str, object]:
+def renewed(run: AnyRow, accepted: Accepted) -> dict[str, object]:
     """The run's columns under the new wish.
 
     A pause of a paused run is answered as it is made.
@@ -318,7 +324,7 @@ def wish(
 def keep_wish(
     connection: Connection,
     now: datetime,
-    run: Row[*tuple[Any, ...]],
+    run: AnyRow,
     values: dict[str, object],
     who: Actor,
     reason: str | None,
@@ -364,9 +370,7 @@ def remove(connection: Connection, now: datetime, id_or_name: str, who: Actor) -
 
 def _refuse_held_hosts(connection: Connection, run_id: str) -> None:
     g = host_groups.c
-    held = connection.execute(
-        select(g.name).where(g.run_id == run_id, g.state != GroupState.GONE)
-    ).first()
+    held = connection.execute(select(g.name).where(g.run_id == run_id, HELD)).first()
     if held is not None:
         raise NotAccepted(
             "hosts-still-held",
@@ -380,7 +384,7 @@ def _refuse_dependent_forks(connection: Connection, run_id: str) -> None:
     own = exists().where(
         checkpoints.c.run_id == runs.c.id,
         checkpoints.c.attempt > 0,
-        checkpoints.c.state.in_((CheckpointState.ACCEPTED, CheckpointState.VERIFIED)),
+        USABLE,
     )
     over = (RunState.SUCCEEDED, RunState.CANCELLED)
     query = select(runs.c.name).where(runs.c.forked_run == run_id, runs.c.state.not_in(over), ~own)

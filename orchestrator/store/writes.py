@@ -36,6 +36,7 @@ from orchestrator.state import (
     ATTEMPT_TABLE,
     RUN_TABLE,
     TERMINAL_RUNS,
+    USABLE_CHECKPOINTS,
     AttemptCause,
     AttemptState,
     IllegalMove,
@@ -44,7 +45,7 @@ from orchestrator.state import (
 )
 from orchestrator.store import claims, group_writes, lease, pages, revising, rows
 from orchestrator.store.committing import Commit, Stale
-from orchestrator.store.reads import USABLE
+from orchestrator.store.conditions import CURRENT
 from orchestrator.store.tables import (
     attempts,
     checkpoints,
@@ -70,6 +71,8 @@ def commit_plan(
         _apply(commit, change)
     if any(isinstance(change, MoveRun | MoveGroup) for change in plan.changes):
         claims.drop_at_rest(connection, snap.run.id)
+        wanted = snap.job.hosts
+        claims.drop_unfit(connection, snap.run.id, wanted.provider, wanted.count)
 
 
 def _refuse_stale(connection: Connection, snap: Snapshot) -> None:
@@ -143,9 +146,7 @@ def _move_run(commit: Commit, change: MoveRun) -> None:
 def _make_attempt(commit: Commit, change: MakeAttempt) -> None:
     """Invariant 1: never beside another current one; the table's unique index holds it too."""
     current = commit.connection.scalar(
-        select(attempts.c.number).where(
-            attempts.c.run_id == commit.run_id, attempts.c.state != AttemptState.ENDED
-        )
+        select(attempts.c.number).where(attempts.c.run_id == commit.run_id, CURRENT)
     )
     if current is not None:
         raise IllegalMove(f"attempt {change.number} asked for while {current} is current")
@@ -171,7 +172,7 @@ def _refuse_unusable(commit: Commit, checkpoint: str | None) -> None:
         .where(checkpoints.c.run_id == commit.run_id, checkpoints.c.id == checkpoint)
         .with_for_update(read=True)
     )
-    if state not in USABLE:
+    if state not in USABLE_CHECKPOINTS:
         raise Stale(f"checkpoint {checkpoint} is {state} now")
 
 

@@ -16,7 +16,8 @@ from fastapi import FastAPI
 from prometheus_client import generate_latest
 from sqlalchemy import Engine, select, update
 
-from orchestrator.api.agents import router
+from orchestrator import loop as the_loop
+from orchestrator.api.agents import mount
 from orchestrator.api.errors import install_handlers
 from orchestrator.clock import SystemClock
 from orchestrator.loop import Loop
@@ -99,7 +100,7 @@ async def plane(engine: Engine, folder: Path) -> AsyncIterator[Plane]:
     app = FastAPI()
     app.state.service = service
     app.state.stopping = asyncio.Event()
-    app.include_router(router)
+    mount(app)
     install_handlers(app)
     made = Plane(service, provider, app)
     provider.on_launch = lambda *at: running.call_soon_threadsafe(made.employ, *at)
@@ -211,6 +212,27 @@ def test_an_agent_that_dies_is_replaced_and_its_trainer_buried(
             with pytest.raises(Refusal) as refusal:
                 await _again(made, made.agents[0]).report()
             assert refusal.value.status == 401
+
+    run(scenario())
+
+
+def test_a_host_that_falls_silent_is_noticed_long_before_its_runs_turn(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a large fleet, where the turn of a run that does well comes after minutes."""
+    monkeypatch.setattr(the_loop, "LEAST_IDLE_SECONDS", 1000.0)
+    monkeypatch.setattr(the_loop, "MOST_LOOKS_PER_SECOND", 0.001)
+    monkeypatch.setattr(the_loop, "LIST_SECONDS", 0.05)
+
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            settings = made.service.settings.model_copy(update={"host_lost_seconds": 1.0})
+            object.__setattr__(made.service, "settings", settings)
+            submit(engine)
+            async with looping(made):
+                await made.until(lambda: made.run()["state"] == "running")
+                made.tasks[0].cancel()
+                await made.until(lambda: made.rows("hosts")[0]["unreachable_at"])
 
     run(scenario())
 

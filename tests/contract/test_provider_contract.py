@@ -36,8 +36,8 @@ def test_a_group_is_there_once_it_is_acquired(provider: Provider):
     assert probe.ready
     assert [host.index for host in probe.hosts] == [0, 1, 2]
     assert all((host.agent_alive, host.trainer_alive) == (False, False) for host in probe.hosts)
-    owned = {one.name: one.hosts for one in provider.owned()}
-    assert owned == {"lh-new": 3, GROUP: 1}
+    owned = {one.name: (one.hosts, one.devices) for one in provider.owned()}
+    assert owned == {"lh-new": (3, 2), GROUP: (1, 1)}
 
 
 def test_acquiring_again_adopts(provider: Provider):

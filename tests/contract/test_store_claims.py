@@ -14,11 +14,15 @@ from orchestrator.queueing import Queue, limits_of, wants_hosts
 from orchestrator.reconcile.plan import MakeGroup, MoveGroup, MoveRun
 from orchestrator.reconcile.rules import reconcile
 from orchestrator.reconcile.snapshot import Admission, Limits, Snapshot
+from orchestrator.roles import Role
 from orchestrator.settings import Settings
 from orchestrator.state import GroupCause, RunCause
 from orchestrator.store import reads, tables, writes
+from orchestrator.store.audit import Actor
+from orchestrator.store.resuming import Resume, Revised, resume
 from tests.contract.conftest import House
 from tests.scenarios.clock import FakeClock
+from worker.protocol import JobSpec
 
 LOCAL2 = Limits({"local": 2})
 NONE = Limits()
@@ -252,3 +256,34 @@ def test_a_spec_is_read_once_and_the_line_once_a_change(
         line.changed()
         assert len(line.line(connection).waiting) == 51
     assert sorted(read) == sorted([*names, "r1"])
+
+
+def test_runs_that_want_more_hosts_than_they_had_do_not_wait_for_each_other(house: House) -> None:
+    house.ready()
+    second = other(house, "r2")
+    ask(second, LOCAL2)
+    second.commit(MoveGroup(second.group, GroupCause.ASKED))
+    for one in (house, second):
+        revise(one, count=2)
+        one.commit(MoveGroup(one.group, GroupCause.NOT_WANTED))
+        one.commit(MoveGroup(one.group, GroupCause.RELEASED))
+    with house.engine.connect() as connection:
+        line = queue(LOCAL2).line(connection)
+    assert len(line.admitted) == 1
+
+
+def test_claims_that_a_new_revision_finds_too_few_are_given_back(house: House) -> None:
+    house.ready()
+    house.commit(MoveGroup(house.group, GroupCause.HOSTS_LOST))
+    house.commit(MoveGroup(house.group, GroupCause.RELEASED))
+    assert scopes(house) == {"provider:local": 1, "owner:somebody": 1}
+    revise(house, count=2)
+    assert scopes(house) == {}
+
+
+def revise(house: House, **hosts: object) -> None:
+    with house.engine.begin() as connection:
+        job = reads.job_spec(connection, house.run_id, 1)
+        spec = job.model_dump() | {"hosts": job.hosts.model_dump() | hosts}
+        asked = Resume(revised=Revised(JobSpec.model_validate(spec), 1))
+        resume(connection, house.now, house.run_id, asked, Actor("ann", Role.OPERATOR, None))

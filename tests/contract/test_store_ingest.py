@@ -10,8 +10,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DataError
 
 from orchestrator.reconcile.plan import EndAttempt, MoveGroup, PlanLaunch
+from orchestrator.roles import Role
 from orchestrator.state import GroupCause, Verdict
 from orchestrator.store import callers, ingest, ledger_events
+from orchestrator.store.audit import Actor
+from orchestrator.store.checkpoint_wishes import Quarantine, quarantine
 from orchestrator.store.writer import Writer
 from tests.contract.conftest import SECRET, House
 from worker.protocol import (
@@ -361,6 +364,23 @@ def test_a_loss_is_stored_to_the_last_bit(running: House) -> None:
     assert running.rows("metric_points")[0]["loss"] == exact
 
 
+def test_many_points_come_back_as_they_were_told(running: House) -> None:
+    """More than one statement takes; the texts are those that SQL and arrays would read as more."""
+    texts = ["NULL", "", '"', "\\", "{a,b}", "'", "\n", "é", "%s", "?"]
+    told = [
+        step(n, loss=n / 3, grad_norm="NaN" if n % 2 else n * 1e-300, batch_hash=texts[n % 10])
+        for n in range(1, 124)
+    ]
+    running.tell(*told, {"kind": "log", "lines": texts})
+    found = running.rows("metric_points")
+    assert [row["step"] for row in found] == list(range(1, 124))
+    for row, one in zip(found, told, strict=True):
+        norm = None if one["grad_norm"] == "NaN" else one["grad_norm"]
+        assert (row["loss"], row["grad_norm"]) == (one["loss"], norm)
+        assert row["batch_hash"] == one["batch_hash"]
+    assert [row["line"] for row in running.rows("log_lines")] == texts
+
+
 def test_unknown_kinds_are_stored_untouched(running: House) -> None:
     told = {"kind": "of_a_later_version" * 5, "deep": {"a": [1, None]}, "zero": "\0"}
     stored = running.tell(told)
@@ -517,3 +537,17 @@ def test_no_other_checkpoint_can_be_rejected(running: House) -> None:
         {"kind": "checkpoint_rejected", "checkpoint_id": "a1-s5", "reason": "x"}, attempt=2
     )
     assert running.rows("checkpoints")[0]["state"] == "accepted"
+
+
+def test_a_checkpoint_that_was_set_apart_while_it_was_saved_ends_no_trainer(
+    running: House,
+) -> None:
+    """A refusal says that the attempt is stale, and its agent would kill a healthy trainer."""
+    running.tell(written(5))
+    asked = Quarantine("a1-s5", "the loss looks odd")
+    with running.engine.begin() as connection:
+        quarantine(connection, running.now, "r1", asked, Actor("ann", Role.OPERATOR, None))
+    assert offer(running).checkpoint_id == "a1-s5"
+    assert running.rows("checkpoints")[0]["state"] == "quarantined"
+    assert running.rows("attempts")[0]["accepted_step"] is None
+    assert running.snapshot().checkpoints == ()

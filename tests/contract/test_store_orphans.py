@@ -247,7 +247,7 @@ def test_the_leader_gives_back_what_no_run_wants_and_only_that(
 ) -> None:
     async def scenario() -> None:
         async with plane(engine, tmp_path) as made:
-            made.provider.groups[STRAY] = FakeGroup(2)
+            made.provider.groups[STRAY] = FakeGroup(2, devices=4)
             made.provider.groups["lh-another00-r1-g1"] = FakeGroup(1)
             submit(engine)
             async with looping(made):
@@ -257,7 +257,7 @@ def test_the_leader_gives_back_what_no_run_wants_and_only_that(
             assert ("release", STRAY) in made.provider.calls
             assert set(made.provider.groups) == {"lh-another00-r1-g1"}
             found = [row for row in made.rows("orphans") if row["name"] == STRAY]
-            assert [row["price_per_hour"] for row in found] == [5.0]
+            assert [row["price_per_hour"] for row in found] == [20.0]
 
     run(scenario())
 
@@ -370,8 +370,10 @@ class _Late:
 class _Calls:
     def __init__(self, before_release: Callable[[], None]) -> None:
         self._before_release = before_release
+        self._listed = False
 
-    async def run(self, call: Callable[..., Any], *given: Any) -> Any:
-        if given:
+    async def run(self, call: Callable[[], Any]) -> Any:
+        if self._listed:
             self._before_release()
-        return call(*given)
+        self._listed = True
+        return call()

@@ -41,7 +41,9 @@ def names(engine: Engine) -> set[str]:
 def together(writer: Writer, *works: Callable[[Connection], str]) -> list[Future[str]]:
     """Hands in all pieces while the writer is busy, so that they share one commit."""
     go = threading.Event()
-    first = writer.submit(lambda _connection: go.wait(10))
+    began = threading.Event()
+    first = writer.submit(lambda _connection: began.set() or go.wait(10))
+    assert began.wait(10)
     futures = [writer.submit(work) for work in works]
     go.set()
     assert first.result(10)
@@ -156,3 +158,18 @@ def test_sqlite_syncs_every_commit(tmp_path: Path) -> None:
         pragmas = [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in SETTINGS]
     engine.dispose()
     assert dict(zip(SETTINGS, pragmas, strict=True)) == SETTINGS
+
+
+def test_what_a_full_disk_takes_back_is_told_to_nobody(tmp_path: Path) -> None:
+    """SQLite ends the whole transaction by itself where a statement finds no room."""
+    engine = open_engine(f"sqlite:///{tmp_path / 'small.db'}")
+    event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA max_page_count = 6"))
+    installation.create(engine)
+    writer = Writer(engine)
+    futures = together(writer, put("a"), put("b" * 30_000), put("c"))
+    told = {future.result() for future in futures if future.exception(10) is None}
+    assert told <= names(engine)
+    assert writer.submit(put("d")).result(10) == "d"
+    assert "d" in names(engine)
+    writer.close()
+    engine.dispose()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import Engine, insert, update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.providers.base import GroupProbe, HostProbe
@@ -511,3 +511,33 @@ def test_late_exits_of_ended_attempts_are_seen(gang: House) -> None:
     assert told == {(1, 0): None, (1, 1): 69}
     gang.tick(301)
     assert gang.snapshot().trainers == ()
+
+
+def test_runs_that_are_looked_at_together_are_seen_as_each_by_itself(engine: Engine) -> None:
+    failed, trains, waits = (House(engine, run_id=name) for name in ("r1", "r2", "r3"))
+    for house in (failed, trains):
+        house.ready()
+        house.attempt()
+        house.tell({"kind": "trainer_started", "pid": 7}, running=1)
+    failed.commit(end(), OpenIncident(1, Verdict.CRASHED, "it fell", (), (), False))
+    waits.submit()
+    names = ["r3", "r2", "r1", "nobody"]
+    seen = (failed.tick(60), INSTALLATION, START, {})
+    with engine.connect() as connection:
+        found = looks.snapshots(connection, names, *seen)
+        alone = [looks.snapshot(connection, name, *seen) for name in names]
+    assert [found.get(name) for name in names] == alone
+    assert [snap.run.id for snap in alone if snap is not None] == ["r3", "r2", "r1"]
+    assert [len(found[name].trainers) for name in ("r1", "r2", "r3")] == [1, 1, 0]
+    assert [found[name].incident is not None for name in ("r1", "r2", "r3")] == [True, False, False]
+
+
+def test_runs_are_silent_whose_hosts_stand_and_are_not_heard_of(engine: Engine) -> None:
+    heard, silent, leaving = (House(engine, run_id=name) for name in ("r1", "r2", "r3"))
+    for house in (heard, silent, leaving):
+        house.ready()
+    leaving.commit(MoveGroup(leaving.group, GroupCause.NOT_WANTED))
+    now = heard.tick()
+    heard.send()
+    with engine.connect() as connection:
+        assert reads.silent_runs(connection, now) == {"r2"}

@@ -12,6 +12,7 @@ from orchestrator.providers.base import GroupProbe, HostProbe, Owned, ProviderEr
 @dataclass
 class FakeGroup:
     hosts: int
+    devices: int = 1
     agents: dict[int, bool] = field(default_factory=dict)
     trainers: dict[int, bool] = field(default_factory=dict)
 
@@ -37,7 +38,7 @@ class FakeProvider:
 
     def acquire(self, group: str, hosts: int, devices: int) -> None:
         self._enter("acquire", group)
-        self.groups.setdefault(group, FakeGroup(hosts))
+        self.groups.setdefault(group, FakeGroup(hosts, devices))
 
     def probe(self, group: str) -> GroupProbe:
         if "probe" in self.hang:
@@ -71,7 +72,9 @@ class FakeProvider:
             self.hang["owned"].wait(30)
         if "owned" in self.fail:
             raise self.fail["owned"]
-        return [Owned(name, group.hosts) for name, group in sorted(self.groups.items())]
+        return [
+            Owned(name, group.hosts, group.devices) for name, group in sorted(self.groups.items())
+        ]
 
     def announce(self, control_url: str) -> None:
         """Nobody to tell."""

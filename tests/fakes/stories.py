@@ -250,6 +250,7 @@ def waiting(name: str = "plover-1m") -> Story:
         closed_at=None,
         closed_by_attempt=None,
         needs_person=True,
+        asked_person=True,
         left=("Make the model or the microbatch smaller.",),
         command=f"longhaul resume {name}",
         lost_seconds=540.0,

@@ -44,6 +44,11 @@ ORPHANED = "its agent ended without seeing its exit"
 STEP_LIMIT_SECONDS = 20.0
 
 
+def dead_man_of(trainer: Trainer) -> float | None:
+    """After how long without an answer its agent stops it."""
+    return trainer.spec.job.policy.dead_man_seconds
+
+
 class Away(Exception):
     """No answer came."""
 
@@ -174,13 +179,21 @@ class Agent:
         self.commands = ()
 
     def watch(self) -> None:
-        """Ends a trainer that stands still, by the agent's own clock."""
+        """Ends a trainer that stands still, or whose control plane is away for too long."""
         trainer, now = self.trainer, self._world.clock.monotonic()
-        if trainer is None or trainer.hung_since is None:
+        if trainer is None:
             return
-        if now - trainer.hung_since > STEP_LIMIT_SECONDS:
+        if trainer.hung_since is not None and now - trainer.hung_since > STEP_LIMIT_SECONDS:
             why = f"no step for {STEP_LIMIT_SECONDS:g} s"
             self._world.kill(trainer, why, KilledFor.HUNG)
+            return
+        limit = dead_man_of(trainer)
+        if limit is None or trainer.draining or now - self.host.answered_at <= limit:
+            return
+        trainer.draining = True
+        trainer.drain_until = now + trainer.spec.job.policy.grace_seconds
+        trainer.drained_for = KilledFor.DEAD_MAN
+        self._world.dead_man(trainer)
 
     def notice(self, notice: Notice, seconds: float) -> None:
         """The host is told that it will go: the gang saves and leaves while it can."""

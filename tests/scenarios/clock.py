@@ -6,6 +6,7 @@ which may jump; its monotonic clock never does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 START = datetime(2031, 5, 4, 12, tzinfo=UTC)
@@ -13,8 +14,11 @@ UNIX_EPOCH_JULIAN_DAY = 2440587.5
 
 
 class FakeClock:
+    """`passed` is told whenever time has passed."""
+
     def __init__(self) -> None:
         self._elapsed = 0.0
+        self.passed: Callable[[], None] = lambda: None
 
     def now(self) -> datetime:
         return START + timedelta(seconds=self._elapsed)
@@ -24,6 +28,7 @@ class FakeClock:
 
     def advance(self, seconds: float) -> None:
         self._elapsed += seconds
+        self.passed()
 
 
 class PlaneClock:

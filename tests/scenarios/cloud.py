@@ -21,6 +21,7 @@ from tests.scenarios.world import Group, Host, World
 from worker.protocol import PROTOCOL_VERSION, Notice
 
 LISTS_KEPT = 5
+PRICE = 36.0  # of one host for an hour
 
 
 class Cloud:
@@ -31,11 +32,11 @@ class Cloud:
     """
 
     name = "local"
-    hold_seconds: float | None = 0.0
 
     def __init__(self, world: World, line: Line, faults: Callable[[str, str], str | None]) -> None:
         self.asked: Callable[[str], None] = lambda _: None
         self.given_back: Callable[[str], None] = lambda _: None
+        self.hold_seconds: float | None = None
         self.stockout_until = 0.0
         self.cut_until = 0.0  # of the control plane from every cloud and every agent
         self._world = world
@@ -103,6 +104,7 @@ class Cloud:
         older = self._made % 5 == 0
         place.agent = Agent(self._world, place, secret, f"i{self._made}", self._line)
         place.agent.protocol = PROTOCOL_VERSION - older
+        place.answered_at = self._world.clock.monotonic()
         self._end_call(fault)
 
     def release(self, group: str) -> None:

@@ -79,6 +79,18 @@ REACHABLE: dict[str, tuple[str, ...]] = {
     "quarantine": ("running", "paused"),
     "rollback": ("running", "paused"),
     "submit repeated": ("running",),
+    "revised at once": COMING,
+    "revised with restart": COMING,
+    "old spec revised": ("running",),
+    "forked": ("running", "recovering", "paused"),
+    "forked with other data": ("running", "paused"),
+    "max_hours reached": ("running",),
+    "max_cost reached": ("running",),
+    "agent cut off for long": ("running",),
+    "dead man": ("running",),
+    "hold ran out": ("paused",),
+    "hosts lost within the hold": ("paused",),
+    "resumed within the hold": ("paused",),
 }
 GOALS = [(fault, state) for fault, states in REACHABLE.items() for state in states]
 

@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from orchestrator.state import Desired
-from tests.scenarios import life
+from tests.scenarios import asks, life
 from tests.scenarios.agents import Agent
-from tests.scenarios.world import Group, Host, Trainer
+from tests.scenarios.world import Group, Host, Trainer, batch_of
 from worker.protocol import ExitCode, Notice
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ def poison(sim: Simulation, run_id: str) -> bool:
     trainer = _trainer(sim, run_id)
     if trainer is None or len(sim.world.poison) >= 2:
         return False
-    ahead = trainer.spec.data_plan.batch_index(trainer.step + sim.rng.choice((0, 0, 1, 3)))
+    ahead = batch_of(trainer.spec.data_plan, trainer.step + sim.rng.choice((0, 0, 1, 3)))
     sim.world.poison.add((run_id, ahead))
     sim.note(f"{run_id}: batch {ahead} is poison")
     return True
@@ -211,6 +211,21 @@ def agent_cut(sim: Simulation, run_id: str) -> bool:
     return True
 
 
+def cut_for_long(sim: Simulation, run_id: str) -> bool:
+    """Longer than its trainer may live alone; the cloud sees it alive."""
+    found = [t for t in sim.world.trainers() if t.spec.run_id == run_id and t.host.agent]
+    mortal = [t for t in found if t.spec.job.policy.dead_man_seconds is not None]
+    if not mortal:
+        return False
+    trainer = sim.rng.choice(mortal)
+    seconds = trainer.spec.job.policy.dead_man_seconds or 0.0
+    host = trainer.host
+    host.cut_until = sim.clock.monotonic() + seconds + sim.rng.choice((3.0, 6.0, 30.0))
+    sim.note(f"{host.group} host {host.index} is cut off for long, until {host.cut_until:.0f}")
+    sim.clock.advance(seconds + sim.rng.choice((-1.0, 1.0, 1.0)))
+    return True
+
+
 # ---- storage -----------------------------------------------------------------------------------
 
 
@@ -300,49 +315,6 @@ def request_fails(how: str, sim: Simulation, run_id: str) -> bool:
     return False  # told when it happens
 
 
-# ---- people ------------------------------------------------------------------------------------
-
-
-def wish(desired: Desired, sim: Simulation, run_id: str) -> bool:
-    refusal = sim.people.wish(run_id, desired)
-    sim.note(f"{desired} {run_id}: {refusal or 'yes'}")
-    return refusal is None
-
-
-def save_now(sim: Simulation, run_id: str) -> bool:
-    refusal = sim.people.save_now(run_id)
-    sim.note(f"save {run_id} now: {refusal or 'yes'}")
-    return refusal is None
-
-
-def quarantine(sim: Simulation, run_id: str) -> bool:
-    blobs = [blob for blob in sim.world.storage.values() if blob.run_id == run_id and blob.counted]
-    if not blobs:
-        return False
-    blob = sim.rng.choice(blobs[-3:])
-    refusal = sim.people.quarantine(run_id, f"a{blob.attempt}-s{blob.step}")
-    sim.note(f"quarantine a{blob.attempt}-s{blob.step} of {run_id}: {refusal or 'yes'}")
-    blob.rejected |= refusal is None
-    return refusal is None
-
-
-def rollback(sim: Simulation, run_id: str) -> bool:
-    blobs = [blob for blob in sim.world.storage.values() if blob.run_id == run_id and blob.counted]
-    step = sim.rng.choice([0, *(blob.step for blob in blobs)])
-    skip = sim.rng.choice((0, 0, 1, 3))
-    refusal = sim.people.rollback(run_id, step, skip)
-    sim.note(f"roll {run_id} back to {step}, leaving out {skip}: {refusal or 'yes'}")
-    return refusal is None
-
-
-def submit_again(sim: Simulation, run_id: str) -> bool:
-    made = sim.people.submit(sim.people.jobs[run_id])
-    sim.oracle.expect(
-        not made.made and made.run_id == run_id, "inv. 16: a repeated submit made another run"
-    )
-    return True
-
-
 FAULTS: dict[str, tuple[float, Fault]] = {
     **{name: (0.6, partial(crash, name)) for name in CRASHES},
     "SIGKILL": (3, partial(crash, "SIGKILL")),
@@ -361,6 +333,7 @@ FAULTS: dict[str, tuple[float, Fault]] = {
     "host lost": (0.7, host_lost),
     "host isolated": (0.7, host_isolated),
     "agent cut off": (1, agent_cut),
+    "agent cut off for long": (0.6, cut_for_long),
     "checkpoint corrupt": (2, corrupt),
     "storage down": (1, storage_down),
     "controller dies": (1.5, controller_dies),
@@ -378,11 +351,16 @@ FAULTS: dict[str, tuple[float, Fault]] = {
         for how in ways
     },
     **{how: (0.3, partial(request_fails, how)) for how in REQUESTS},
-    "wish run": (2.5, partial(wish, Desired.RUN)),
-    "wish pause": (1.5, partial(wish, Desired.PAUSE)),
-    "wish cancel": (0.2, partial(wish, Desired.CANCEL)),
-    "save now": (0.5, save_now),
-    "quarantine": (0.5, quarantine),
-    "rollback": (0.8, rollback),
-    "submit repeated": (0.3, submit_again),
+    "wish run": (2.5, partial(asks.wish, Desired.RUN)),
+    "wish pause": (1.5, partial(asks.wish, Desired.PAUSE)),
+    "wish cancel": (0.2, partial(asks.wish, Desired.CANCEL)),
+    "save now": (0.5, asks.save_now),
+    "quarantine": (0.5, asks.quarantine),
+    "rollback": (0.8, asks.rollback),
+    "submit repeated": (0.3, asks.ask_again),
+    "revised at once": (0.7, asks.revise_at_once),
+    "revised with restart": (1, asks.revise_with_restart),
+    "old spec revised": (0.3, asks.revise_old),
+    "forked": (1, partial(asks.fork, False)),
+    "forked with other data": (0.4, partial(asks.fork, True)),
 }

@@ -124,7 +124,7 @@ class Leaders:
             while controller in self.all and not controller.advance(task):
                 self._perhaps_die(controller, task.run_id)
         while controller in self.all and controller.sweep():
-            self._perhaps_die(controller, next(iter(self._sim.people.jobs)))
+            self._perhaps_die(controller, self._sim.people.runs[0])
 
     # ---- probes and actions ----------------------------------------------------------------------
 
@@ -170,8 +170,10 @@ class Leaders:
                     self._sim.cover("decision delayed", run_id)
 
     def _commit(self, controller: Controller, run_id: str) -> None:
+        self._sim.oracle.deciding(run_id, controller.pending[run_id].snap.now)
         outcome = controller.commit(run_id)
         self._sim.note(f"{controller.name} commits late for {run_id}: {outcome}")
+        self._sim.oracle.check()
         if outcome != "changed":
             self._sim.cover(f"decision {outcome}", run_id)
 
@@ -181,8 +183,10 @@ class Leaders:
             controller.pending.pop(run_id, None)
             for _ in range(MAX_ROUNDS):
                 if not controller.decide(run_id):
+                    sim.oracle.settled(run_id)
                     break
                 plan = controller.pending[run_id].plan
+                sim.oracle.deciding(run_id, controller.pending[run_id].snap.now)
                 outcome = controller.commit(run_id)
                 sim.note(f"{controller.name} {run_id} {outcome}: {_brief(plan)}")
                 if outcome == "fenced":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import signal
 
-from tests.scenarios.world import Blob, Trainer, World, first_state, loss_of, next_state
+from tests.scenarios.world import Blob, Trainer, World, batch_of, first_state, loss_of, next_state
 from worker.protocol import (
     CheckpointRejected,
     CheckpointWritten,
@@ -72,7 +72,7 @@ def _restore(world: World, trainer: Trainer) -> None:
         return
     if not blob.whole:
         reason = "a digest differs"
-        blob.rejected = True
+        blob.rejected_by.add(trainer.spec.run_id)
         world.harm("checkpoint rejected", trainer.host.group)
         world.say(trainer, CheckpointRejected(checkpoint_id=resume.checkpoint_id, reason=reason))
         fail(world, trainer, ExitCode.CHECKPOINT_REJECTED, reason)
@@ -101,7 +101,7 @@ def _train(world: World, trainer: Trainer) -> None:
         for peer in gang
     ):
         return
-    batch = trainer.spec.data_plan.batch_index(trainer.step)
+    batch = batch_of(trainer.spec.data_plan, trainer.step)
     if (trainer.spec.run_id, batch) in world.poison:
         _diverge(world, trainer)
         return

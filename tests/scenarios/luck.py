@@ -41,7 +41,7 @@ class Luck:
         names, weights = list(FAULTS), [weight for weight, _ in FAULTS.values()]
         runs = self.wanted() if rng.random() < 0.9 else []
         for name in rng.choices(names, weights, k=3):
-            if self._strike(name, rng.choice(runs or list(self._sim.people.jobs))):
+            if self._strike(name, rng.choice(runs or self._sim.people.runs)):
                 return
 
     def wanted(self) -> list[str]:
@@ -62,7 +62,7 @@ class Luck:
             self._goals, self._aimed = self._goals + 1, 0
             return
         if name in FAULTS and self._sim.rng.random() < 0.25:
-            for run_id in list(self._sim.people.jobs):
+            for run_id in self._sim.people.runs:
                 if self._state(run_id) == state:
                     self._strike(name, run_id)
 
@@ -78,7 +78,7 @@ class Luck:
         if fault is None and not sim.hushed and sim.rng.random() < 0.04:
             fault = sim.rng.choice([how for how in CALLS.get(call, ()) if how != "refused"])
         if fault is not None and not group:
-            for run_id in sim.people.jobs:
+            for run_id in sim.people.runs:
                 self.cover(f"{call}: {fault}", run_id)
         elif fault is not None:
             self.cover(f"{call}: {fault}", group.split("-")[2])

@@ -7,21 +7,31 @@ verdicts and pauses the world justifies is in `judge.py`, what must hold in the 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from orchestrator.store import ledger_events
 from orchestrator.store.callers import AgentRefused
-from tests.scenarios import judge, rest
+from orchestrator.store.tables import EPOCH
+from tests.scenarios import judge, lineage, rest, settled
+from tests.scenarios.clock import START
 from tests.scenarios.database import Database
+from tests.scenarios.lineage import Origin
+from tests.scenarios.meter import Meter
 from tests.scenarios.people import People
-from tests.scenarios.world import Blob, Trainer, World
+from tests.scenarios.world import Trainer, World
 from worker.protocol import CheckpointOffer, CheckpointWritten
 
 USABLE = ("accepted", "verified")
 ATTEMPT_COLUMNS = (
-    'run_id, number, state, branch, "group", desired_generation, resume_checkpoint,'
+    'run_id, number, state, branch, revision, "group", desired_generation, resume_checkpoint,'
     " resumed_from_step, accepted_step, verdict, evidence, summary"
+)
+GROUPS = (
+    "SELECT name, run_id, state, hosts, lost_in_wish, taken,"
+    ' (SELECT min(h.notice_at) FROM hosts h WHERE h."group" = g.name) FROM host_groups g'
 )
 
 
@@ -35,6 +45,7 @@ class AttemptRow:
     number: int
     state: str
     branch: int
+    revision: int
     group: str
     generation: int
     resume: str | None
@@ -51,23 +62,39 @@ class AttemptRow:
     @property
     def lasting(self) -> tuple[Any, ...]:
         """What no later evidence may change."""
-        return (self.state, self.branch, self.group, self.resume, self.accepted_step)
+        of = (self.branch, self.revision, self.group, self.resume)
+        return (self.state, *of, self.accepted_step)
 
 
 @dataclass
 class Oracle:
-    """`orphans` are groups that a leader asked for after it had lost its lease."""
+    """`orphans` are groups that a leader asked for after it had lost its lease.
+
+    `words` are the groups of which it is known that their hosts must go, and since when;
+    `lost_in` those that count as lost, and under which wish.
+    `decided_at` is what the clock of the leader showed at the look that its newest decision rests
+    on. `origins` are where the forks began. `noted` is told of what coverage counts.
+    """
 
     world: World
     database: Database
     people: People
+    provider_hold: float | None = None
+    noted: Callable[[str, str], None] = lambda _what, _run: None
     orphans: list[str] = field(default_factory=list[str])
+    words: dict[str, datetime] = field(default_factory=dict[str, datetime])
+    lost_in: dict[str, int] = field(default_factory=dict[str, int])
+    origins: dict[str, Origin] = field(default_factory=dict[str, Origin])
+    meter: Meter = field(default_factory=Meter)
+    decided_at: datetime = START
     born: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
     ended: dict[tuple[str, int], float] = field(default_factory=dict[tuple[str, int], float])
+    ended_by_plane: dict[tuple[str, int], datetime] = field(default_factory=dict[Any, datetime])
     attempts: dict[str, list[AttemptRow]] = field(default_factory=dict[str, list[AttemptRow]])
     _checkpoints: dict[tuple[str, str], str] = field(default_factory=dict[Any, str])
     _final: dict[tuple[str, int], tuple[Any, ...]] = field(default_factory=dict[Any, Any])
     _over: dict[str, str] = field(default_factory=dict[str, str])
+    _limited: dict[str, str] = field(default_factory=dict[str, str])
     _version: int = -1
 
     def __post_init__(self) -> None:
@@ -86,6 +113,7 @@ class Oracle:
 
     def started(self, new: Trainer) -> None:
         """Invariant 1: no other attempt's trainer lives that could still change anything."""
+        lineage.told(self, new)
         places = (*self.world.hosts(), *self.world.zombies)
         for other in [host.live_trainer for host in places]:
             if other is None or other.spec.run_id != new.spec.run_id:
@@ -136,32 +164,18 @@ class Oracle:
         """Invariant 6: the newest of its branch that is good, by the bytes themselves."""
         spec = trainer.spec
         good = [
-            (blob.step, blob.attempt)
-            for blob in self._line(spec.run_id, spec.branch)
-            if blob.counted and blob.whole and not blob.rejected and blob.attempt < spec.attempt
+            (point.step, point.attempt)
+            for point in lineage.good(self, spec.run_id, spec.branch)
+            if point.attempt < spec.attempt
         ]
         newest = max(good, default=(0, 0))
         used = self.world.storage[spec.resume.uri] if spec.resume else None
-        found = (used.step, used.attempt) if used else (0, 0)
+        own = used is not None and used.run_id == spec.run_id
+        found = (used.step, used.attempt if own else lineage.INHERITED) if used else (0, 0)
+        adrift = used is None and spec.run_id in self.origins
+        self.expect(not adrift, f"fork: {trainer.name} starts from nothing")
         words = f"inv. 6: {trainer.name} starts from {found}, the newest good one is {newest}"
         self.expect(found == newest, words)
-
-    def _line(self, run_id: str, branch: int) -> list[Blob]:
-        """The checkpoints of a branch and of its ancestors up to where it left them."""
-        parents = {
-            number: (parent, step)
-            for number, parent, step in self.database.rows(
-                "SELECT number, parent, from_step FROM branches WHERE run_id = ?", run_id
-            )
-        }
-        blobs = [blob for blob in self.world.storage.values() if blob.run_id == run_id]
-        line = [blob for blob in blobs if blob.branch == branch]
-        parent, limit = parents[branch]
-        while parent is not None:
-            line += [blob for blob in blobs if blob.branch == parent and blob.step <= limit]
-            parent, step = parents[parent]
-            limit = min(limit, step)
-        return line
 
     def asked(self, group: str) -> None:
         """Invariant 3: a call that makes hosts finds its intent committed."""
@@ -174,6 +188,22 @@ class Oracle:
         wanted = [state for (state,) in states if state not in ("releasing", "gone")]
         self.expect(not wanted, f"inv. 4: {group} is given back while it is {wanted}")
 
+    # ---- at a decision ---------------------------------------------------------------------------
+
+    def deciding(self, run_id: str, looked_at: datetime) -> None:
+        """A leader is about to commit what it saw at `looked_at`, by its clock."""
+        self.decided_at = looked_at
+        limit = self.meter.reached(run_id, self.people.job(run_id), looked_at)
+        if limit is None:
+            self._limited.pop(run_id, None)
+        elif self._limited.get(run_id) != limit:
+            self._limited[run_id] = limit
+            self.noted(limit, run_id)
+
+    def settled(self, run_id: str) -> None:
+        self.check()
+        settled.check(self, run_id)
+
     # ---- after every moment ----------------------------------------------------------------------
 
     def check(self) -> None:
@@ -182,8 +212,8 @@ class Oracle:
         self._version = self.database.changes
         self._check_checkpoints()
         self._check_attempts()
-        self._check_runs()
         self._check_groups()
+        self._check_runs()
 
     def _check_checkpoints(self) -> None:
         rows = self.database.rows("SELECT run_id, id, attempt, step, state, uri FROM checkpoints")
@@ -209,7 +239,7 @@ class Oracle:
         gone = self.world.storage.pop(uri)
         newer = [
             blob
-            for blob in self._line(run_id, gone.branch)
+            for blob in (point.blob for point in lineage.line(self, run_id, gone.branch))
             if blob.counted and blob.proven and blob.whole and blob.step > gone.step
         ]
         self.expect(
@@ -247,6 +277,7 @@ class Oracle:
             return
         self._final[row.key] = row.lasting
         self.ended[row.key] = now
+        self.ended_by_plane[row.key] = self.people.clock.now()
         known = row.verdict and row.evidence and json.loads(row.evidence)
         self.expect(known, f"inv. 12: {row.key} ended as {row.verdict}: {row.evidence}")
         alive = [trainer for trainer in self.world.trainers() if trainer.key == row.key]
@@ -266,10 +297,20 @@ class Oracle:
         names = [json.loads(body)["checkpoint_id"] for (body,) in refused]
         again = new.resume in names
         self.expect(not again, f"inv. 6: {run_id} resumes from the rejected {new.resume}")
+        revision = len(self.people.revisions[run_id])
+        behind = f"revision: {new.key} is made under {new.revision} of {revision}"
+        self.expect(new.revision == revision, behind)
+        over = self.meter.reached(run_id, self.people.job(run_id), self.decided_at)
+        self.expect(over is None, f"inv. 14: {new.key} is made, and {over}")
         judge.goes_on(self, run_id, rows[:-1], new.generation)
 
     def _check_runs(self) -> None:
-        for run_id, state, desired, _, settled, generation, reason in self.runs():
+        now = self.people.clock.now()
+        for run_id, state, desired, revision, answered, generation, reason in self.runs():
+            self.meter.run(run_id, state, now)
+            accepted = len(self.people.revisions.get(run_id, "1"))
+            kept = f"inv. 16: people were told of revision {accepted} of {run_id}"
+            self.expect(revision == accepted, f"{kept}, which is at {revision}")
             before = self._over.get(run_id)
             if before in ("succeeded", "cancelled"):
                 self.expect(state == before, f"{run_id} was {before} and is {state}")
@@ -277,9 +318,9 @@ class Oracle:
                 self.expect(reason, f"{run_id} is {state} without a reason")
             if state == "succeeded" != before:
                 rest.check_history(self, run_id, whole=True)
-            if state == "paused" != before and desired == "run" and settled == generation:
+            if state == "paused" != before and desired == "run" and answered == generation:
                 judge.gave_up(self, run_id)
-            self.expect(settled <= generation, f"{run_id} settled wish {settled} of {generation}")
+            self.expect(answered <= generation, f"{run_id} settled wish {answered} of {generation}")
             wished = self.people.wished.get(run_id)
             kept = wished is None or wished == (desired, generation)
             self.expect(kept, f"inv. 16: people want {wished} of {run_id}, which has {desired}")
@@ -287,12 +328,21 @@ class Oracle:
 
     def _check_groups(self) -> None:
         """Invariants 3 and 4: what exists at the provider is known here, and one per run."""
-        known = {
-            name: (run_id, state)
-            for name, run_id, state in self.database.rows(
-                "SELECT name, run_id, state FROM host_groups"
-            )
-        }
+        known = dict[str, tuple[str, str]]()
+        now = self.people.clock.now()
+        for name, run_id, state, hosts, lost_in, taken, noticed in self.database.rows(GROUPS):
+            known[name] = run_id, state
+            before = self.meter.group(name, run_id, hosts, state, now)
+            if state == "releasing" and before == "ready":
+                settled.given_back(self, name, run_id, hosts)
+            if taken is not None:
+                self.words.setdefault(name, now)
+            if noticed is not None:
+                told = EPOCH + timedelta(microseconds=noticed)
+                self.words[name] = min(told, self.words.get(name, told))
+            if lost_in is not None and name not in self.lost_in:
+                self.lost_in[name] = lost_in
+                judge.lost(self, name)
         for name in self.world.groups:
             state = known.get(name, (None, None))[1]
             if state == "gone" and name in self.orphans:
@@ -303,7 +353,7 @@ class Oracle:
 
     def runs(self) -> list[tuple[Any, ...]]:
         return self.database.rows(
-            "SELECT id, state, desired, branch, settled_generation, desired_generation, reason"
+            "SELECT id, state, desired, revision, settled_generation, desired_generation, reason"
             " FROM runs ORDER BY id"
         )
 

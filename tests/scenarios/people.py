@@ -7,47 +7,78 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from random import Random
 
 from sqlalchemy import Connection
 
-from orchestrator.presets import PRESETS
 from orchestrator.roles import Role
 from orchestrator.state import Desired
-from orchestrator.store import branching, checkpoint_wishes, wishes
+from orchestrator.store import branching, checkpoint_wishes, forks, resuming, wishes
 from orchestrator.store.audit import Actor
 from tests.scenarios.clock import PlaneClock
 from tests.scenarios.database import Database
-from worker.protocol import (
-    BatchSpec,
-    CheckpointSpec,
-    HostsSpec,
-    JobSpec,
-    OptimizerSpec,
-    PolicySpec,
-)
+from worker.protocol import JobSpec
 
 SOMEBODY = Actor("somebody", Role.OPERATOR, None)
 
 
 @dataclass
 class People:
-    """`jobs` are the accepted runs, `wished` the newest accepted wish of each."""
+    """`revisions` are the accepted specs of each run, `wished` the newest accepted wish.
+
+    `again` repeats the very request that made a run.
+    """
 
     database: Database
     clock: PlaneClock
-    jobs: dict[str, JobSpec] = field(default_factory=dict[str, JobSpec])
+    revisions: dict[str, list[JobSpec]] = field(default_factory=dict[str, list[JobSpec]])
     wished: dict[str, tuple[Desired, int]] = field(default_factory=dict[str, tuple[Desired, int]])
+    again: dict[str, Callable[[], wishes.Submitted]] = field(default_factory=dict)
+
+    @property
+    def runs(self) -> list[str]:
+        """The accepted ones, in the order of their making."""
+        return list(self.revisions)
+
+    def job(self, run_id: str) -> JobSpec:
+        """As it was revised last."""
+        return self.revisions[run_id][-1]
+
+    # ---- what makes a run ------------------------------------------------------------------------
 
     def submit(self, job: JobSpec) -> wishes.Submitted:
         """By a key that belongs to the spec: repeated, it must make nothing new."""
-        now = self.clock.now()
-        made = self.database.write(
-            lambda c: wishes.submit(c, now, job, f"key-{job.name}", SOMEBODY)
-        )
-        self.jobs.setdefault(made.run_id, job)
-        self.wished.setdefault(made.run_id, (Desired.RUN, 1))
+
+        def ask() -> wishes.Submitted:
+            now = self.clock.now()
+            return self.database.write(
+                lambda c: wishes.submit(c, now, job, f"key-{job.name}", SOMEBODY)
+            )
+
+        return self._make(job, ask)
+
+    def fork(self, source: str, at: str, job: JobSpec) -> wishes.Submitted | str:
+        """The words of the refusal, if it was refused."""
+        revised = resuming.Revised(job, len(self.revisions[source]))
+        digest = forks.request_digest(source, {"at": at, "name": job.name})
+        asked = forks.Fork(revised, at, None, f"key-{job.name}", digest)
+
+        def ask() -> wishes.Submitted:
+            now = self.clock.now()
+            return self.database.write(lambda c: forks.fork(c, now, source, asked, SOMEBODY))
+
+        try:
+            return self._make(job, ask)
+        except wishes.NotAccepted as refusal:
+            return str(refusal)
+
+    def _make(self, job: JobSpec, ask: Callable[[], wishes.Submitted]) -> wishes.Submitted:
+        made = ask()
+        self.revisions[made.run_id] = [job]
+        self.wished[made.run_id] = (Desired.RUN, 1)
+        self.again[made.run_id] = ask
         return made
+
+    # ---- wishes ----------------------------------------------------------------------------------
 
     def wish(self, run_id: str, desired: Desired) -> str | None:
         """The words of the refusal, if it was refused."""
@@ -57,6 +88,19 @@ class People:
             return wishes.wish(connection, now, run_id, desired, SOMEBODY)
 
         return self._ask(run_id, desired, ask)
+
+    def revise(self, run_id: str, job: JobSpec, based_on: int) -> str | None:
+        """A resume with another spec, made from revision `based_on`."""
+        now = self.clock.now()
+        asked = resuming.Resume(revised=resuming.Revised(job, based_on))
+        refusal = self._ask(
+            run_id,
+            Desired.RUN,
+            lambda c: resuming.resume(c, now, run_id, asked, SOMEBODY),
+        )
+        if refusal is None and job != self.job(run_id):
+            self.revisions[run_id].append(job)
+        return refusal
 
     def save_now(self, run_id: str) -> str | None:
         now = self.clock.now()
@@ -98,33 +142,3 @@ class People:
             )
             self.wished[run_id] = (desired, generation)
         return None
-
-
-def any_job(rng: Random, number: int) -> JobSpec:
-    every = rng.choice((2, 3, 4, 6))
-    return PRESETS["demo-1m"].spec.model_copy(
-        update={
-            "name": f"run-{number}",
-            "steps": every * rng.randrange(3, 8) + rng.choice((0, 1)),
-            "batch": BatchSpec(sequences=6),
-            "optimizer": OptimizerSpec(),
-            "hosts": HostsSpec(count=rng.choice((1, 1, 2, 2, 3))),
-            "checkpoint": CheckpointSpec(every_steps=every),
-            "policy": _any_policy(rng),
-            "priority": rng.choice((-1, 0, 0, 1)),
-        }
-    )
-
-
-def _any_policy(rng: Random) -> PolicySpec:
-    return PolicySpec(
-        max_crashes=rng.choice((1, 2, 4)),
-        max_host_losses=rng.choice((1, 2, 4)),
-        max_rollbacks=rng.choice((1, 3)),
-        max_ends=rng.choice((4, 30)),
-        backoff_seconds=1.0,
-        max_backoff_seconds=8.0,
-        grace_seconds=5.0,
-        start_seconds=120.0,
-        hold_seconds=rng.choice((None, None, 0.0, 20.0)),
-    )

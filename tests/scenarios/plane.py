@@ -32,7 +32,7 @@ from orchestrator.store import commands, ingest, lease, ledger_events, looks, re
 from orchestrator.store.engine import reading
 from orchestrator.sweep import Sweeper, Terms
 from tests.scenarios.clock import FakeClock, PlaneClock
-from tests.scenarios.cloud import Cloud
+from tests.scenarios.cloud import PRICE, Cloud
 from tests.scenarios.database import Database, remembered_reads
 from worker.protocol import (
     AgentReport,
@@ -46,7 +46,6 @@ INSTALLATION = "sim"
 STORAGE = "/s"
 TTL = timedelta(seconds=10)
 IDLE_SECONDS = 2.0
-MAX_ROUNDS = 16
 TERMS = Terms(every_seconds=8.0, grace=timedelta(seconds=10), price=lambda _: 1.0)
 TELEMETRY = telemetry.Telemetry()
 
@@ -135,6 +134,11 @@ class Controller:
             listening_since=self.listening_since,
             telemetry=TELEMETRY,
         )
+        hold = self.cloud.hold_seconds
+        self.beside = looks.Beside(
+            holds={self.cloud.name: timedelta(seconds=hold)} if hold else {},
+            price_per_hour=lambda job: PRICE * job.hosts.count,
+        )
         self.queue = queueing.Queue(lambda: self.limits, self.clock)
         self.executor = Executor(service, cast(Any, _Calls()), lambda _: None)
         self.sweeper = Sweeper(service, cast(Any, _Calls()), lambda: self.token, TERMS)
@@ -189,6 +193,7 @@ class Controller:
                 INSTALLATION,
                 self.listening_since,
                 self.sightings.believed(acquiring),
+                self.beside,
             )
             assert snap is not None
             if queueing.wants_hosts(snap):
@@ -224,13 +229,6 @@ class Controller:
         self.queue.changed()
         self._start(run_id, decision.plan)
         return "changed"
-
-    def settle(self, run_id: str) -> None:
-        """Decides until nothing changes."""
-        for _ in range(MAX_ROUNDS):
-            if not self.decide(run_id) or self.commit(run_id) == "fenced":
-                return
-        self.trouble(f"run {run_id} does not come to rest")
 
     # ---- actions ---------------------------------------------------------------------------------
 

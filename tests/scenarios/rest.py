@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from tests.scenarios import judge
-from tests.scenarios.world import true_losses
+from tests.scenarios import judge, lineage
+from tests.scenarios.world import first_state, true_losses
 from worker.protocol import DataPlan, LogLines, StepBeat, StepCompleted
 
 if TYPE_CHECKING:
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 def check_history(oracle: Oracle, run_id: str, *, whole: bool) -> None:
     """Invariant 8: each step of the canonical history is told as an undisturbed run tells it."""
-    job = oracle.people.jobs[run_id]
+    job, origin = oracle.people.job(run_id), oracle.origins.get(run_id)
     plan = oracle.world.plans.get(run_id, DataPlan(seed=job.seed))
-    truth = true_losses(run_id, job.steps, plan)
+    first, state = (origin.step, origin.state) if origin else (0, first_state(run_id))
+    truth = true_losses(state, range(first, job.steps), plan)
     launches = oracle.database.rows(
         "SELECT number, resumed_from_step FROM attempts WHERE run_id = ? ORDER BY number", run_id
     )
@@ -26,12 +27,12 @@ def check_history(oracle: Oracle, run_id: str, *, whole: bool) -> None:
     )
     of = {(attempt, step): loss for attempt, step, loss in tellings}
     reached = job.steps if whole else max((step for _, step in of), default=0)
-    for step in range(1, reached + 1):
+    for step in range(first + 1, reached + 1):
         teller = max(number for number, resumed in launches if resumed < step)
         loss = of.get((teller, step))
         if whole:
             oracle.expect(loss is not None, f"{run_id}: step {step} of a{teller} is not told")
-        true = loss is None or loss == truth[step - 1]
+        true = loss is None or loss == truth[step]
         oracle.expect(true, f"inv. 8: {run_id} step {step} has loss {loss}")
 
 
@@ -59,15 +60,21 @@ def check_stored(oracle: Oracle) -> None:
 
 def _check_promises(oracle: Oracle) -> None:
     runs = {run_id for run_id, *_ in oracle.runs()}
-    lost = [run_id for run_id in oracle.people.jobs if run_id not in runs]
+    lost = [run_id for run_id in oracle.people.runs if run_id not in runs]
     oracle.expect(not lost, f"inv. 16: the accepted runs {lost} are lost")
-    counting = dict(oracle.database.rows("SELECT uri, state FROM checkpoints"))
-    for uri, blob in oracle.world.storage.items():
-        if blob.counted:
-            state = counting.get(uri)
-            bad = blob.rejected and state == "quarantined"
-            kept = state in ("accepted", "verified") or bad
-            oracle.expect(kept, f"inv. 16: {uri} was accepted and is {state}")
+    rows = oracle.database.rows("SELECT run_id, uri, state FROM checkpoints")
+    counting = {(run_id, uri): state for run_id, uri, state in rows}
+    storage = oracle.world.storage
+    promised = [(blob.run_id, uri) for uri, blob in storage.items() if blob.counted]
+    promised += [(run_id, origin.uri) for run_id, origin in oracle.origins.items()]
+    for run_id, uri in promised:
+        state = counting.get((run_id, uri))
+        bad = run_id in storage[uri].rejected_by and state == "quarantined"
+        kept = state in ("accepted", "verified") or bad
+        oracle.expect(kept, f"inv. 16: {uri} was accepted for {run_id} and is {state}")
+    for run_id, origin in oracle.origins.items():
+        same = storage[origin.uri].state == origin.state
+        oracle.expect(same, f"fork: the checkpoint that {run_id} began at is another now")
 
 
 def check_rest(oracle: Oracle) -> None:
@@ -100,5 +107,5 @@ def check_rest(oracle: Oracle) -> None:
 def check_all_succeeded(oracle: Oracle) -> None:
     """Liveness: once nothing fails any more and people want it, a run succeeds."""
     for run_id, state, *_ in oracle.runs():
-        done = state in ("succeeded", "cancelled")
+        done = state in ("succeeded", "cancelled") or lineage.adrift(oracle, run_id)
         oracle.expect(done, f"liveness: {run_id} was resumed, nothing failed, and it is {state}")

@@ -16,24 +16,25 @@ from typing import Any
 from orchestrator.reconcile.snapshot import Limits
 from orchestrator.state import Desired
 from orchestrator.store.commands import commands_digest
-from tests.scenarios import life
+from tests.scenarios import dead_man, life
 from tests.scenarios.agents import Agent
+from tests.scenarios.asks import MAX_RUNS
 from tests.scenarios.clock import FakeClock, PlaneClock
 from tests.scenarios.cloud import Cloud
 from tests.scenarios.coverage import Coverage
 from tests.scenarios.database import Database
+from tests.scenarios.jobs import any_job, without_limits
 from tests.scenarios.leaders import Leaders
 from tests.scenarios.luck import Luck
 from tests.scenarios.oracle import Broken, Oracle
-from tests.scenarios.people import People, any_job
+from tests.scenarios.people import People
 from tests.scenarios.plane import Api, quiet_and_seeded
 from tests.scenarios.traffic import Traffic
-from tests.scenarios.world import World
+from tests.scenarios.world import Trainer, World
 
 STEPS = 200
 MIN_FAULTS = 10
 MAX_STEPS = 600
-MAX_RUNS = 4
 CALM_ROUNDS = 600
 CALM_SECONDS = 1200.0
 SEEDS_APART = 1 << 16
@@ -107,6 +108,9 @@ class Simulation:
         self.traffic = Traffic(self.world, api, self, up, lambda: self.hushed)
         self.cloud = Cloud(self.world, self.traffic, self.luck.cloud_fault)
         self.oracle = Oracle(self.world, self.database, self.people)
+        self.oracle.noted = self.cover
+        self.clock.passed = self.traffic.hear
+        self.world.dead_man = self._dead_man
         self.cloud.asked = self._asked
         self.cloud.given_back = self.oracle.given_back
         self.api = api
@@ -117,6 +121,8 @@ class Simulation:
     def _chaos(self) -> None:
         self.rng.seed(self.seed * SEEDS_APART)
         self.leaders.limits = Limits({"local": self.rng.choice((3, 3, 5, 100))})
+        self.cloud.hold_seconds = self.rng.choice((None, None, 15.0, 60.0))
+        self.oracle.provider_hold = self.cloud.hold_seconds
         self.leaders.start()
         for _ in range(self.rng.choice((1, 1, 2))):
             self._submit()
@@ -132,8 +138,8 @@ class Simulation:
             self.oracle.check()
 
     def _submit(self) -> None:
-        made = self.people.submit(any_job(self.rng, len(self.people.jobs)))
-        self.note(f"submit: {made}, {self.people.jobs[made.run_id].hosts.count} hosts")
+        made = self.people.submit(any_job(self.rng, len(self.people.runs)))
+        self.note(f"submit: {made}, {self.people.job(made.run_id).hosts.count} hosts")
 
     def _goes_on(self) -> bool:
         if self.steps is not None:
@@ -141,7 +147,7 @@ class Simulation:
         return self.step < STEPS or (self.faults < MIN_FAULTS and self.step < MAX_STEPS)
 
     def _moment(self) -> None:
-        if not self.luck.wanted() and len(self.people.jobs) < MAX_RUNS:
+        if not self.luck.wanted() and len(self.people.runs) < MAX_RUNS:
             self._submit()
         chance = self.rng.random()
         if chance < 0.12:
@@ -223,14 +229,22 @@ class Simulation:
         """
         self.world.poison.clear()
         for blob in self.world.storage.values():
-            blob.whole |= not blob.rejected
+            blob.whole |= not blob.rejected_by
         for run_id, state, *_ in self.oracle.runs():
             if state in ("paused", "failed"):
-                refusal = self.people.wish(run_id, Desired.RUN)
+                refusal = self._resume(run_id)
                 self.note(f"resume {run_id}: {refusal or 'yes'}")
         self._come_to_rest()
         self.oracle.check_rest()
         self.oracle.check_all_succeeded()
+
+    def _resume(self, run_id: str) -> str | None:
+        """A run that has a limit needs a spec without it."""
+        before = self.people.job(run_id)
+        job = without_limits(before)
+        if job == before:
+            return self.people.wish(run_id, Desired.RUN)
+        return self.people.revise(run_id, job, len(self.people.revisions[run_id]))
 
     def _round(self) -> None:
         """Every part gets its turn, once."""
@@ -273,6 +287,7 @@ class Simulation:
         if agent.host.agent is not agent:
             return
         agent.watch()
+        dead_man.watched(self.oracle, agent.host)
         if not agent.registered:
             agent.boot()
             return
@@ -302,6 +317,13 @@ class Simulation:
                     life.advance(self.world, trainer)
 
     # ---- what is noted ---------------------------------------------------------------------------
+
+    def _dead_man(self, trainer: Trainer) -> None:
+        """An agent stops its trainer, since nobody has answered it for so long."""
+        self.note(f"{trainer.name} is stopped by its agent, which is alone")
+        self.world.harm("dead man", trainer.host.group)
+        self.cover_group("dead man", trainer.host.group)
+        dead_man.stopped(self.oracle, trainer)
 
     def _asked(self, group: str) -> None:
         """A call that makes hosts: was its intent committed, and does its caller still lead?"""

@@ -9,7 +9,8 @@ from tests.scenarios.schedule import Failed, Simulation
 
 SEEDS = 200
 QUICK = ("keeps_hosts", "acts_before_commit", "deletes_too_early")
-INVARIANTS = ("1", "2", "3", "4", "5", "6", "7", "11", "13", "14", "16")
+NUMBERED = ("1", "2", "3", "4", "5", "6", "7", "11", "12", "13", "14", "16")
+INVARIANTS = (*NUMBERED, "Revision", "Fork", "Limit", "Hold", "Dead man")
 
 
 def caught(name: str) -> Failed | None:

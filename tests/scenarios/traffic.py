@@ -81,6 +81,14 @@ class Traffic:
             return None
         return self._rng.choices(list(FATES), list(FATES.values()))[0]
 
+    def hear(self) -> None:
+        """Whoever is in reach is answered all the while, if only to its heartbeats."""
+        now = self._world.clock.monotonic()
+        if self._up() and self.cut_until <= now:
+            for host in (*self._world.hosts(), *self._world.zombies):
+                if host.cut_until <= now:
+                    host.answered_at = now
+
     def _cut(self, message: Any) -> bool:
         now = self._world.clock.monotonic()
         host = self._host(message.group, message.host)

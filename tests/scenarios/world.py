@@ -41,12 +41,17 @@ def loss_of(state: int) -> float:
     return (state >> 11) / (1 << 53)
 
 
-def true_losses(run_id: str, steps: int, plan: DataPlan) -> list[float]:
-    """The loss after each step of an undisturbed run; index 0 is step 1."""
-    state, losses = first_state(run_id), []
-    for step in range(steps):
-        state = next_state(state, plan.batch_index(step))
-        losses.append(loss_of(state))
+def batch_of(plan: DataPlan, step: int) -> int:
+    """What takes a run from `step` to the next: another seed has other batches."""
+    return plan.batch_index(step) + (plan.seed << 20)
+
+
+def true_losses(state: int, steps: range, plan: DataPlan) -> dict[int, float]:
+    """The loss after each step of an undisturbed run that has `state` before the first of them."""
+    losses = dict[int, float]()
+    for step in steps:
+        state = next_state(state, batch_of(plan, step))
+        losses[step + 1] = loss_of(state)
     return losses
 
 
@@ -55,7 +60,8 @@ class Blob:
     """One checkpoint's directory.
 
     `counted` once the control plane has answered its offer with yes, heard or not; `accepted` once
-    the worker has written that beside it; `proven` once a trainer has restored it.
+    the worker has written that beside it; `proven` once a trainer has restored it. `rejected_by`
+    are the runs that may not use it any more.
     """
 
     run_id: str
@@ -67,7 +73,7 @@ class Blob:
     counted: bool = False
     accepted: bool = False
     proven: bool = False
-    rejected: bool = False
+    rejected_by: set[str] = field(default_factory=set[str])
 
 
 @dataclass(eq=False)
@@ -104,7 +110,8 @@ class Host:
     """A machine: its folder (spool, fence, record of the last trainer) outlives each agent.
 
     Until `cut_until` nothing passes between it and the control plane, until `dark_until` the
-    provider can not tell of it either; a host that is `off` will never run anything again.
+    provider can not tell of it either; a host that is `off` will never run anything again. Until
+    `answered_at` the control plane could have answered its agent.
     """
 
     group: str
@@ -117,6 +124,7 @@ class Host:
     spool: list[Envelope] = field(default_factory=list[Envelope])
     last_seq: int = 0
     acked: int = 0
+    answered_at: float = 0.0
     cut_until: float = 0.0
     dark_until: float = 0.0
     off: bool = False
@@ -163,7 +171,7 @@ class Harm:
 
 
 class World:
-    """`started`, `restored` and `broken` are the oracle's ears."""
+    """`started`, `restored`, `dead_man` and `broken` are the oracle's ears."""
 
     def __init__(self, rng: Random, clock: FakeClock) -> None:
         self.rng = rng
@@ -172,6 +180,7 @@ class World:
         self.zombies: list[Host] = []  # given back, but out of anybody's reach and alive
         self.bills: list[Bill] = []
         self.harms: list[Harm] = []
+        self.skewed: set[str] = set()  # groups with a host whose clock is wrong
         self.storage: dict[str, Blob] = {}
         self.storage_down_until = 0.0
         self.poison: set[tuple[str, int]] = set()  # batches after which no number is finite
@@ -183,6 +192,7 @@ class World:
         self.save_served: dict[tuple[str, int], int] = {}
         self.started: Callable[[Trainer], None] = lambda _: None
         self.restored: Callable[[Trainer], None] = lambda _: None
+        self.dead_man: Callable[[Trainer], None] = lambda _: None
         self.broken: Callable[[str], None] = lambda _: None
         self._pids = 0
 
@@ -221,6 +231,8 @@ class World:
         run_id, now = name.split("-")[2], self.clock.monotonic()
         self.groups[name] = Group(name, run_id, hosts, now)
         self.bills.append(Bill(name, run_id, len(hosts), now))
+        if any(host.skew for host in hosts):
+            self.skewed.add(name)
         return self.groups[name]
 
     def unmake(self, name: str) -> None:

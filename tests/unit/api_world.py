@@ -86,6 +86,10 @@ class Client:
             self.cookies.update(client.cookies)
             return answer
 
+    async def listen(self, path: str) -> httpx.Response:
+        """For a task of its own in the portal: all that a stream tells, once it has ended."""
+        return await self._request("GET", path, timeout=None)
+
     def get(self, path: str, **kwargs: Any) -> httpx.Response:
         return self.request("GET", path, **kwargs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from orchestrator.api.limits import GUESSES, WINDOW_SECONDS, GuessLimit
 from orchestrator.roles import Role
 from orchestrator.state import RunState
 from orchestrator.store import tables
+from orchestrator.wakes import run_topic
 from tests.unit.api_world import BEGAN, HOST, Client, World, tiny_spec, world
 
 RUNS, TOKENS, AUDIT = "/api/v1/runs", "/api/v1/tokens", "/api/v1/audit"
@@ -217,6 +219,22 @@ def test_a_session_and_a_link_end_with_their_token(admin: Client, here: World, e
         here.clock.at += timedelta(seconds=300)
     assert page.get(RUNS).status_code == 401
     assert Client(admin.portal, admin.app, {}).get(link).status_code == 401
+
+
+def test_an_open_stream_ends_with_its_token(admin: Client, here: World) -> None:
+    run = admin.post(RUNS, json=tiny_spec()).json()["id"]
+    mine = holder(admin, make(admin, "mine")["token"])
+    listening = admin.portal.start_task_soon(mine.listen, f"{RUNS}/{run}/stream")
+    deadline = time.monotonic() + 10
+    while not here.service.wakes.awaited(run_topic(run)):
+        assert time.monotonic() < deadline, "nobody listens"
+        time.sleep(0.01)
+    admin.delete(f"{TOKENS}/mine")
+    here.service.wakes.notify(run_topic(run))
+    try:
+        assert "event: run" in listening.result(10).text
+    finally:
+        listening.cancel()
 
 
 def test_signing_out_ends_the_session_alone(admin: Client, here: World) -> None:

@@ -101,3 +101,23 @@ def test_a_field_given_twice_is_refused_by_name():
     """The same file is refused on the command line: neither value is taken silently."""
     with pytest.raises(Refused, match="'steps' is given twice at line 2"):
         parse(b"steps: 5\nsteps: 6\n", "application/yaml", JobSpec)
+
+
+LONG = b"9" * 5000  # more digits than Python reads
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b'{"seed": ' + LONG + b"}", "application/json"),
+        (b"seed: " + LONG, "application/yaml"),
+        (b"seed: !!int x", "application/yaml"),
+        (b"seed: !!bool x", "application/yaml"),
+        (b"seed: !!timestamp x", "application/yaml"),
+        (b"? !!int x\n: 1", "application/yaml"),
+    ],
+)
+def test_a_value_that_is_not_what_it_claims_is_refused(content: bytes, kind: str) -> None:
+    with pytest.raises(Refused) as refused:
+        parse(content, kind, JobSpec)
+    assert refused.value.status == 400

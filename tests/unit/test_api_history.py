@@ -82,6 +82,46 @@ def test_nan_equals_nan_in_a_replay(client: Client, here: World) -> None:
     assert second["replayed_bit_identical"] is True
 
 
+def test_a_replay_is_held_against_the_last_telling_of_each_step(
+    client: Client, here: World
+) -> None:
+    run = submitted(client)
+    seed_crashed(here, run)
+    with here.engine.begin() as connection:
+        m = tables.metric_points
+        second = (m.c.attempt == 2, m.c.step.in_([12, 13]))
+        connection.execute(m.update().where(*second).values(loss=7.0))
+        connection.execute(m.delete().where(m.c.attempt == 2, m.c.step == 14))
+    group = seed_group(here, run, 2)
+    seed_attempt(here, run, group, 3, resumed_from_step=11, ended_at=at(60))
+    seed_points(here, run, 3, 12, 14, began=50, loss=7.0)
+    third = client.get(f"{RUNS}/tiny/attempts").json()["items"][2]
+    assert (third["replayed_steps"], third["first_difference_step"]) == (3, 14)
+
+
+@pytest.mark.parametrize("same", ["branch", "key"])
+def test_only_what_must_be_equal_is_compared(client: Client, here: World, same: str) -> None:
+    """Attempt 2 trains steps 11 to 16 again, with other losses: on another branch, or elsewhere."""
+    run = submitted(client)
+    seed_crashed(here, run)
+    with here.engine.begin() as connection:
+        m = tables.metric_points
+        connection.execute(m.update().where(m.c.attempt == 2).values(loss=7.0))
+        if same == "key":
+            second = tables.attempts.c.number == 2
+            connection.execute(tables.attempts.update().where(second).values(branch=2))
+    flags = {"drained": False, "killed_by_agent": False}
+    with here.engine.begin() as connection:
+        connection.execute(tables.trainers.delete())
+    for attempt, key in ((1, "cpu"), (2, "cpu" if same == "key" else "gpu")):
+        row = {"run_id": run, "attempt": attempt, "rank": 0, "numerics_key": key}
+        here.put(tables.trainers, row | flags)
+    second = client.get(f"{RUNS}/tiny/attempts").json()["items"][1]
+    assert second["replayed_steps"] == 6
+    assert second["replayed_bit_identical"] is None
+    assert second["first_difference_step"] is None
+
+
 def test_the_story_of_an_incident(client: Client, here: World) -> None:
     run = submitted(client)
     seed_crashed(here, run)
@@ -92,9 +132,33 @@ def test_the_story_of_an_incident(client: Client, here: World) -> None:
     assert story["command"] is None
     with here.engine.begin() as connection:
         connection.execute(tables.incidents.update().values(closed_at=None, needs_person=True))
+    here.change(run, state="paused", settled_generation=1)
     [story] = client.get(f"{RUNS}/tiny/incidents").json()["items"]
     assert story["command"] == "longhaul resume tiny"
     assert story["left"]
+    here.change(run, desired_generation=2)
+    [story] = client.get(f"{RUNS}/tiny/incidents").json()["items"]
+    assert (story["needs_person"], story["asked_person"]) == (False, True), "it was answered"
+
+
+def test_no_second_is_lost_to_two_stops_or_to_a_pause(client: Client, here: World) -> None:
+    """The attempt that was paused ended at 22 s; at 30 s and 34 s a limit kept it from going on."""
+    run = submitted(client)
+    seed_crashed(here, run)
+    with here.engine.begin() as connection:
+        connection.execute(tables.attempts.update().values(verdict="paused"))
+        found = connection.execute(tables.incidents.select()).mappings().one()
+        connection.execute(tables.incidents.delete())
+    stop = dict(found) | {"verdict": "over_limit", "needs_person": True}
+    first = {"opened_at": at(30), "closed_at": at(34), "closed_by_attempt": None}
+    here.put(tables.incidents, stop | first)
+    here.put(tables.incidents, stop | {"number": 2, "opened_at": at(34), "closed_at": at(39)})
+    told = client.get(f"{RUNS}/tiny/incidents").json()["items"]
+    assert [story["lost_seconds"] for story in told] == [5, 4]
+    with here.engine.begin() as connection:
+        connection.execute(tables.attempts.update().values(verdict="over_limit"))
+    told = client.get(f"{RUNS}/tiny/incidents?limit=1").json()["items"]
+    assert [story["lost_seconds"] for story in told] == [5], "the one before is on the next page"
 
 
 def test_a_chart_has_every_step_in_few_columns(client: Client, here: World) -> None:

@@ -73,7 +73,7 @@ def documented() -> list[str]:
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with world(tmp_path_factory.mktemp("roles")) as made:
-        made.app.include_router(agents.router)
+        agents.mount(made.app)
         yield made
 
 

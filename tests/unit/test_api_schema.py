@@ -35,7 +35,7 @@ STREAMS = "/stream"  # endless: test_api_stream listens to them
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with world(tmp_path_factory.mktemp("schema")) as made:
-        made.app.include_router(agents.router)
+        agents.mount(made.app)
         yield made
 
 

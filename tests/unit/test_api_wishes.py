@@ -165,8 +165,11 @@ def test_a_rollback_of_a_running_run_opens_a_branch(client: Client, here: World,
     assert usable(here, run) == ["a1-s20", "a1-s10"], "nothing newer comes back"
     kept = client.get(f"{RUNS}/tiny/checkpoints").json()["items"]
     assert [c["id"] for c in kept] == ["a1-s30", "a1-s20", "a1-s10"], "and nothing is lost"
+    assert client.get(f"{RUNS}/tiny").json()["newest_checkpoint"]["id"] == "a1-s20"
     told = client.get(f"{RUNS}/tiny/events").json()["items"][-1]
     assert (told["kind"], told["body"]["by"]) == ("branch_opened", "admin")
+    client.post(f"{RUNS}/tiny/checkpoints/a1-s20/quarantine", json={"reason": "bad"})
+    assert client.get(f"{RUNS}/tiny").json()["newest_checkpoint"]["id"] == "a1-s10"
 
 
 @pytest.mark.parametrize(("state", "desired"), [("paused", "pause"), ("paused", "run")])
@@ -305,6 +308,10 @@ def test_a_repeated_fork_is_one_run(client: Client, here: World, run: str) -> No
     first, again = fork(client, "k1"), fork(client, "k1")
     assert (first.status_code, again.status_code) == (201, 200)
     assert first.json()["id"] == again.json()["id"]
+    by_id = client.post(
+        f"{RUNS}/{run}/fork", json={"name": "twin", "at": 20}, headers={"Idempotency-Key": "k1"}
+    )
+    assert (by_id.status_code, by_id.json()["id"]) == (200, first.json()["id"])
     other = fork(client, "k1", at=10)
     assert (other.status_code, slug(other)) == (409, "idempotency-key-reused")
 

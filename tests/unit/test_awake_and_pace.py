@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from orchestrator.awake import GAP_SECONDS, Awake
 from orchestrator.pace import Pace
-from tests.scenarios.clock import FakeClock
+from tests.scenarios.clock import FakeClock, PlaneClock
 
 
 def test_a_process_that_stood_still_is_awake_since_it_went_on():
@@ -19,6 +21,18 @@ def test_a_process_that_stood_still_is_awake_since_it_went_on():
     gone_on = clock.now()
     clock.advance(1)
     assert awake.since() == gone_on
+
+
+@pytest.mark.parametrize("seconds", [600, -600])
+def test_a_step_of_the_wall_clock_is_no_silence_of_hosts(seconds: float):
+    """Invariant 11: what was heard before it lies far back by the clock of now."""
+    clock = PlaneClock(FakeClock())
+    awake = Awake(clock)
+    clock.jump(seconds)
+    stepped = clock.now()
+    assert awake.since() == stepped
+    clock.jump(GAP_SECONDS - 1)  # a clock that is slewed is no step
+    assert awake.since() == stepped
 
 
 def test_few_agents_report_at_once_and_many_in_turns():

@@ -170,7 +170,7 @@ def test_why_gives_the_one_command(service: FakeService) -> None:
 
 def test_why_without_incidents(service: FakeService) -> None:
     service.incidents = []
-    assert "not been stopped by anything" in done("why", "demo-1m")
+    assert "Nothing has gone wrong so far." in done("why", "demo-1m")
     assert json.loads(done("why", "demo-1m", "--json"))["incident"] is None
 
 
@@ -180,6 +180,11 @@ def test_why_without_incidents(service: FakeService) -> None:
 def test_why_says_how_the_run_stands(service: FakeService, state: str, says: str) -> None:
     service.runs["demo-1m"] = fake.run(state=RunState(state))
     assert says in done("why", "demo-1m")
+
+
+def test_why_says_a_state_once(service: FakeService) -> None:
+    service.runs["demo-1m"] = fake.run(state=RunState.CANCELLED, reason="cancelled")
+    assert re.search(r"It is cancelled at step .*\d\.$", done("why", "demo-1m"), re.MULTILINE)
 
 
 def test_a_run_is_not_at_100_percent_before_its_last_step(service: FakeService) -> None:
@@ -311,9 +316,38 @@ def test_a_resume_carries_what_was_given(service: FakeService) -> None:
     ]
 
 
+def test_a_pause_of_a_paused_run_does_not_promise_a_save(service: FakeService) -> None:
+    assert "is asked to save and stop" in done("pause", "demo-1m")
+    service.runs["demo-1m"] = fake.run(state=RunState.PAUSED)
+    assert "demo-1m stays paused." in done("pause", "demo-1m")
+
+
+def test_logs_say_so_when_no_line_fits(service: FakeService) -> None:
+    service.logs = []
+    assert "There are no lines yet." in call("logs", "demo-1m").stderr
+    asked = call("logs", "demo-1m", "--grep", "zzz", "--json")
+    assert (asked.stdout, asked.stderr) == ("", "No line fits.\n")
+
+
+def test_an_owner_is_told_where_there_are_several(service: FakeService) -> None:
+    assert "OWNER" not in done("runs")
+    service.runs["twin"] = fake.run(name="twin", owner="ada")
+    assert re.search(r"twin .* ada$", done("runs"), re.MULTILINE)
+    assert re.search(r"^Submitted .* by ada$", done("show", "twin"), re.MULTILINE)
+
+
+def test_an_address_without_a_scheme_is_refused_in_words(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGHAUL_URL", "127.0.0.1:8700")
+    refused = call("runs")
+    assert refused.exit_code == 2
+    assert "like http://127.0.0.1:8700" in refused.stderr
+
+
 def test_a_rollback_says_where_it_goes_and_what_is_next(service: FakeService) -> None:
     printed = done("rollback", "demo-1m", "--to", "0")
-    assert "demo-1m goes back to 0, on branch 2." in printed
+    assert "demo-1m goes back to step 0, on branch 2." in printed
     assert "→ See what it can begin at: longhaul checkpoints demo-1m" in printed
     assert service.asked_for == [{"to": 0, "skip_batches": 0}]
 

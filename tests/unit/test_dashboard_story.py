@@ -61,6 +61,19 @@ def test_several_stops_are_counted_by_kind() -> None:
     assert "The 3 stops cost 23" in answer.rest
 
 
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ([False, True], "it went on by itself once and waited for a person once."),
+        ([True, True], "each time it waited for a person."),
+        ([True], "it waited for a person."),
+    ],
+)
+def test_what_a_person_brought_back_did_not_go_on_by_itself(asked: list[bool], told: str) -> None:
+    stops = [make_incident(n, asked_person=one) for n, one in enumerate(asked, start=1)]
+    assert told in story.answer(make_run(), [make_attempt()], stops, NOW).rest
+
+
 def test_a_replay_that_differs_is_never_called_identical() -> None:
     told = recovered()
     change = {"replayed_bit_identical": False, "first_difference_step": 83}
@@ -100,3 +113,11 @@ def test_at_risk_are_the_steps_past_the_newest_checkpoint() -> None:
     assert story.at_risk(told.run) == 20
     assert story.at_risk(make_run()) == 120
     assert story.at_risk(make_run(state=RunState.PAUSED)) is None
+
+
+def test_a_field_at_the_start_of_a_sentence_is_written_as_it_must_be_typed() -> None:
+    run = make_run(
+        state=RunState.PAUSED, needs_person=True, reason="policy.max_hours is 2: 2.01 hours held"
+    )
+    answer = story.answer(run, [make_attempt()], [], NOW)
+    assert answer.rest.startswith("policy.max_hours is 2: 2.01 hours held. ")

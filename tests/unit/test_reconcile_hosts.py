@@ -328,6 +328,18 @@ def test_nothing_starts_over_a_limit(policy, used, state) -> None:
     assert not plan.actions
 
 
+@pytest.mark.parametrize("state", [RunState.QUEUED, RunState.PROVISIONING, RunState.RECOVERING])
+def test_a_fork_without_a_usable_checkpoint_never_starts_from_nothing(state) -> None:
+    fork = make_run(state, forked_run="r0")
+    ready = snap(fork, group=make_group(), hosts=(make_host(),))
+    plan = reconcile(ready)
+    assert only(plan, MoveRun).cause is RunCause.GAVE_UP
+    assert only(plan, OpenIncident).needs_person
+    assert not plan.actions
+    good = replace(ready, checkpoints=(make_checkpoint(3, attempt=0),))
+    assert "OpenIncident" not in kinds(reconcile(good).changes)
+
+
 def test_a_limit_is_looked_at_again_when_it_will_be_reached() -> None:
     used = {"hours_held": 1.0, "cost": 9.0, "group": make_group(price_per_hour=10.0)}
     state = running(Trainer(1, 0, pid=7), **used)
@@ -450,3 +462,37 @@ def test_no_agent_is_started_on_hosts_that_are_about_to_go() -> None:
     assert only(reconcile(state), LaunchAgent)
     taken = make_group(taken=Notice.PREEMPTED, taken_at=ago(5))
     assert reconcile(replace(state, group=taken)).actions == ()
+
+
+# ---- a database that went back in time ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("trainer", [Trainer(1, 0), Trainer(1, 0, pid=7, last_step_at=ago(130))])
+def test_an_agent_that_lives_and_runs_nothing_ends_the_attempt(trainer: Trainer) -> None:
+    """After a restore nobody tells of the end again, or a host refuses a number it had before."""
+    begun = make_attempt(created_at=ago(200))
+    idle = make_host(registered_at=ago(250), running_attempt=None)
+    plan = reconcile(running(trainer, attempts=(begun,), hosts=(idle,)))
+    buried = only(plan, BuryTrainer)
+    assert (buried.rank, buried.host_gone) == (0, False)
+    assert "runs nothing of attempt 1" in buried.why
+
+
+@pytest.mark.parametrize(
+    ("told", "seen"),
+    [
+        ({"last_step_at": ago(60)}, {}),  # its end may be on the way
+        ({}, {"running_attempt": 1}),
+        ({}, {"trainer_alive": True}),
+        ({}, {"last_seen_at": ago(90)}),  # not heard of for long enough
+    ],
+)
+def test_who_may_still_tell_of_the_end_is_waited_for(
+    told: dict[str, object], seen: dict[str, object]
+) -> None:
+    begun = make_attempt(created_at=ago(200))
+    known = {"registered_at": ago(250), "running_attempt": None}
+    host = make_host(**known | seen)
+    trainer = replace(Trainer(1, 0), **told)  # type: ignore[arg-type]
+    plan = reconcile(running(trainer, attempts=(begun,), hosts=(host,)))
+    assert "BuryTrainer" not in kinds(plan.changes)

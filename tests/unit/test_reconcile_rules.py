@@ -107,6 +107,29 @@ def test_a_refusal_pauses_the_run_with_the_providers_own_words():
     assert only(plan, MoveRun) == MoveRun(RunCause.GAVE_UP, incident.summary, settle=True)
 
 
+def test_hosts_that_do_not_come_up_pause_the_run_instead_of_a_wait_without_end():
+    group = make_group(GroupState.CREATING, up=False)
+    seen = snap(make_run(RunState.PROVISIONING), group=group)
+    within = seen.now - group.created_at
+    plan = reconcile(replace(seen, provision_within=within))
+    assert (plan.changes, plan.actions) == ((), ())
+    assert plan.look_again_at is not None
+    plan = reconcile(replace(seen, provision_within=within - timedelta(seconds=1)))
+    incident = only(plan, OpenIncident)
+    assert (incident.verdict, incident.needs_person) == (Verdict.PROVISION_FAILED, True)
+    assert "not all were up within 0:00:59" in incident.summary
+    assert only(plan, MoveRun) == MoveRun(RunCause.GAVE_UP, incident.summary, settle=True)
+    up = replace(seen, group=replace(group, up=True), provision_within=timedelta())
+    assert reconcile(up).changes == (MoveGroup(GROUP, GroupCause.HOSTS_UP),)
+
+
+def test_a_control_plane_that_was_away_does_not_blame_the_provider_for_it():
+    group = make_group(GroupState.CREATING, up=False, created_at=ago(7200))
+    away = snap(make_run(RunState.PROVISIONING), group=group, awake_since=ago(60))
+    assert reconcile(away).changes == ()
+    assert only(reconcile(replace(away, awake_since=ago(3601), listening_since=ago(3601))), MoveRun)
+
+
 # ---- agents ------------------------------------------------------------------------------------
 
 
@@ -170,6 +193,20 @@ def test_the_first_attempt_starts_from_nothing():
     assert (attempt.number, attempt.resume_checkpoint, attempt.resumed_from_step) == (1, None, 0)
     assert attempt.coordinator is None
     assert only(plan, MoveRun).cause is RunCause.ATTEMPT_MADE
+
+
+@pytest.mark.parametrize("state", [RunState.PROVISIONING, RunState.RECOVERING])
+def test_a_fork_without_its_checkpoint_does_not_begin_at_step_0(state):
+    run = make_run(state, forked_run="source")
+    ready = {"group": make_group(), "hosts": (make_host(),)}
+    inherited = replace(make_checkpoint(50, 0), id="fork-s50")
+    begun = reconcile(snap(run, **ready, checkpoints=(inherited,)))
+    assert only(begun, MakeAttempt).resume_checkpoint == "fork-s50"
+    plan = reconcile(snap(run, **ready))
+    assert only(plan, MoveRun).cause is RunCause.GAVE_UP
+    opened = only(plan, OpenIncident)
+    assert opened.needs_person
+    assert "fork its source again" in opened.summary
 
 
 def test_a_gang_gets_a_coordinator_port_that_the_gang_before_did_not_use():

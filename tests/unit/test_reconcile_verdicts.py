@@ -107,6 +107,11 @@ CASES = {
         alone(killed(), taken=Notice.MAINTENANCE, taken_at=ago(1)),
         Verdict.MAINTENANCE,
     ),
+    "a fault of its own before the cloud took them": (
+        5,
+        alone(killed(by=signal.SIGSEGV, seconds_ago=5), taken="preempted", taken_at=ago(1)),
+        Verdict.CRASHED,
+    ),
     "host gone": (
         4,
         pair(left(ExitCode.PEER_LOST), by_agent(HOST_GONE, 1)),

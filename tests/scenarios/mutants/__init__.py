@@ -21,6 +21,7 @@ from orchestrator.records import Trainer
 from orchestrator.state import GroupState, RunState
 from orchestrator.store import effects, ingest, ledger_events, looks, reads, rows, wishes, writes
 from orchestrator.store.tables import attempts, checkpoints
+from tests.scenarios.mutants.specs import SPECS
 from tests.scenarios.plane import Controller
 
 
@@ -176,6 +177,7 @@ def silence_is_death() -> AbstractContextManager[Any]:
 
     def snapshot(connection: Any, run_id: str, now: datetime, *given: Any, **named: Any) -> Any:
         snap = before(connection, run_id, now, *given, **named)
+        assert snap is not None
         return replace(snap, hosts=tuple(_dead_if_silent(host, now) for host in snap.hosts))
 
     before = looks.snapshot
@@ -263,5 +265,6 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         gives_up_early,
         answers_wishes_early,
         forgets_keys,
+        *SPECS,
     )
 }
