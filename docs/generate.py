@@ -130,6 +130,20 @@ SPEC_WORDS = {
     "policy.max_backoff_seconds": "The longest wait.",
     "policy.grace_seconds": "Time to save and leave when asked to stop; then it is killed.",
     "policy.start_seconds": "Time for the agents of a host group to report.",
+    "policy.hang": "How long a trainer may stay in one place before it counts as hung.",
+    "policy.spike": "When a finite loss counts as diverged; null: never.",
+    "policy.hang.start_seconds": "For each of: start of the process, imports, set-up.",
+    "policy.hang.restore_seconds": "For reading a checkpoint.",
+    "policy.hang.compile_seconds": "For compiling, and for the first step.",
+    "policy.hang.step_seconds": "The least limit of a later step.",
+    "policy.hang.step_factor": "A step may take this many times what nearly all recent ones took.",
+    "policy.hang.eval_seconds": "For an evaluation.",
+    "policy.hang.save_seconds": "For a save, and for a step while one is under way.",
+    "policy.spike.window": "How many good losses make the usual one, their median.",
+    "policy.spike.least": "Nothing is judged before so many are known.",
+    "policy.spike.deviations": "A suspect loss is so many standard deviations (by the MAD) above.",
+    "policy.spike.rise": "And at least so many nats above.",
+    "policy.spike.patience": "Suspect losses in a row that are a spike. Meanwhile nothing is saved.",
 }
 
 SETTINGS_HEAD = """\
@@ -231,7 +245,7 @@ def _objects(field: Any, known: Any) -> list[tuple[str, Any]]:
     """The objects that a field may hold, each with its kind where there are several."""
     found = [
         known[one["$ref"].rpartition("/")[2]]
-        for one in (field, *field.get("oneOf", ()))
+        for one in (field, *field.get("oneOf", ()), *field.get("anyOf", ()))
         if "$ref" in one
     ]
     if len(found) == 1:

@@ -16,6 +16,7 @@ import os
 import secrets
 import signal
 import sys
+import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
@@ -147,12 +148,29 @@ class Agent:
             if silent > policy.dead_man_seconds:
                 running.drain(policy.grace_seconds, KilledFor.DEAD_MAN)
 
+    async def _watch_for_hangs(self) -> None:
+        """Ends a trainer that stays in one place for longer than its spec allows."""
+        before = time.monotonic()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            now = time.monotonic()
+            late, before = now - before - WATCH_SECONDS, now
+            running = self._running
+            if running is None:
+                continue
+            if late > WATCH_SECONDS:
+                running.slept(late)
+            why = running.overdue()
+            if why is not None:
+                log.error("attempt %d hangs: %s", running.attempt, why)
+                await running.end(why, KilledFor.HUNG)
+
     async def _serve(self) -> None:
         await self._bury_predecessor()
         await self._uplink.register(self._folder.facts(ADDRESS))
         log.info("registered as host %d of %s", self._identity.host, self._identity.group)
         talks = (self._uplink.send_events(), self._uplink.poll())
-        watches = (self._broken.wait(), self._watch_for_silence())
+        watches = (self._broken.wait(), self._watch_for_silence(), self._watch_for_hangs())
         await self._first_of(*talks, self._obey(), *watches)
         await asyncio.gather(*self._tasks)  # raises what broke
 
@@ -262,9 +280,7 @@ class Agent:
     async def _end_trainer(self, why: str, reason: KilledFor) -> None:
         """Returns once the trainer, if one runs, is known dead and its exit is in the spool."""
         if self._running:
-            trainer = self._running
-            trainer.kill(why, reason)
-            await trainer.ended.wait()
+            await self._running.end(why, reason)
 
     # ---- events ----------------------------------------------------------------------------------
 

@@ -26,9 +26,11 @@ from worker.protocol import (
     CheckpointWritten,
     Report,
     SaveFailed,
+    Saving,
     StateNotFinite,
 )
 from worker.step import TrainState
+from worker.watch import Seen
 
 TRIES = 3
 
@@ -93,10 +95,19 @@ class Saver:
         """Compiles the digest of states like `abstract`, so that no save waits for it."""
         self._digester = Digester(named_arrays(abstract))
 
-    def save(self, state: TrainState, step: int, *, final: bool = False, request: int = 0) -> None:
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        *,
+        final: bool = False,
+        request: int = 0,
+        seen: Seen | None = None,
+    ) -> None:
         """Starts to save `state`; returns when training may overwrite it.
 
-        `request` is the newest wish for a save that this one answers.
+        `request` is the newest wish for a save that this one answers, `seen` what the rules that
+        watch the loss remember.
 
         Raises Diverged, and saves nothing, when a number of the state is not finite. Raises
         StorageFailed when this is one failure too many.
@@ -104,7 +115,8 @@ class Saver:
         asked = time.monotonic()
         self.settle()
         arrays = named_arrays(state)
-        save = self._prepare(arrays, step, final, request)
+        save = self._prepare(arrays, step, final, request, seen or Seen())
+        self._send(Saving(step=step, active=True))
         try:
             if self._rank == 0:
                 if save.folder.exists():
@@ -140,7 +152,7 @@ class Saver:
     def acceptance_stands(self, step: int) -> bool:
         return (Path(self._spec.checkpoint_uri(step)) / ACCEPTED).exists()
 
-    def _prepare(self, arrays: Named, step: int, final: bool, request: int) -> Save:
+    def _prepare(self, arrays: Named, step: int, final: bool, request: int, seen: Seen) -> Save:
         digest = self._digester(arrays)
         if digest.not_finite:
             where = ", ".join(digest.not_finite[:3])
@@ -160,6 +172,8 @@ class Saver:
             next_batch=spec.data_plan.batch_index(step),
             data_plan=spec.data_plan,
             text=self._text,
+            losses=seen.losses,
+            suspects=seen.suspects,
         )
         folder = Path(spec.checkpoint_uri(step))
         whole = combined(digest, arrays)
@@ -189,6 +203,7 @@ class Saver:
             self._failed(save.step, error)
         else:
             self._failures = 0
+            self._send(Saving(step=save.step, active=False))
 
     def _failed(self, step: int, error: Exception) -> None:
         """Reports, and begins afresh: Orbax may raise one failure twice."""
@@ -196,6 +211,7 @@ class Saver:
         reason = in_words(error)
         print(f"save at step {step} failed: {reason}", flush=True)
         self._send(SaveFailed(step=step, reason=reason))
+        self._send(Saving(step=step, active=False))
         self._writer = self._new_writer()
 
 

@@ -21,6 +21,7 @@ from worker.mesh import Placer
 from worker.protocol import (
     AttemptSpec,
     Evaluated,
+    LossSpiked,
     Phase,
     StateNotFinite,
     StepBeat,
@@ -29,7 +30,7 @@ from worker.protocol import (
 from worker.report import AgentLink, PhaseClock
 from worker.schedule import due
 from worker.step import StepResult, TrainState
-from worker.watch import not_finite
+from worker.watch import LossWatch, not_finite
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Training:
     batches: Batches
     held_out: tuple[Rows, ...]
     compiled: Compiled
+    watch: LossWatch
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def train(training: Training, state: TrainState, first: int) -> Left:
     training.clock.enter(Phase.TRAIN)
     meter, requests = Meter(training), SaveRequests(training.link)
     running: Running | None = None
-    wished = Wishes()
+    wished, owed = Wishes(), False
     with Prefetcher(training.batches, first, job.steps) as prefetched:
         for step in range(first + 1, job.steps + 1):
             earlier = running
@@ -100,15 +102,19 @@ def train(training: Training, state: TrainState, first: int) -> Left:
             if earlier is not None:
                 wished |= meter.report(earlier)
             after = due(job, step)
-            if not (after.anything or wished.any):
+            if not (after.anything or wished.any or owed):
                 continue
             wished |= meter.report(running)
             running = None
             if after.evaluate:
                 _evaluate(training, state, step)
-            if after.save or wished.any:
-                final = wished.leave or step == job.steps
-                training.saver.save(state, step, final=final, request=requests.told)
+            final = wished.leave or step == job.steps
+            owed |= after.save or wished.any
+            # What is suspect is saved only where there will be no later save.
+            if owed and (final or not training.watch.suspects):
+                seen = training.watch.seen
+                training.saver.save(state, step, final=final, request=requests.told, seen=seen)
+                owed = False
             if wished.leave:
                 return Left(state, step, drained=step < job.steps, saved=True)
             wished = Wishes()
@@ -177,6 +183,14 @@ class Meter:
         if trouble := not_finite(loss, grad_norm):
             link.send(StateNotFinite(step=running.step, where=trouble))
             raise Diverged(f"after step {running.step} {trouble}")
+        if spike := self._training.watch.judge(running.step, loss):
+            link.send(
+                LossSpiked(step=spike.step, loss=spike.loss, usual=spike.usual, bound=spike.bound)
+            )
+            raise Diverged(
+                f"the loss rose to {spike.loss:.4f} at step {spike.step} and stayed over its bound"
+                f" {spike.bound:.4f}; usual were {spike.usual:.4f}"
+            )
         if self._training.rank == 0:
             link.send(
                 StepCompleted(

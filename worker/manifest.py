@@ -45,7 +45,8 @@ class ArrayRecord(Record):
 class LoopRecord(Record):
     """Where the loop stood; `next_batch` is the plan's index of the batch to come.
 
-    `text` is the fingerprint of the tokens trained on.
+    `text` is the fingerprint of the tokens trained on. `losses` and `suspects` are what the rules
+    that watch the loss remember (`worker.watch.Seen`).
     """
 
     run_id: str
@@ -56,6 +57,8 @@ class LoopRecord(Record):
     next_batch: int
     data_plan: DataPlan
     text: str
+    losses: tuple[float, ...] = ()
+    suspects: tuple[tuple[int, float], ...] = ()
 
 
 class Manifest(Record):

@@ -15,6 +15,7 @@ from worker.ends import CheckpointUnusable, Invalid
 from worker.manifest import STATE, LoopRecord, Manifest, verify
 from worker.protocol import AttemptSpec, DataPlan, ResumePoint
 from worker.step import TrainState
+from worker.watch import Seen
 
 Reader = Callable[[Path, dict[str, Any]], Named]
 
@@ -23,6 +24,7 @@ Reader = Callable[[Path, dict[str, Any]], Named]
 class Restored:
     state: TrainState
     state_digest: str
+    seen: Seen
 
 
 def read_arrays(folder: Path, wanted: dict[str, Any]) -> Named:
@@ -63,7 +65,9 @@ def restore(
     leaves = [found[name] for name in wanted]
     state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
     _check_counters(manifest.loop, state)
-    return Restored(state, digest)
+    loop = manifest.loop
+    seen = Seen() if point.other_data else Seen(loop.losses, loop.suspects)
+    return Restored(state, digest, seen)
 
 
 def _check_place(loop: LoopRecord, plan: DataPlan | None, step: int) -> None:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
 
+from worker import stacks
+from worker.hang import Vigil
 from worker.host import HostFolder, ProcessId, TrainerRecord, kill_group, until_unlocked
 from worker.memory_killer import MemoryWatch
 from worker.protocol import (
@@ -25,6 +27,7 @@ from worker.protocol import (
     KilledFor,
     KnownEvent,
     LogLines,
+    StacksTaken,
     StartTrainer,
     StepBeat,
     StepCompleted,
@@ -41,7 +44,8 @@ TAIL_SECONDS = 0.1
 DRAIN_SOCKET_SECONDS = 1.0  # a child of a dead trainer may hold its socket open
 LOCK_SECONDS = 5.0
 # What only an agent may say.
-AGENTS_OWN = frozenset({"trainer_exited", "log", "host_notice"})
+AGENTS_OWN = frozenset({"trainer_exited", "log", "host_notice", "stacks"})
+STILL_SECONDS = 5.0  # whoever did nothing for so long is asked what it does before it is killed
 log = logging.getLogger("longhaul.agent")
 
 OnEvent = Callable[[KnownEvent | Unknown], None]
@@ -72,6 +76,8 @@ class Trainer:
         self._memory = MemoryWatch.begin(time.clock_gettime(time.CLOCK_BOOTTIME))
         self._draining = False
         self._grace: asyncio.TimerHandle | None = None
+        self._vigil = Vigil(start.spec.job.policy.hang, time.monotonic())
+        self._ending = False
 
     async def run(self) -> None:
         """Spawns the trainer and stays until it is known dead. Must run in the main thread.
@@ -187,6 +193,34 @@ class Trainer:
             log.info("attempt %d: killing the trainer: %s", self.attempt, why)
             kill_group(self._process.pid)
 
+    # ---- whether it gets on ----------------------------------------------------------------------
+
+    def overdue(self) -> str | None:
+        """Why it counts as hung; None while it does not, or is about to leave anyhow."""
+        busy = self._draining or self._ending or self.ended.is_set()
+        return None if busy else self._vigil.overdue(time.monotonic())
+
+    def slept(self, seconds: float) -> None:
+        """The agent stood still for so long, and heard nothing."""
+        self._vigil.slept(seconds)
+
+    async def end(self, why: str, reason: KilledFor) -> None:
+        """Kills it, after a look at what it does if it has stood still; returns once it is dead."""
+        process, still = self._process, self._vigil.still_for(time.monotonic())
+        if process is not None and process.returncode is None and still > STILL_SECONDS:
+            self._ending = True
+            seen = await stacks.take(process.pid, self._log_file)
+            if seen.stopped and reason is KilledFor.SUPERSEDED:
+                reason = KilledFor.HUNG
+                why = f"its process was {seen.state} and had done nothing for {still:.0f} s; {why}"
+            elif reason is KilledFor.HUNG:
+                where = f" in {seen.place}" if seen.place else ""
+                why = f"{why}; its process was {seen.state}{where}"
+            if not self.ended.is_set():
+                self._on_event(StacksTaken(why=why, state=seen.state, stacks=seen.text))
+        self.kill(why, reason)
+        await self.ended.wait()
+
     # ---- its socket ------------------------------------------------------------------------------
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -226,6 +260,7 @@ class Trainer:
             return
         if isinstance(event, StepCompleted | StepBeat):
             self._last_step = event.step
+        self._vigil.saw(event, time.monotonic())
         self._on_event(event)
 
     def _send(self, message: BaseModel) -> None:

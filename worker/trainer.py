@@ -22,6 +22,7 @@ from typing import IO, NoReturn
 from worker.ends import TrainerEnd
 from worker.protocol import ExitCode, JobSpec, Phase, StartTrainer, TrainerFailed
 from worker.report import AgentLink, PhaseClock
+from worker.stacks import dump_on_signal
 
 LOCK = "trainer.lock"
 LOCK_SECONDS = 10.0
@@ -35,6 +36,7 @@ def main() -> NoReturn:
     parser.add_argument("--socket", type=Path, required=True, help="where the agent listens")
     socket: Path = parser.parse_args().socket
     die_with_parent()
+    dump_on_signal()
     home = Path.cwd()
     lock = hold_lock(home / LOCK)
     link = AgentLink.connect(socket)

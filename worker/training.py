@@ -30,6 +30,7 @@ from worker.protocol import (
 from worker.report import AgentLink, PhaseClock
 from worker.restore import restore
 from worker.step import TrainState
+from worker.watch import LossWatch, Seen
 
 POLL_SECONDS = 0.05
 SAVE_AGAIN_SECONDS = 1.0
@@ -77,7 +78,7 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> Left:
     if rank == 0:
         link.keep_acceptances(saver.keep_acceptance)
     abstract = abstract_state(job, devices)
-    state = _state(order, abstract, text.corpus.fingerprint, link, clock)
+    state, seen = _state(order, abstract, text.corpus.fingerprint, link, clock)
     clock.enter(Phase.COMPILE)
     placer = mesh.Placer(devices, job.batch.microbatches)
     compiled = compile_steps(job, devices, abstract, placer)
@@ -91,6 +92,7 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> Left:
         batches=TrainingBatches(text.train, spec.data_plan, job.batch.sequences),
         held_out=text.held_out,
         compiled=compiled,
+        watch=LossWatch(job.policy.spike, seen),
     )
     saver.prepare(abstract)
     left = train(training, state, spec.resume.step if spec.resume else 0)
@@ -102,11 +104,11 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> Left:
 
 def _state(
     order: StartTrainer, abstract: TrainState, text: str, link: AgentLink, clock: PhaseClock
-) -> TrainState:
-    """The state to go on from: a checkpoint's, or the very first."""
+) -> tuple[TrainState, Seen]:
+    """The state to go on from: a checkpoint's, or the very first; and what was seen before it."""
     spec = order.spec
     if spec.resume is None:
-        return first_state(spec.job, abstract, spec.data_plan.batch_index(0))
+        return first_state(spec.job, abstract, spec.data_plan.batch_index(0)), Seen()
     clock.enter(Phase.RESTORE)
     named = spec.resume.checkpoint_id
     try:
@@ -117,7 +119,7 @@ def _state(
     step = spec.resume.step
     link.send(Resumed(checkpoint_id=named, step=step, state_digest=restored.state_digest))
     print(f"resumed from {named} at step {step}", flush=True)
-    return restored.state
+    return restored.state, restored.seen
 
 
 def _until_accepted(training: Training, left: Left) -> None:

@@ -108,7 +108,7 @@ def _kernel(trainer: Trainer, now: datetime) -> Evidence:
 
 
 def _found(trainer: Trainer, now: datetime) -> Evidence:
-    text = f"not finite at step {trainer.diverged_step}: {trainer.diverged_where}"
+    text = f"at step {trainer.diverged_step}: {trainer.diverged_where}"
     return Evidence(trainer.exited_at or now, name_of(trainer), text)
 
 

@@ -36,9 +36,12 @@ from worker.protocol import (
     HostNotice,
     KnownEvent,
     LogLines,
+    LossSpiked,
     PhaseEntered,
     Resumed,
     SaveFailed,
+    Saving,
+    StacksTaken,
     StateNotFinite,
     StepBeat,
     StepCompleted,
@@ -52,11 +55,12 @@ from worker.protocol import (
 LINE_LENGTH = 8192
 INT_LIMIT = 1 << 31
 BIG_LIMIT = 1 << 63
-QUIET = (StepBeat, LogLines)  # no line in the timeline
+QUIET = (StepBeat, LogLines, Saving)  # no line in the timeline
 DECISIVE = (
     TrainerStarted,
     CheckpointRejected,
     StateNotFinite,
+    LossSpiked,
     TrainerFailed,
     TrainerFinished,
     TrainerExited,
@@ -236,11 +240,17 @@ class Intake:
             case LogLines():
                 self._into.logs += _log_rows(attempt, envelope.rank, at, event.lines)
             case StateNotFinite():
-                where = fit(event.where, LINE_LENGTH)
+                where = fit(f"not finite: {event.where}", LINE_LENGTH)
+                self._trainer(attempt, diverged_step=event.step, diverged_where=where)
+            case LossSpiked():
+                where = (
+                    f"the loss rose to {event.loss:.4g} and stayed over its bound"
+                    f" {event.bound:.4g} (usual: {event.usual:.4g})"
+                )
                 self._trainer(attempt, diverged_step=event.step, diverged_where=where)
             case HostNotice():
                 self._into.notices.append((self._caller, event, at))
-            case StepCompleted() | Resumed() | SaveFailed() | Unknown():
+            case StepCompleted() | Resumed() | SaveFailed() | Saving() | StacksTaken() | Unknown():
                 pass
 
     def _mark(self, attempt: Attempt, column: str, at: datetime) -> None:

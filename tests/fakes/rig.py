@@ -17,8 +17,9 @@ from worker.data.corpus import load_corpus
 from worker.loop import Left, Training, train
 from worker.protocol import AttemptSpec, JobSpec
 from worker.report import PhaseClock
-from worker.restore import restore
+from worker.restore import Restored, restore
 from worker.step import TrainState
+from worker.watch import LossWatch, Seen
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ class Rig:
     ) -> Saver:
         return Saver(spec, 0, self.text.corpus.fingerprint, link.send, writer)
 
-    def restored(self, spec: AttemptSpec) -> TrainState:
+    def restored(self, spec: AttemptSpec) -> Restored:
         assert spec.resume is not None
-        return restore(spec, spec.resume, self.abstract, self.text.corpus.fingerprint).state
+        return restore(spec, spec.resume, self.abstract, self.text.corpus.fingerprint)
 
     def run(
         self,
@@ -68,7 +69,11 @@ class Rig:
         saver: Saver | None = None,
     ) -> Left:
         """Trains an attempt; `tamper` sees the state that it starts from."""
-        state = self.fresh() if spec.resume is None else self.restored(spec)
+        if spec.resume is None:
+            state, seen = self.fresh(), Seen()
+        else:
+            found = self.restored(spec)
+            state, seen = found.state, found.seen
         saver = saver or self.saver(spec, link)
         training = Training(
             spec=spec,
@@ -80,6 +85,7 @@ class Rig:
             batches=batches or self.batches(spec),
             held_out=self.text.held_out,
             compiled=self.compiled,
+            watch=LossWatch(spec.job.policy.spike, seen),
         )
         left = train(training, tamper(state), spec.resume.step if spec.resume else 0)
         saver.settle()

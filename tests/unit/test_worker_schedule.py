@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from pathlib import Path
 
 import jax
@@ -15,7 +14,6 @@ from tests.fakes.tiny import tiny_job
 from worker.optim import learning_rate, matrices, optimizer
 from worker.protocol import OptimizerSpec
 from worker.schedule import Due, due
-from worker.watch import not_finite
 
 
 def rates(spec: OptimizerSpec, steps: int) -> list[float]:
@@ -70,10 +68,3 @@ def test_last_step_is_saved_and_evaluated_always() -> None:
     assert [step for step in range(1, 11) if due(job, step).save] == [4, 8, 10]
     assert [step for step in range(1, 11) if due(job, step).evaluate] == [6, 10]
     assert not Due(save=False, evaluate=False).anything
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_numbers_that_are_not_finite_are_named(bad: float) -> None:
-    assert "loss" in (not_finite(bad, 1.0) or "")
-    assert "gradient" in (not_finite(1.0, bad) or "")
-    assert not_finite(1.0, 1.0) is None

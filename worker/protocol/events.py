@@ -93,6 +93,26 @@ class Evaluated(Report):
     seconds: float
 
 
+class Saving(Report):
+    """A save of this host began (`active`), or is over, whatever came of it."""
+
+    kind: Literal["saving"] = "saving"
+    step: int
+    active: bool
+
+
+class StacksTaken(Report):
+    """From the agent: what a trainer did just before it was ended for standing still.
+
+    `state` is the process's state in words, `stacks` its threads and their Python stacks.
+    """
+
+    kind: Literal["stacks"] = "stacks"
+    why: str
+    state: str
+    stacks: str
+
+
 class CheckpointWritten(Report):
     """Every file is in place, the manifest and the marker too; it does not count yet.
 
@@ -135,6 +155,19 @@ class StateNotFinite(Report):
     kind: Literal["not_finite"] = "not_finite"
     step: int
     where: str
+
+
+class LossSpiked(Report):
+    """The loss left its bound at `step` and did not come back; nothing was saved since.
+
+    `usual` is the median of the losses before, `bound` what it had to stay under.
+    """
+
+    kind: Literal["loss_spike"] = "loss_spike"
+    step: int
+    loss: float
+    usual: float
+    bound: float
 
 
 class TrainerFailed(Report):
@@ -219,14 +252,17 @@ KnownEvent = Annotated[
     | StepCompleted
     | StepBeat
     | Evaluated
+    | Saving
     | CheckpointWritten
     | CheckpointRejected
     | SaveFailed
     | StateNotFinite
+    | LossSpiked
     | TrainerFailed
     | TrainerFinished
     | TrainerExited
     | HostNotice
+    | StacksTaken
     | LogLines,
     Field(discriminator="kind"),
 ]

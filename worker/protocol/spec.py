@@ -111,6 +111,45 @@ class HostsSpec(Spec):
     devices: Annotated[int, Field(gt=0, le=64)] = 1
 
 
+class SpikeSpec(Spec):
+    """When a loss that is finite counts as diverged.
+
+    A loss is suspect when it is over the median of the last `window` good ones by `rise` nats and
+    by `deviations` standard deviations, both at least; nothing is saved then. `patience` suspect
+    losses in a row are a spike. Nothing is judged before `least` losses are known.
+    """
+
+    window: Annotated[int, Field(ge=8, le=10_000)] = 200
+    least: Annotated[int, Field(ge=8, le=10_000)] = 100
+    deviations: Positive = 20.0
+    rise: Positive = 0.5
+    patience: Annotated[int, Field(ge=1, le=1000)] = 5
+
+    @model_validator(mode="after")
+    def _can_judge(self) -> Self:
+        if self.least > self.window:
+            raise ValueError(f"least {self.least} is more than window {self.window}")
+        return self
+
+
+class HangSpec(Spec):
+    """How long a trainer may stay in one place before it counts as hung, in seconds.
+
+    `start_seconds` holds for each of spawn, import and init; `compile_seconds` for compiling and
+    for the first step. A later step may take `step_seconds` or, where that is longer,
+    `step_factor` times what nearly all recent steps took; while a save is under way a step may
+    take `save_seconds`, and so may the save itself.
+    """
+
+    start_seconds: Annotated[float, Field(ge=5, le=86400)] = 600.0
+    restore_seconds: Annotated[float, Field(ge=5, le=86400)] = 1800.0
+    compile_seconds: Annotated[float, Field(ge=5, le=86400)] = 1800.0
+    step_seconds: Annotated[float, Field(ge=5, le=86400)] = 60.0
+    step_factor: Annotated[float, Field(ge=2, le=1000)] = 10.0
+    eval_seconds: Annotated[float, Field(ge=5, le=86400)] = 1800.0
+    save_seconds: Annotated[float, Field(ge=5, le=86400)] = 900.0
+
+
 class PolicySpec(Spec):
     """What is tolerated before a person is asked.
 
@@ -135,6 +174,8 @@ class PolicySpec(Spec):
     start_seconds: Annotated[float, Field(gt=0, le=86400)] = 600.0
     hold_seconds: Annotated[float, Field(ge=0, le=604800)] | None = None
     dead_man_seconds: Annotated[float, Field(ge=60, le=604800)] | None = None
+    hang: HangSpec = HangSpec()
+    spike: SpikeSpec | None = SpikeSpec()
 
 
 class JobSpec(Spec):
