@@ -143,7 +143,7 @@ SPEC_WORDS = {
     "policy.spike.least": "Nothing is judged before so many are known.",
     "policy.spike.deviations": "A suspect loss is so many standard deviations (by the MAD) above.",
     "policy.spike.rise": "And at least so many nats above.",
-    "policy.spike.patience": "Suspect losses in a row that are a spike. Meanwhile nothing is saved.",
+    "policy.spike.patience": "So many suspect losses in a row are a spike; nothing is saved then.",
 }
 
 SETTINGS_HEAD = """\
