@@ -20,6 +20,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
+from worker import metadata
 from worker.host import HostFolder, free_port, until_unlocked
 from worker.identity import CanNotStart, Identity
 from worker.protocol import (
@@ -117,17 +118,28 @@ class Agent:
             await self._close()
 
     def _noticed(self) -> None:
-        """SIGTERM is how a host says that it goes down: save what can be saved, then leave.
+        """SIGTERM is how a host says that it goes down."""
+        words = "the agent got SIGTERM"
+        self._host_goes(HostNotice(notice=Notice.SHUTDOWN, source="SIGTERM", text=words))
 
-        A second one, or one with nothing to save, ends the agent at once.
+    async def _watch_metadata(self) -> None:
+        """The cloud's own word that this machine is about to go; it is told once."""
+        host = metadata.server()
+        if host is not None:
+            self._host_goes(await metadata.notice(host))
+        await asyncio.Event().wait()
+
+    def _host_goes(self, told: HostNotice) -> None:
+        """Save what can be saved, then leave.
+
+        A second notice, or one with nothing to save, ends the agent at once.
         """
         running = self._running
         if running is None or self._leaving:
             self._retired.set()
             return
         self._leaving = True
-        log.warning("the host is going down: attempt %d saves and leaves", running.attempt)
-        told = HostNotice(notice=Notice.SHUTDOWN, source="SIGTERM", text="the agent got SIGTERM")
+        log.warning("the host goes (%s): attempt %d saves and leaves", told.text, running.attempt)
         self._tell(told, running.start)
         grace = min(running.start.spec.job.policy.grace_seconds, NOTICE_GRACE_SECONDS)
         running.drain(grace, KilledFor.NOTICE)
@@ -170,7 +182,8 @@ class Agent:
         await self._uplink.register(self._folder.facts(ADDRESS))
         log.info("registered as host %d of %s", self._identity.host, self._identity.group)
         talks = (self._uplink.send_events(), self._uplink.poll())
-        watches = (self._broken.wait(), self._watch_for_silence(), self._watch_for_hangs())
+        watches = (self._broken.wait(), self._watch_for_silence())
+        watches += (self._watch_for_hangs(), self._watch_metadata())
         await self._first_of(*talks, self._obey(), *watches)
         await asyncio.gather(*self._tasks)  # raises what broke
 

@@ -40,6 +40,7 @@ SOURCE = Path(__file__).resolve().parent.parent.parent
 PASSED_ON = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"}
     | {"LD_LIBRARY_PATH", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"}
+    | {"GCE_METADATA_HOST"}
 )
 PASSED_ON_PREFIXES = ("XLA_", "JAX_", "CUDA_", "NVIDIA_", "NCCL_", "TPU_", "LIBTPU_")
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.metadata import Metadata
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
 from worker.agent import EXIT_REFUSED
 from worker.protocol import DrainTrainer, KillTrainer, Retire
@@ -243,6 +244,21 @@ def test_sigterm_says_that_the_host_goes_down_and_the_trainer_saves_first(stage:
     [notice] = stage.book.of("host_notice")
     assert (notice.attempt, notice.event.notice) == (1, "shutdown")
     until(lambda: not stage.alive("agent"))
+
+
+def test_the_clouds_notice_is_told_and_the_trainer_saves_first(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+):
+    with Metadata() as cloud:
+        monkeypatch.setenv("GCE_METADATA_HOST", cloud.host)
+        stage.run("--linger")
+        cloud.set("instance/preempted", "TRUE")
+        ended = exit_of(stage)
+        assert (ended.exit_code, ended.killed_for) == (75, "notice")
+        [notice] = stage.book.of("host_notice")
+        assert notice.event.notice == "preempted"
+        assert notice.event.source == "metadata instance/preempted"
+        until(lambda: not stage.alive("agent"))
 
 
 def test_a_second_sigterm_waits_for_nobody(stage: Stage):
