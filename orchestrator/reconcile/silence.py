@@ -35,7 +35,7 @@ def silent(snap: Snapshot, host: Host, attempt: Attempt) -> timedelta:
 def given_up(snap: Snapshot, host: Host, attempt: Attempt) -> str | None:
     """Why the host counts as lost, None while it does not."""
     taken = snap.group is not None and snap.group.taken is not None
-    if True in (host.agent_alive, host.trainer_alive) and not taken:
+    if host.trainer_alive or (host.agent_alive and not taken):
         return None
     for_long = silent(snap, host, attempt)
     if host.agent_alive is None and not taken:

@@ -42,6 +42,7 @@ CALLS = {
     "release": ("before", "after"),
     "owned": ("before", "stale"),
 }
+LONG_SECONDS = 90.0  # as long as the longest that a spec lets a trainer live alone
 REQUESTS = ("request lost", "request late", "answer lost", "request twice")
 
 
@@ -212,13 +213,12 @@ def agent_cut(sim: Simulation, run_id: str) -> bool:
 
 
 def cut_for_long(sim: Simulation, run_id: str) -> bool:
-    """Longer than its trainer may live alone; the cloud sees it alive."""
+    """Longer than its trainer may live alone, if that has a limit; the cloud sees it alive."""
     found = [t for t in sim.world.trainers() if t.spec.run_id == run_id and t.host.agent]
-    mortal = [t for t in found if t.spec.job.policy.dead_man_seconds is not None]
-    if not mortal:
+    if not found:
         return False
-    trainer = sim.rng.choice(mortal)
-    seconds = trainer.spec.job.policy.dead_man_seconds or 0.0
+    trainer = sim.rng.choice(found)
+    seconds = trainer.spec.job.policy.dead_man_seconds or LONG_SECONDS
     host = trainer.host
     host.cut_until = sim.clock.monotonic() + seconds + sim.rng.choice((3.0, 6.0, 30.0))
     sim.note(f"{host.group} host {host.index} is cut off for long, until {host.cut_until:.0f}")
@@ -333,7 +333,7 @@ FAULTS: dict[str, tuple[float, Fault]] = {
     "host lost": (0.7, host_lost),
     "host isolated": (0.7, host_isolated),
     "agent cut off": (1, agent_cut),
-    "agent cut off for long": (0.6, cut_for_long),
+    "agent cut off for long": (4, cut_for_long),
     "checkpoint corrupt": (2, corrupt),
     "storage down": (1, storage_down),
     "controller dies": (1.5, controller_dies),

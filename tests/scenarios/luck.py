@@ -61,7 +61,7 @@ class Luck:
         if self.coverage[name, state] or self._aimed > AIMS:
             self._goals, self._aimed = self._goals + 1, 0
             return
-        if name in FAULTS and self._sim.rng.random() < 0.25:
+        if name in FAULTS and self._sim.rng.random() < 0.5:
             for run_id in self._sim.people.runs:
                 if self._state(run_id) == state:
                     self._strike(name, run_id)

@@ -138,6 +138,14 @@ def test_hosts_that_were_taken_are_given_up_after_the_same_silence() -> None:
     taken = {"group": make_group(taken=Notice.PREEMPTED, taken_at=ago(60))}
     assert not buried(silent(29, True, None, **taken))
     assert buried(silent(31, None, None, **taken))
+    assert buried(silent(31, True, False, **taken))
+
+
+def test_a_trainer_that_is_seen_alive_on_taken_hosts_is_not_given_up() -> None:
+    """The cloud may take one host of several, and a clock that jumps makes the others silent."""
+    taken = {"group": make_group(taken=Notice.PREEMPTED, taken_at=ago(60))}
+    assert not buried(silent(3600, True, True, **taken))
+    assert not buried(silent(3600, None, True, **taken))
 
 
 def test_the_lost_host_ends_the_attempt_and_takes_the_group_with_it() -> None:
