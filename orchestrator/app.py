@@ -22,7 +22,7 @@ from fastapi import FastAPI
 from sqlalchemy import Connection, Engine, update
 
 from orchestrator.api import agents
-from orchestrator.api.assemble import Lifespan, attach, bare_app
+from orchestrator.api.assemble import attach, bare_app
 from orchestrator.api.auth import admin_token, make_gate
 from orchestrator.api.guards import Drain
 from orchestrator.api.health import version
@@ -50,23 +50,8 @@ LONG_POLLS = frozenset({"/api/v1/agents/report"})
 log = structlog.get_logger(__name__)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The whole control plane, for any ASGI server that listens where `settings` say.
-
-    Its lifespan raises `AlreadyRunning` where another service has the data folder.
-    """
-
-    @asynccontextmanager
-    async def life(app: FastAPI) -> AsyncGenerator[None]:
-        with claimed(settings):
-            async with running(app, settings):
-                yield
-
-    return _assembled(life)
-
-
-def _assembled(life: Lifespan | None = None) -> FastAPI:
-    app = bare_app(life)
+def _assembled() -> FastAPI:
+    app = bare_app()
     app.add_middleware(Drain, paths=LONG_POLLS)
     agents.mount(app)
     dashboard.mount(app)

@@ -11,10 +11,9 @@ import contextlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import structlog
-from sqlalchemy import Connection, Engine, Row, and_, exists, or_, select
+from sqlalchemy import Connection, Engine, and_, exists, or_, select
 
 from orchestrator.clock import Clock
 from orchestrator.reconcile.queue import Line, Waiting, line_up
@@ -23,11 +22,11 @@ from orchestrator.settings import Settings
 from orchestrator.state import Desired, GroupState, RunState
 from orchestrator.store import claims, reads
 from orchestrator.store.conditions import HELD
+from orchestrator.store.rows import AnyRow
 from orchestrator.store.tables import host_groups, runs
 from orchestrator.wakes import LOOP, Wakes, decision_topic
 
 log = structlog.get_logger(__name__)
-AnyRow = Row[*tuple[Any, ...]]
 FRESH_SECONDS = 0.2  # the line may be as old as that
 LOOK_SECONDS = 2.0
 OLDEST_SECONDS = 30.0  # after which it is worked out anew whatever the database says

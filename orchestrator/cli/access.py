@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,7 @@ from orchestrator.roles import Role
 if TYPE_CHECKING:
     from orchestrator.api.access_schemas import AuditEntry, TokenView
 
+NEAR = timedelta(days=2)
 UNITS = {"m": 60, "h": 3600, "d": 86_400}
 
 token_app = typer.Typer(
@@ -56,7 +58,8 @@ def create(
         render.print_json(made)
         return
     typer.echo(made.token)
-    until = "never expires" if made.expires_at is None else f"expires {made.expires_at:%Y-%m-%d}"
+    end = made.expires_at
+    until = "never expires" if end is None else f"expires {_end(end, datetime.now(UTC))}"
     typer.echo(
         f"Token {made.id} of {made.owner}, {made.role}, {until}. It is not shown again.", err=True
     )
@@ -97,14 +100,17 @@ def _row(token: TokenView) -> tuple[str, ...]:
 
 
 def _stands(token: TokenView) -> str:
-    from datetime import UTC, datetime
-
     if token.revoked_at is not None:
         return "revoked"
     if token.expires_at is None:
         return "for ever"
-    over = token.expires_at <= datetime.now(UTC)
-    return "expired" if over else f"until {token.expires_at:%Y-%m-%d}"
+    now = datetime.now(UTC)
+    return "expired" if token.expires_at <= now else f"until {_end(token.expires_at, now)}"
+
+
+def _end(at: datetime, now: datetime) -> str:
+    """The day, with its time (UTC) where that is near."""
+    return f"{at:%Y-%m-%d %H:%M}" if at - now < NEAR else f"{at:%Y-%m-%d}"
 
 
 @token_app.command()
@@ -161,4 +167,5 @@ def _deed(entry: AuditEntry) -> tuple[str, ...]:
 
 def _facts(facts: dict[str, object] | None) -> str:
     told = ", ".join(f"{name} {value}" for name, value in (facts or {}).items())
+    told = re.sub(r"(\d\d:\d\d:\d\d)\.\d+", r"\1", told)  # whole seconds, as everywhere
     return "".join(character for character in told if character.isprintable())

@@ -297,7 +297,8 @@ def goodput(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None
     wall = text.seconds(ledger.wall_seconds)
     out.print(
         f"Goodput {text.share(ledger.goodput)}: the productive share of {wall} since the run was"
-        " submitted, without the time that it waited for hosts or was paused"
+        " submitted, without the time that it waited for hosts or was paused;"
+        " each share below is of all its time"
     )
     render.put(out, goodput_table(ledger, out.width))
 

@@ -6,7 +6,6 @@ import math
 from datetime import UTC, datetime
 
 NARROW_SPACE = "\N{NO-BREAK SPACE}"
-NOT_KNOWN = "not known"
 
 
 def count(value: float) -> str:

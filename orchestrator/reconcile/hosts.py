@@ -101,6 +101,8 @@ def requested(snap: Snapshot, group: HostGroup) -> Plan:
         return refused(snap, group, group.refused)
     if group.exists:
         return Plan((MoveGroup(group.name, GroupCause.ASKED),))
+    if _late(snap, group):
+        return _not_given(snap, group, f"it took no order within {snap.provision_within}", WAITED)
     acquire = AcquireHosts(group.name, group.provider, group.hosts, group.devices)
     return Plan((), (acquire,), snap.now + PROVIDER_RETRY)
 
@@ -113,11 +115,15 @@ def creating(snap: Snapshot, group: HostGroup) -> Plan:
         return Plan(lose_idle_group(snap, group, lost))
     if group.up:
         return Plan((MoveGroup(group.name, GroupCause.HOSTS_UP),))
-    # A control plane that was away could not see them come up.
-    asked = max(group.created_at, snap.hearing_since)
-    if snap.now - asked > snap.provision_within:
+    if _late(snap, group):
         return _not_given(snap, group, f"not all were up within {snap.provision_within}", WAITED)
     return Plan(look_again_at=snap.now + PROVIDER_RETRY)
+
+
+def _late(snap: Snapshot, group: HostGroup) -> bool:
+    """A control plane that was away could not see them come up."""
+    asked = max(group.created_at, snap.hearing_since)
+    return snap.now - asked > snap.provision_within
 
 
 def refused(snap: Snapshot, group: HostGroup, words: str) -> Plan:

@@ -11,15 +11,15 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, select
 
 from orchestrator.reconcile.evidence import how_it_ended
 from orchestrator.reconcile.versions import understood
 from orchestrator.records import Attempt, Host, Trainer
 from orchestrator.state import AttemptState, Desired, GroupState
 from orchestrator.store import reads, rows
+from orchestrator.store.rows import AnyRow
 from orchestrator.store.tables import attempts, host_groups, hosts, runs, trainers, upsert
 from worker.protocol import (
     AttemptSpec,
@@ -32,7 +32,6 @@ from worker.protocol import (
     StartTrainer,
 )
 
-AnyRow = Row[*tuple[Any, ...]]
 NO_COMMANDS = ""
 SAVES_ON_REQUEST = 2  # the first protocol version whose agents know `SaveNow`
 

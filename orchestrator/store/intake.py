@@ -18,6 +18,7 @@ from orchestrator.records import Attempt
 from orchestrator.state import AttemptState
 from orchestrator.store import bulk, ledger_events, rollups, rows
 from orchestrator.store.callers import Caller
+from orchestrator.store.conditions import CURRENT
 from orchestrator.store.tables import (
     attempts,
     evals,
@@ -276,7 +277,7 @@ def _mark_attempt(connection: Connection, key: AttemptKey, marks: dict[str, date
             .where(
                 attempts.c.run_id == run_id,
                 attempts.c.number == number,
-                attempts.c.state != AttemptState.ENDED,
+                CURRENT,
                 attempts.c[column].is_(None),
             )
             .values({column: at})

@@ -18,6 +18,7 @@ from orchestrator.ledger.goodput import AttemptTime, RunTime, Span
 from orchestrator.ledger.history import Segment
 from orchestrator.ledger.rollups import Summary
 from orchestrator.state import RunState
+from orchestrator.store import reads
 from orchestrator.store.bulk import micros
 from orchestrator.store.conditions import USABLE
 from orchestrator.store.history import told
@@ -235,8 +236,12 @@ def replay_end(connection: Connection, run_id: str, attempt: int, last: int) -> 
 def newest_usable_step(connection: Connection, run_id: str, branch: int) -> int:
     """The step that an attempt made now would resume from; 0 is the beginning."""
     c = checkpoints.c
-    query = select(func.max(c.step)).where(c.run_id == run_id, c.branch == branch, USABLE)
-    return connection.execute(query).scalar() or branch_start(connection, run_id, branch)
+    parts = (
+        c.branch == number if limit is None else and_(c.branch == number, c.step <= limit)
+        for number, limit in reads.lineage(connection, run_id, branch)
+    )
+    query = select(func.max(c.step)).where(c.run_id == run_id, or_(*parts), USABLE)
+    return connection.execute(query).scalar() or 0
 
 
 def branch_start(connection: Connection, run_id: str, branch: int) -> int:

@@ -68,10 +68,36 @@ def test_the_chart_shows_attempts_the_replay_and_the_last_value(
         "(at) => document.querySelector(at).getBoundingClientRect().width)"
     )
     # 15 of 120 steps, on an axis that is narrower than the chart by its margins.
-    assert hatched == pytest.approx((plot - 54) * 15 / 120, rel=0.02)
+    assert hatched == pytest.approx((plot - 60) * 15 / 120, rel=0.02)
     expect(chart.locator("path.eval")).to_have_count(2)
     for name in ("grad_norm", "learning_rate", "throughput"):
         expect(page.locator(f"#chart-{name} path.line-thin")).to_be_attached()
+
+
+AXIS = """async ([module, low, high]) => {
+  const { ticks, onAxis } = await import(module);
+  const [values, step] = ticks(low, high, 3);
+  return values.map((value) => onAxis(value, step)).join(" ");
+}"""
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "names"),
+    [
+        (2.64e-4, 3.36e-4, "3e−4"),
+        (1.85e-3, 2.35e-3, "2e−3 2.2e−3"),
+        (0, 2.1e-4, "0 1e−4 2e−4"),
+        (0, 2.1e-3, "0 0.001 0.002"),
+        (2.2, 2.6, "2.2 2.4 2.6"),
+    ],
+)
+def test_an_axis_tells_small_numbers_apart(
+    site: Site, open_page: Open, low: float, high: float, names: str
+) -> None:
+    """A rate that stays at 0.0003 has one mark on its axis, which once was "0"."""
+    page = open_page().go(site, "/runs/demo-1m")
+    script = page.locator("script[src$='run.js']").get_attribute("src") or ""
+    assert page.evaluate(AXIS, [script.replace("run.js", "svg.js"), low, high]) == names
 
 
 def test_the_cursor_reads_a_step_with_pointer_and_keys(site: Site, open_page: Open) -> None:

@@ -274,5 +274,9 @@ def deed() -> dict[str, Any]:
         "action": "run.pause",
         "target": "5r",
         "before": {"desired": "run", "state": "running"},
-        "after": {"desired": "pause", "reason": "\x1b[31mred"},
+        "after": {
+            "desired": "pause",
+            "reason": "\x1b[31mred",
+            "until": "2026-03-04 11:00:00.123456+00:00",
+        },
     }

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -120,6 +120,7 @@ class FakeService:
             case "GET", ["tokens"]:
                 return 200, [
                     token("ci"),
+                    token("brief", expires_at=datetime.now(UTC) + timedelta(hours=1)),
                     token("old", revoked_at=after(9), expires_at=None),
                 ]
             case "DELETE", ["tokens", "ci"]:

@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 
 from orchestrator.state import RunState, Verdict
-from orchestrator.store import tables
+from orchestrator.store import tables, views
 from tests.unit.api_world import (
     RUNS,
     Client,
@@ -120,6 +120,24 @@ def test_only_what_must_be_equal_is_compared(client: Client, here: World, same: 
     assert second["replayed_steps"] == 6
     assert second["replayed_bit_identical"] is None
     assert second["first_difference_step"] is None
+
+
+def test_what_a_stop_would_resume_from_may_lie_on_an_ancestor(client: Client, here: World) -> None:
+    """Branch 2 began at step 10 of branch 1, which was set apart since; step 16 is not its own."""
+    run = submitted(client)
+    seed_group(here, run)
+    for step, state in ((4, "accepted"), (10, "quarantined"), (16, "accepted")):
+        seed_checkpoint(here, run, 1, step, state=state)
+    branch = {"run_id": run, "number": 2, "parent": 1, "from_step": 10, "created_at": at(30)}
+    here.put(tables.branches, branch | {"data_plan": "{}", "reason": "rolled back"})
+
+    def newest(branch: int) -> int:
+        with here.engine.connect() as connection:
+            return views.newest_usable_step(connection, run, branch)
+
+    assert (newest(1), newest(2)) == (16, 4)
+    seed_checkpoint(here, run, 2, 12, branch=2)
+    assert newest(2) == 12
 
 
 def test_the_story_of_an_incident(client: Client, here: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,8 @@ def test_tokens_are_listed_and_revoked(service: FakeService) -> None:
         "USED",
     ]
     assert "revoked" in printed
+    [brief] = [line for line in printed.splitlines() if "brief" in line]
+    assert re.search(r"until \d{4}-\d\d-\d\d \d\d:\d\d ", brief), "the day alone says too little"
     assert call("token", "revoke", "ci").exit_code == 0
     assert call("token", "revoke", "other").exit_code == 3
     assert ("DELETE", "/api/v1/tokens/ci") in service.asked
@@ -84,6 +87,7 @@ def test_the_audit_log_is_shown_without_what_steers_a_terminal(service: FakeServ
     printed = call("audit", "--actor", "ada").stdout
     assert "198.51.100.7" in printed
     assert "desired pause" in printed
+    assert "11:00:00+00:00" in " ".join(printed.split())
     assert "\x1b" not in printed
 
 

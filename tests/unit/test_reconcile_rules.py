@@ -123,6 +123,21 @@ def test_hosts_that_do_not_come_up_pause_the_run_instead_of_a_wait_without_end()
     assert reconcile(up).changes == (MoveGroup(GROUP, GroupCause.HOSTS_UP),)
 
 
+def test_a_provider_that_takes_no_order_pauses_the_run_as_late():
+    group = make_group(GroupState.REQUESTED, exists=False)
+    seen = snap(make_run(RunState.PROVISIONING), group=group)
+    within = seen.now - group.created_at
+    plan = reconcile(replace(seen, provision_within=within))
+    assert plan.changes == ()
+    assert only(plan, AcquireHosts).group == GROUP
+    plan = reconcile(replace(seen, provision_within=within - timedelta(seconds=1)))
+    incident = only(plan, OpenIncident)
+    assert (incident.verdict, incident.needs_person) == (Verdict.PROVISION_FAILED, True)
+    assert "it took no order within 0:00:59" in incident.summary
+    away = replace(seen, provision_within=within - timedelta(seconds=1), awake_since=ago(1))
+    assert reconcile(away).changes == ()
+
+
 def test_a_control_plane_that_was_away_does_not_blame_the_provider_for_it():
     group = make_group(GroupState.CREATING, up=False, created_at=ago(7200))
     away = snap(make_run(RunState.PROVISIONING), group=group, awake_since=ago(60))

@@ -1,7 +1,7 @@
 // One step chart: attempts shaded in turn, what was trained twice hatched, a cursor to read with.
 import { add, exact, onAxis, ticks, whole } from "./svg.js";
 
-const LEFT = 42, RIGHT = 12, BOTTOM = 20;
+const LEFT = 48, RIGHT = 12, BOTTOM = 20;
 const LAST = {
   loss: exact,
   grad_norm: exact,
@@ -93,15 +93,15 @@ export class Chart {
   drawAxes() {
     const [low, high] = this.range;
     const floor = this.height - BOTTOM;
-    const rows = ticks(low, high, this.big ? 5 : 3);
+    const [rows, apart] = ticks(low, high, this.big ? 5 : 3);
     for (const value of rows) {
       const y = Math.round(this.y(value)) + 0.5;
       add(this.svg, "line", { class: "grid", x1: LEFT, x2: this.width - RIGHT, y1: y, y2: y });
-      const words = onAxis(value, rows.length > 1 ? rows[1] - rows[0] : 1);
-      add(this.svg, "text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, words);
+      add(this.svg, "text", { x: LEFT - 8, y: y + 4, "text-anchor": "end" }, onAxis(value, apart));
     }
     add(this.svg, "line", { class: "axis", x1: LEFT, x2: this.width - RIGHT, y1: floor + 0.5, y2: floor + 0.5 });
-    for (const step of ticks(...this.view.window, this.width < 500 ? 3 : 6)) {
+    const [steps] = ticks(...this.view.window, this.width < 500 ? 3 : 6);
+    for (const step of steps) {
       if (step % 1 === 0) add(this.svg, "text", { x: this.x(step), y: floor + 15, "text-anchor": "middle" }, whole(step));
     }
   }

@@ -9,14 +9,14 @@ export function add(parent, tag, attributes, words) {
   return element;
 }
 
-// About `most` round numbers from `low` to `high`.
+// About `most` round numbers from `low` to `high`, and how far they are apart.
 export function ticks(low, high, most) {
   const rough = (high - low) / most || 1;
   const size = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((k) => k * size).find((s) => s >= rough);
   const found = [];
   for (let k = Math.ceil(low / step - 1e-9); k * step <= high + step * 1e-9; k++) found.push(k === 0 ? 0 : k * step);
-  return found;
+  return [found, step];
 }
 
 export const whole = (value) => Math.round(value).toLocaleString("en-US");
@@ -34,6 +34,9 @@ export function onAxis(value, step) {
   if (value === 0) return "0";
   if (Math.abs(value) >= 1e4) return `${Number((value / 1e3).toPrecision(4))}k`;
   if (Math.abs(value) >= 1e3) return whole(value);
-  if (step < 1e-3) return value.toExponential(0).replace("e-", "e−");
+  if (step < 1e-3) {
+    const digits = Math.floor(Math.log10(Math.abs(value)) + 1e-9) - Math.floor(Math.log10(step) + 1e-9);
+    return value.toExponential(Math.max(0, digits)).replace(/(\.0+|(\.\d*?)0+)?e-/, "$2e−");
+  }
   return value.toFixed(Math.max(0, -Math.floor(Math.log10(step) + 1e-9)));
 }
