@@ -43,6 +43,7 @@ def here(tmp_path: Path) -> Iterator[World]:
                 "needs_person": True,
             },
         )
+        made.change(run, state="paused", settled_generation=1)
         with made.engine.begin() as connection:
             pages.want(connection, run, 1, made.clock.now())
         yield made
