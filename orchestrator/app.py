@@ -35,7 +35,7 @@ from orchestrator.news import PostgresNews
 from orchestrator.paging import Pager, Webhook, webhook
 from orchestrator.providers.local import LocalProvider
 from orchestrator.service import Service
-from orchestrator.settings import Settings
+from orchestrator.settings import Settings, data_option
 from orchestrator.store.engine import open_engine, reading
 from orchestrator.store.migrate import NewerDatabase, ensure_installation, upgrade
 from orchestrator.store.tables import EPOCH, leases
@@ -205,9 +205,21 @@ async def _serve(settings: Settings) -> None:
     here = settings.model_copy(update={"port": listening.getsockname()[1]})
     app = _assembled()
     async with running(app, here):
-        log.info("serving", url=here.url, data=str(here.data_dir), version=version())
+        _greet(here)
         await _http(app, here, listening, app.state.stopping.set)
     log.info("stopped")
+
+
+def _greet(here: Settings) -> None:
+    link = f"longhaul link{data_option(here.data_dir)}"
+    folder = str(here.data_dir)
+    log.info("serving", url=here.url, data=folder, version=version(), dashboard=link)
+    if here.in_the_clear:
+        log.warning(
+            "tokens travel in the clear: this address is not loopback, and there is no TLS",
+            listens=f"{here.host}:{here.port}",
+            hint="set tls_certificate and tls_key, or serve behind a proxy with TLS as public_url",
+        )
 
 
 async def _http(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import shlex
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -167,6 +168,12 @@ class Settings(BaseSettings):
         return f"{'http' if self.tls_certificate is None else 'https'}://{shown}:{self.port}"
 
     @property
+    def in_the_clear(self) -> bool:
+        """Whether tokens reach the service from elsewhere without TLS, of its own or a proxy's."""
+        proxied = self.public_url is not None and self.public_url.startswith("https://")
+        return self.tls_certificate is None and not proxied and not is_loopback(self.host)
+
+    @property
     def host_names(self) -> frozenset[str]:
         """The names beside the loopback ones that requests may be addressed to."""
         public = urlsplit(self.public_url).hostname if self.public_url else None
@@ -205,6 +212,11 @@ def is_loopback(host: str) -> bool:
 
 def leads_to_loopback(url: str) -> bool:
     return is_loopback(urlsplit(url).hostname or "")
+
+
+def data_option(folder: Path) -> str:
+    """What a command needs to find the service of this data folder."""
+    return "" if folder == default_data_dir() else f" --data {shlex.quote(str(folder))}"
 
 
 def read_settings(**given: Any) -> Settings:

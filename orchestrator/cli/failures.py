@@ -106,22 +106,15 @@ def _line_of(pointer: str, lines: Mapping[str, int]) -> int | None:
 
 
 def _say_unreachable(error: Unreachable) -> None:
+    from orchestrator.settings import data_option
+
     where = error.url or str(error.data_dir)
     what = (
         f"No service answers at {where}: {error.why}."
         if error.url
         else f"No service is running: {error.why}."
     )
-    _say(what, f"Start it with: longhaul up{_data_option(error)}")
-
-
-def _data_option(error: Unreachable) -> str:
-    import shlex
-
-    from orchestrator.settings import default_data_dir
-
-    same = error.data_dir == default_data_dir()
-    return "" if same else f" --data {shlex.quote(str(error.data_dir))}"
+    _say(what, f"Start it with: longhaul up{data_option(error.data_dir)}")
 
 
 def _say(what: str, hint: str | None) -> None:

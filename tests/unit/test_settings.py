@@ -60,6 +60,23 @@ def test_loopback_is_allowed(tmp_path: Path, host: str) -> None:
     assert read_settings(data_dir=tmp_path, host=host).host == host
 
 
+@pytest.mark.parametrize(
+    ("given", "clear"),
+    [
+        ({}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"host": "::"}, True),
+        ({"host": "192.0.2.7", "public_url": "http://longhaul.example.org"}, True),
+        ({"host": "192.0.2.7", "public_url": "https://longhaul.example.org"}, False),
+        ({"host": "192.0.2.7", "tls_certificate": "/c.pem", "tls_key": "/k.pem"}, False),
+    ],
+)
+def test_it_is_known_whether_tokens_travel_in_the_clear(
+    tmp_path: Path, given: dict[str, str], clear: bool
+) -> None:
+    assert read_settings(data_dir=tmp_path, **given).in_the_clear is clear
+
+
 def test_the_address_of_ipv6_has_brackets(tmp_path: Path) -> None:
     assert read_settings(data_dir=tmp_path, host="::1", port=1).url == "http://[::1]:1"
 
