@@ -140,6 +140,7 @@ class Loop:
     def _forget(self) -> None:
         """Everything is due for somebody who has just begun to lead."""
         self._agenda = Agenda()
+        self._prober.forget()
         self._groups: dict[str, str] = {}
         self._groups_of: dict[str, set[str]] = defaultdict(set)
         self._silent: set[str] = set()

@@ -51,14 +51,15 @@ class Sightings:
     def __init__(self) -> None:
         self._seen: dict[str, Sighting] = {}
         self._asked: dict[str, int] = {}
+        self._forgotten = 0
 
     def begin(self, group: str, now: datetime) -> Look:
         """Counted, not timed: a clock may be set back between a call and the probe's answer."""
-        return Look(group, now, self._asked.get(group, 0))
+        return Look(group, now, self._times(group))
 
     def note(self, look: Look, probe: GroupProbe) -> bool:
         """Whether the group is seen otherwise than before."""
-        if not probe.exists and look.asked != self._asked.get(look.group, 0):
+        if not probe.exists and look.asked != self._times(look.group):
             return False
         before = self._seen.get(look.group)
         self._seen[look.group] = Sighting(look.began, probe)
@@ -68,6 +69,14 @@ class Sightings:
         """Its hosts have just been asked for, whatever came of it."""
         self._asked[group] = self._asked.get(group, 0) + 1
         self._seen = dict(self.believed((group,)))
+
+    def _times(self, group: str) -> int:
+        return self._forgotten + self._asked.get(group, 0)
+
+    def forget(self) -> None:
+        """Another control plane may have led meanwhile, and may have asked for any hosts."""
+        self._seen = {}
+        self._forgotten += 1
 
     def keep(self, live: Container[str]) -> None:
         """Forgets every group that is not among these."""
@@ -115,6 +124,10 @@ class Prober:
     def seen(self, groups: Iterable[str], acquiring: Container[str]) -> Mapping[str, Sighting]:
         """What a decision may rest on; the hosts of the groups in `acquiring` are asked for now."""
         return self._sightings.believed(acquiring, groups)
+
+    def forget(self) -> None:
+        """What was seen so far is too old to decide by."""
+        self._sightings.forget()
 
     def soon(self, action: Action) -> None:
         """Something was just done to the group: what was seen of it before is no longer true."""

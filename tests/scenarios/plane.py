@@ -154,6 +154,8 @@ class Controller:
         self.renewed_at = self.clock.monotonic()
         taken = token is not None and token != self.token
         self.token = token
+        if taken:
+            self.sightings.forget()
         return taken
 
     @property

@@ -54,3 +54,14 @@ def test_groups_that_are_gone_are_forgotten():
     sightings.asked("g")
     sightings.keep(())
     assert sightings.note(sightings.begin("g", NOW), GONE)
+
+
+def test_what_was_seen_before_somebody_else_led_is_not_believed():
+    """The other leader may have asked for the hosts, while a probe of ours was under way."""
+    sightings = Sightings()
+    under_way = sightings.begin("g", NOW)
+    sightings.note(sightings.begin("g", NOW), GONE)
+    sightings.forget()
+    assert sightings.believed(()) == {}
+    assert not sightings.note(under_way, GONE)
+    assert sightings.note(sightings.begin("g", NOW), GONE)
