@@ -103,11 +103,12 @@ class Saver:
         final: bool = False,
         request: int = 0,
         seen: Seen | None = None,
+        owes_eval: bool = False,
     ) -> None:
         """Starts to save `state`; returns when training may overwrite it.
 
         `request` is the newest wish for a save that this one answers, `seen` what the rules that
-        watch the loss remember.
+        watch the loss remember; `owes_eval` says that whoever goes on here evaluates first.
 
         Raises Diverged, and saves nothing, when a number of the state is not finite. Raises
         StorageFailed when this is one failure too many.
@@ -115,7 +116,7 @@ class Saver:
         asked = time.monotonic()
         self.settle()
         arrays = named_arrays(state)
-        save = self._prepare(arrays, step, final, request, seen or Seen())
+        save = self._prepare(arrays, step, final, request, seen or Seen(), owes_eval)
         self._send(Saving(step=step, active=True))
         try:
             if self._rank == 0:
@@ -152,7 +153,9 @@ class Saver:
     def acceptance_stands(self, step: int) -> bool:
         return (Path(self._spec.checkpoint_uri(step)) / ACCEPTED).exists()
 
-    def _prepare(self, arrays: Named, step: int, final: bool, request: int, seen: Seen) -> Save:
+    def _prepare(
+        self, arrays: Named, step: int, final: bool, request: int, seen: Seen, owes_eval: bool
+    ) -> Save:
         digest = self._digester(arrays)
         if digest.not_finite:
             where = ", ".join(digest.not_finite[:3])
@@ -174,6 +177,7 @@ class Saver:
             text=self._text,
             losses=seen.losses,
             suspects=seen.suspects,
+            owes_eval=owes_eval,
         )
         folder = Path(spec.checkpoint_uri(step))
         whole = combined(digest, arrays)

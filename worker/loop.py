@@ -47,6 +47,7 @@ class Training:
     held_out: tuple[Rows, ...]
     compiled: Compiled
     watch: LossWatch
+    owes_eval: bool = False  # the attempt before gave up the evaluation after its last step
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,14 @@ class Left:
     saved: bool
 
 
+def leaves_at_once(spec: AttemptSpec, link: AgentLink) -> bool:
+    """Whether this process may end what it does now, because it is asked to leave.
+
+    Trainers of a gang may not: the others would wait for them in the next collective.
+    """
+    return spec.process_count == 1 and link.drain.is_set()
+
+
 def train(training: Training, state: TrainState, first: int) -> Left:
     """Takes `state`, which stands after `first` steps, to the run's last step or to a drain.
 
@@ -92,6 +101,8 @@ def train(training: Training, state: TrainState, first: int) -> Left:
     if first == job.steps:
         return Left(state, first, drained=False, saved=False)
     training.clock.enter(Phase.TRAIN)
+    if training.owes_eval and not _evaluate(training, state, first):
+        return Left(state, first, drained=True, saved=False)
     meter, requests = Meter(training), SaveRequests(training.link)
     running: Running | None = None
     wished, owed = Wishes(), False
@@ -106,14 +117,20 @@ def train(training: Training, state: TrainState, first: int) -> Left:
                 continue
             wished |= meter.report(running)
             running = None
-            if after.evaluate:
-                _evaluate(training, state, step)
+            owes_eval = after.evaluate and not _evaluate(training, state, step)
+            wished |= Wishes(leave=owes_eval)
             final = wished.leave or step == job.steps
             owed |= after.save or wished.any
             # What is suspect is saved only where there will be no later save.
             if owed and (final or not training.watch.suspects):
-                seen = training.watch.seen
-                training.saver.save(state, step, final=final, request=requests.told, seen=seen)
+                training.saver.save(
+                    state,
+                    step,
+                    final=final,
+                    request=requests.told,
+                    seen=training.watch.seen,
+                    owes_eval=owes_eval,
+                )
                 owed = False
             if wished.leave:
                 return Left(state, step, drained=step < job.steps, saved=True)
@@ -214,18 +231,24 @@ class Meter:
         return Wishes(leave=float(result.leave) > 0, save=float(result.save) > 0)
 
 
-def _evaluate(training: Training, state: TrainState, step: int) -> None:
-    """Mean loss over the held-out batches, if there are any."""
+def _evaluate(training: Training, state: TrainState, step: int) -> bool:
+    """Mean loss over the held-out batches, if there are any.
+
+    False when it was given up for the sake of leaving; the run's last one never is.
+    """
     if not training.held_out:
-        return
+        return True
     training.clock.enter(Phase.EVAL)
     began = time.monotonic()
-    losses = [
-        float(training.compiled.evaluate(state.params, training.placer.place_rows(rows)))
-        for rows in training.held_out
-    ]
+    losses: list[float] = []
+    for rows in training.held_out:
+        if leaves_at_once(training.spec, training.link) and step < training.spec.job.steps:
+            return False
+        placed = training.placer.place_rows(rows)
+        losses.append(float(training.compiled.evaluate(state.params, placed)))
     loss, seconds = sum(losses) / len(losses), time.monotonic() - began
     if training.rank == 0:
         training.link.send(Evaluated(step=step, loss=loss, batches=len(losses), seconds=seconds))
         print(f"eval {step} loss {loss:.4f} over {len(losses)} held-out batches", flush=True)
     training.clock.enter(Phase.TRAIN)
+    return True

@@ -46,7 +46,8 @@ class LoopRecord(Record):
     """Where the loop stood; `next_batch` is the plan's index of the batch to come.
 
     `text` is the fingerprint of the tokens trained on. `losses` and `suspects` are what the rules
-    that watch the loss remember (`worker.watch.Seen`).
+    that watch the loss remember (`worker.watch.Seen`); `owes_eval` where the evaluation after this
+    step was given up for the sake of the save.
     """
 
     run_id: str
@@ -59,6 +60,7 @@ class LoopRecord(Record):
     text: str
     losses: tuple[float, ...] = ()
     suspects: tuple[tuple[int, float], ...] = ()
+    owes_eval: bool = False
 
 
 class Manifest(Record):

@@ -25,6 +25,7 @@ class Restored:
     state: TrainState
     state_digest: str
     seen: Seen
+    owes_eval: bool
 
 
 def read_arrays(folder: Path, wanted: dict[str, Any]) -> Named:
@@ -67,7 +68,7 @@ def restore(
     _check_counters(manifest.loop, state)
     loop = manifest.loop
     seen = Seen() if point.other_data else Seen(loop.losses, loop.suspects)
-    return Restored(state, digest, seen)
+    return Restored(state, digest, seen, loop.owes_eval)
 
 
 def _check_place(loop: LoopRecord, plan: DataPlan | None, step: int) -> None:

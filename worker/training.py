@@ -17,7 +17,7 @@ from worker.compiled import abstract_state, compile_steps, first_state
 from worker.data.batches import TrainingBatches, prepare_text
 from worker.data.corpus import load_corpus
 from worker.ends import CheckpointUnusable, Invalid, PeerLost
-from worker.loop import Left, Training, train
+from worker.loop import Left, Training, leaves_at_once, train
 from worker.protocol import (
     CheckpointRejected,
     ExitCode,
@@ -78,7 +78,11 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> Left:
     if rank == 0:
         link.keep_acceptances(saver.keep_acceptance)
     abstract = abstract_state(job, devices)
-    state, seen = _state(order, abstract, text.corpus.fingerprint, link, clock)
+    first = spec.resume.step if spec.resume else 0
+    state, seen, owes_eval = _state(order, abstract, text.corpus.fingerprint, link, clock)
+    nothing_new = Left(state, first, drained=True, saved=False)
+    if leaves_at_once(spec, link) and first < job.steps:
+        return nothing_new
     clock.enter(Phase.COMPILE)
     placer = mesh.Placer(devices, job.batch.microbatches)
     compiled = compile_steps(job, devices, abstract, placer)
@@ -93,9 +97,12 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> Left:
         held_out=text.held_out,
         compiled=compiled,
         watch=LossWatch(job.policy.spike, seen),
+        owes_eval=owes_eval,
     )
     saver.prepare(abstract)
-    left = train(training, state, spec.resume.step if spec.resume else 0)
+    if leaves_at_once(spec, link) and first < job.steps:
+        return nothing_new
+    left = train(training, state, first)
     clock.enter(Phase.FINISH)
     if left.saved:
         _until_accepted(training, left)
@@ -104,11 +111,14 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> Left:
 
 def _state(
     order: StartTrainer, abstract: TrainState, text: str, link: AgentLink, clock: PhaseClock
-) -> tuple[TrainState, Seen]:
-    """The state to go on from: a checkpoint's, or the very first; and what was seen before it."""
+) -> tuple[TrainState, Seen, bool]:
+    """The state to go on from: a checkpoint's, or the very first.
+
+    And what was seen before it, and whether its evaluation is still owed.
+    """
     spec = order.spec
     if spec.resume is None:
-        return first_state(spec.job, abstract, spec.data_plan.batch_index(0)), Seen()
+        return first_state(spec.job, abstract, spec.data_plan.batch_index(0)), Seen(), False
     clock.enter(Phase.RESTORE)
     named = spec.resume.checkpoint_id
     try:
@@ -119,7 +129,7 @@ def _state(
     step = spec.resume.step
     link.send(Resumed(checkpoint_id=named, step=step, state_digest=restored.state_digest))
     print(f"resumed from {named} at step {step}", flush=True)
-    return restored.state, restored.seen
+    return restored.state, restored.seen, restored.owes_eval
 
 
 def _until_accepted(training: Training, left: Left) -> None:

@@ -70,10 +70,10 @@ class Rig:
     ) -> Left:
         """Trains an attempt; `tamper` sees the state that it starts from."""
         if spec.resume is None:
-            state, seen = self.fresh(), Seen()
+            state, seen, owes_eval = self.fresh(), Seen(), False
         else:
             found = self.restored(spec)
-            state, seen = found.state, found.seen
+            state, seen, owes_eval = found.state, found.seen, found.owes_eval
         saver = saver or self.saver(spec, link)
         training = Training(
             spec=spec,
@@ -86,6 +86,7 @@ class Rig:
             held_out=self.text.held_out,
             compiled=self.compiled,
             watch=LossWatch(spec.job.policy.spike, seen),
+            owes_eval=owes_eval,
         )
         left = train(training, tamper(state), spec.resume.step if spec.resume else 0)
         saver.settle()

@@ -12,7 +12,7 @@ import pytest
 from tests.fakes.rig import Rig
 from tests.fakes.tiny import Recorder, attempt, tiny_job, write_text
 from worker.ends import Diverged
-from worker.protocol import CheckpointSpec, Report, StepCompleted
+from worker.protocol import CheckpointSpec, Phase, PhaseEntered, Report, StepCompleted
 from worker.step import TrainState
 
 
@@ -52,6 +52,42 @@ def test_drain_leaves_soon_with_the_last_reported_step_saved(rig: Rig, tmp_path:
     assert 6 <= left.step <= 8
     assert (last.step, last.final) == (left.step, True)
     assert link.of("step")[-1].step == left.step
+
+
+def test_an_evaluation_is_given_up_for_a_drain_and_made_up_for_later(
+    rig: Rig, tmp_path: Path
+) -> None:
+    calm = Recorder()
+    rig.run(attempt(rig.job, tmp_path / "calm"), calm)
+    link = Recorder()
+
+    def ask(event: Report) -> None:
+        if isinstance(event, PhaseEntered) and event.phase is Phase.EVAL:
+            link.drain.set()
+
+    link.react = ask
+    left = rig.run(attempt(rig.job, tmp_path), link)
+    assert (left.step, left.drained, left.saved) == (6, True, True)
+    assert link.of("eval") == []
+    assert (link.of("checkpoint_written")[-1].step, left.step) == (6, 6)
+    again = Recorder()
+    rig.run(attempt(rig.job, tmp_path, 2, resume=link.point(6)), again)
+    told = [(event.step, event.loss) for event in again.of("eval")]
+    assert told == [(event.step, event.loss) for event in calm.of("eval")]
+    assert again.losses() == {step: loss for step, loss in calm.losses().items() if step > 6}
+
+
+def test_the_last_evaluation_is_never_given_up(rig: Rig, tmp_path: Path) -> None:
+    link = Recorder()
+
+    def ask(event: Report) -> None:
+        if isinstance(event, StepCompleted) and event.step == 12:
+            link.drain.set()
+
+    link.react = ask
+    left = rig.run(attempt(rig.job, tmp_path), link)
+    assert (left.step, left.drained) == (12, False)
+    assert [event.step for event in link.of("eval")] == [6, 12]
 
 
 def asking(link: Recorder, wishes: dict[int, int]) -> None:
