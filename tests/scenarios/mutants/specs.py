@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 from unittest import mock
@@ -12,7 +13,7 @@ from sqlalchemy import update
 
 from orchestrator.reconcile import between, classify, limits, resting, stopping
 from orchestrator.state import Verdict
-from orchestrator.store import forks, looks, reads, resuming
+from orchestrator.store import forks, reads, resuming
 from orchestrator.store.tables import checkpoints
 from tests.scenarios import agents
 from worker.protocol import DataPlan, KilledFor
@@ -88,12 +89,12 @@ def ignores_limits() -> AbstractContextManager[Any]:
 def stops_early() -> AbstractContextManager[Any]:
     """Limit: hours count twice."""
 
-    def used(*given: Any) -> tuple[float, float]:
-        hours, cost = before(*given)
-        return 2 * hours, cost
+    def used(*given: Any) -> limits.Used:
+        found = before(*given)
+        return replace(found, hours=2 * found.hours)
 
-    before = looks._used
-    return mock.patch.object(looks, "_used", used)
+    before = limits.used
+    return mock.patch.object(limits, "used", used)
 
 
 # ---- holds -------------------------------------------------------------------------------------
