@@ -33,9 +33,9 @@ def disk_free(path: Path) -> int:
 
 
 def facts(job: JobSpec, settings: Settings, known: Known) -> Facts:
-    saves = planned_saves(job)
     memory, words = memory_per_device(job)
     ahead = forecast(job, settings, known)
+    saves = planned_saves(job, ahead.hours)
     return Facts(
         parameters=job.model.parameters,
         flops_per_token=job.model.flops_per_token,
@@ -158,7 +158,7 @@ def _disk(job: JobSpec, settings: Settings, free: DiskFree) -> Iterator[FieldErr
     if have < need:
         yield FieldError(
             pointer="/checkpoint/every_steps",
-            detail=f"The disk of {settings.storage_root} is too full: {saves.count} saves of"
+            detail=f"The disk of {settings.storage_root} is too full: {saves.stay} saves of"
             f" {in_bytes(saves.bytes_each)} and a reserve of {in_bytes(reserve)} need"
             f" {in_bytes(need)}, and {in_bytes(have)} are free.",
             hint=_disk_hint(job, have - reserve),
@@ -177,6 +177,8 @@ def _disk_hint(job: JobSpec, room: int) -> str:
     fits = room // job.checkpoint_bytes
     if fits < 1:
         return "Free some space, or set the service's storage to a larger disk."
+    if job.checkpoint.every_steps is None or job.checkpoint.keep is not None:
+        return "Free some space, or keep fewer: checkpoint.keep."
     every = -(-job.steps // fits)
     return f"Free some space, or save less often: every_steps {every} or more fits."
 

@@ -148,6 +148,7 @@ class Attempt:
 
     `accepted_step` is the highest step of a checkpoint accepted from it; `desired_generation` the
     wish that it was made under, which is how a person's resume starts the budgets afresh.
+    It saves every `save_seconds`, where saves come by time.
     `bad_step` is the step at which a diverged one was found so; `revised_from` the first verdict,
     where late evidence changed it.
     """
@@ -164,6 +165,7 @@ class Attempt:
     resume_checkpoint: str | None = None
     resumed_from_step: int = 0
     coordinator: str | None = None
+    save_seconds: float | None = None
     spawned_at: datetime | None = None
     first_step_at: datetime | None = None
     stop_asked_at: datetime | None = None
@@ -189,9 +191,30 @@ class Checkpoint:
     manifest_sha256: str
     state_digest: str
     written_at: datetime
+    stall_seconds: float = 0.0
+    write_seconds: float = 0.0
     accepted_at: datetime | None = None
     verified_at: datetime | None = None
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A usable checkpoint of a run whose spec lets some be deleted, and what may keep it.
+
+    `on_line` says that the run could go back to it by itself, `needed` that a branch or a fork
+    begins at it. `loss` and `eval_loss` are those of its step, where they are known.
+    """
+
+    id: str
+    attempt: int
+    branch: int
+    step: int
+    state: CheckpointState
+    on_line: bool
+    needed: bool
+    loss: float | None = None
+    eval_loss: float | None = None
 
 
 @dataclass(frozen=True)

@@ -46,6 +46,8 @@ CLASSES: Mapping[str, Class] = {
     "policy.hold_seconds": Class.AT_ONCE,
     "policy.grace_seconds": Class.RESTART,  # the agents were told it with the attempt
     "policy.dead_man_seconds": Class.RESTART,
+    "policy.max_failed_saves": Class.RESTART,
+    "policy.max_unsaved_seconds": Class.RESTART,
     "policy.hang": Class.RESTART,
     "policy.spike": Class.RESTART,
     "priority": Class.AT_ONCE,

@@ -23,10 +23,12 @@ from pathlib import Path
 from worker import metadata
 from worker.host import HostFolder, free_port, until_unlocked
 from worker.identity import CanNotStart, Identity
+from worker.keeper import Keeper
 from worker.protocol import (
     CheckpointOffer,
     CheckpointWritten,
     Command,
+    DeleteCheckpoints,
     DrainTrainer,
     Evaluated,
     HostNotice,
@@ -58,6 +60,7 @@ EXIT_REFUSED, EXIT_SUPERSEDED, EXIT_PROTOCOL = 2, 3, 4
 LOG_BYTES = 4 << 20
 NOTICE_GRACE_SECONDS = 20.0  # a machine that shuts down waits for its processes about so long
 WATCH_SECONDS = 1.0
+LEAVE_SECONDS = 5.0  # so long a retired agent goes on deleting
 ORPHANED = "its agent ended without seeing its exit, and a trainer dies with its agent"
 STALE = "its attempt is no longer the current one"
 log = logging.getLogger("longhaul.agent")
@@ -74,6 +77,7 @@ class Agent:
         self._argv = tuple(trainer)
         self._instance = secrets.token_hex(8)
         self._spool = Spool(folder.spool)
+        self._keeper = Keeper()
         self._trainer: Trainer | None = None
         self._starting: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -259,9 +263,16 @@ class Agent:
                     self._running.save(command.request)
             case KillTrainer():
                 await self._kill(command)
+            case DeleteCheckpoints():
+                self._delete(command)
             case Retire():
                 log.info("retired by the control plane")
+                await self._keeper.idle(LEAVE_SECONDS)
                 self._retired.set()
+
+    def _delete(self, command: DeleteCheckpoints) -> None:
+        rank = self._identity.host
+        self._keeper.delete(command, lambda gone: self._tell_as(gone, command.attempt, rank))
 
     async def _start(self, command: StartTrainer) -> None:
         attempt = command.spec.attempt
@@ -298,10 +309,15 @@ class Agent:
     # ---- events ----------------------------------------------------------------------------------
 
     def _tell(self, event: KnownEvent | Unknown, start: StartTrainer) -> None:
-        seq = self._spool.append(event, start.spec.attempt, start.rank)
-        self._uplink.ring(self._is_urgent(event, start.spec.attempt))
+        seq = self._tell_as(event, start.spec.attempt, start.rank)
         if isinstance(event, CheckpointWritten):
             self._background(self._offer(event, start, seq))
+
+    def _tell_as(self, event: KnownEvent | Unknown, attempt: int, rank: int) -> int:
+        """Returns its number in the spool."""
+        seq = self._spool.append(event, attempt, rank)
+        self._uplink.ring(self._is_urgent(event, attempt))
+        return seq
 
     def _is_urgent(self, event: KnownEvent | Unknown, attempt: int) -> bool:
         """What somebody waits for goes at once; a steady stream goes in batches."""
@@ -331,6 +347,7 @@ class Agent:
         else:
             if self._running and self._running.attempt == offer.attempt:
                 self._running.accepted(ToTrainerAccepted(acceptance=acceptance))
+            self._keeper.prove(written, lambda outcome: self._tell(outcome, start))
 
     # ---- ending ----------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -32,7 +32,7 @@ from worker.protocol import (
 from worker.step import TrainState
 from worker.watch import Seen
 
-TRIES = 3
+TRIES = 3  # where the policy says nothing of failed saves
 
 
 class Writer(Protocol):
@@ -69,12 +69,21 @@ class Save:
     loop: LoopRecord
     records: dict[str, ArrayRecord]
     state_digest: str
-    began: float
-    stall: float = 0.0
+    began: float  # monotonic
+    finished: threading.Event = field(default_factory=threading.Event)
+    claim: threading.Lock = field(default_factory=threading.Lock)
+
+    def claimed(self) -> bool:
+        """True once, for whoever decides first what has become of it."""
+        return self.claim.acquire(blocking=False)
 
 
 class Saver:
-    """At most one save is under way: the next one waits for it, and that wait is stall."""
+    """At most one save is under way: the next one waits for it, and that wait is stall.
+
+    A save that is not written within its limit is abandoned: its thread may go on for as long as
+    the storage keeps it, but commits nothing any more, and the next save has a writer of its own.
+    """
 
     def __init__(
         self,
@@ -83,13 +92,18 @@ class Saver:
         text: str,
         send: Callable[[Report], None],
         new_writer: Callable[[], Writer] = OrbaxWriter,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._spec, self._rank, self._text, self._send = spec, rank, text, send
+        self._now = now
+        self._limit = spec.job.save_limit_seconds
         self._new_writer = new_writer
         self._writer = new_writer()
         self._digester = Digester()
-        self._thread: threading.Thread | None = None
+        self._under_way: Save | None = None
+        self._abandoned: list[Save] = []
         self._failures = 0
+        self._saved_at = now()
 
     def prepare(self, abstract: TrainState) -> None:
         """Compiles the digest of states like `abstract`, so that no save waits for it."""
@@ -113,12 +127,13 @@ class Saver:
         Raises Diverged, and saves nothing, when a number of the state is not finite. Raises
         StorageFailed when this is one failure too many.
         """
-        asked = time.monotonic()
+        asked = self._now()
         self.settle()
         arrays = named_arrays(state)
         save = self._prepare(arrays, step, final, request, seen or Seen(), owes_eval)
         self._send(Saving(step=step, active=True))
         try:
+            self._refuse_held(save.folder)
             if self._rank == 0:
                 if save.folder.exists():
                     shutil.rmtree(save.folder)  # left by a save that was never marked whole
@@ -127,20 +142,66 @@ class Saver:
         except Exception as error:  # noqa: BLE001 - a failed save must not end the training
             self._failed(step, error)
             return
-        stall = time.monotonic() - asked
-        self._thread = threading.Thread(
-            target=self._finish, args=(save, stall), name=f"save-{step}", daemon=True
-        )
-        self._thread.start()
+        stall = self._now() - asked
+        self._under_way = save
+        writer = self._writer
+        threading.Thread(
+            target=self._finish, args=(save, writer, stall), name=f"save-{step}", daemon=True
+        ).start()
 
     def settle(self) -> None:
-        """Waits for the save under way. Raises StorageFailed after too many failures in a row."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        # One process of a gang cannot try again alone: the others would not take part.
-        if self._failures >= (TRIES if self._spec.process_count == 1 else 1):
-            raise StorageFailed(f"{self._failures} saves in a row failed")
+        """Waits for the save under way, no longer than its limit.
+
+        Raises StorageFailed when the policy bears no more failures.
+        """
+        save = self._under_way
+        if save is not None and not save.finished.wait(max(0.0, self._left(save))):
+            self._abandon(save)
+        self._under_way = None
+        why = self._too_much()
+        if why is not None:
+            raise StorageFailed(why)
+
+    def check(self) -> None:
+        """Abandons the save under way if it is over its limit; never waits.
+
+        Only where this process is alone: the others of a gang take part in the next save, whose
+        `settle` comes at the same step for all.
+        """
+        save = self._under_way
+        if save is not None and self._left(save) <= 0 and self._spec.process_count == 1:
+            self.settle()
+
+    def _left(self, save: Save) -> float:
+        return save.began + self._limit - self._now()
+
+    def _abandon(self, save: Save) -> None:
+        if not save.claimed():
+            save.finished.wait()  # its files are there, and the proof is being written
+            return
+        self._abandoned.append(save)
+        self._failed(save.step, TimeoutError(f"it was not written within {self._limit:g} s"))
+
+    def _refuse_held(self, folder: Path) -> None:
+        """A thread that was given up may still write there, and would spoil what comes next."""
+        self._abandoned = [one for one in self._abandoned if not one.finished.is_set()]
+        if any(one.folder == folder for one in self._abandoned):
+            raise TimeoutError("an earlier try, which was given up, still writes there")
+
+    def _too_much(self) -> str | None:
+        """Why training does not go on; None while the policy bears it."""
+        if not self._failures:
+            return None
+        policy, many = self._spec.job.policy, self._spec.job.policy.max_failed_saves
+        unsaved = self._now() - self._saved_at
+        if policy.max_unsaved_seconds is None:
+            # One process of a gang cannot try again alone: the others would not take part.
+            many = many or (TRIES if self._spec.process_count == 1 else 1)
+        elif unsaved > policy.max_unsaved_seconds:
+            return f"nothing was saved for {unsaved:.0f} s, and the last try failed"
+        if many is not None and self._failures >= many:
+            return f"{self._failures} saves in a row failed"
+        return None
 
     @property
     def last_failed(self) -> bool:
@@ -181,11 +242,24 @@ class Saver:
         )
         folder = Path(spec.checkpoint_uri(step))
         whole = combined(digest, arrays)
-        return Save(step, final, request, folder, loop, records, whole, time.monotonic())
+        return Save(step, final, request, folder, loop, records, whole, self._now())
 
-    def _finish(self, save: Save, stall: float) -> None:
+    def _finish(self, save: Save, writer: Writer, stall: float) -> None:
         try:
-            self._writer.wait()
+            self._complete(save, writer, stall)
+        finally:
+            save.finished.set()
+
+    def _complete(self, save: Save, writer: Writer, stall: float) -> None:
+        try:
+            writer.wait()
+        except Exception as error:  # noqa: BLE001 - a failed save must not end the training
+            if save.claimed():
+                self._failed(save.step, error)
+            return
+        if not save.claimed():
+            return
+        try:
             if self._rank == 0:
                 manifest, sha256 = commit(save.folder, save.loop, save.records, save.state_digest)
                 self._send(
@@ -198,7 +272,7 @@ class Saver:
                         manifest_sha256=sha256,
                         state_digest=save.state_digest,
                         stall_seconds=stall,
-                        write_seconds=time.monotonic() - save.began,
+                        write_seconds=self._now() - save.began,
                         final=save.final,
                         save_request=save.request,
                     )
@@ -206,7 +280,7 @@ class Saver:
         except Exception as error:  # noqa: BLE001 - a failed save must not end the training
             self._failed(save.step, error)
         else:
-            self._failures = 0
+            self._failures, self._saved_at = 0, self._now()
             self._send(Saving(step=save.step, active=False))
 
     def _failed(self, step: int, error: Exception) -> None:

@@ -8,6 +8,7 @@ the gang sees the same results and so decides the same, at the same step.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -28,7 +29,7 @@ from worker.protocol import (
     StepCompleted,
 )
 from worker.report import AgentLink, PhaseClock
-from worker.schedule import due
+from worker.schedule import SaveTimer, due
 from worker.step import StepResult, TrainState
 from worker.watch import LossWatch, not_finite
 
@@ -48,6 +49,7 @@ class Training:
     compiled: Compiled
     watch: LossWatch
     owes_eval: bool = False  # the attempt before gave up the evaluation after its last step
+    now: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def train(training: Training, state: TrainState, first: int) -> Left:
     training.clock.enter(Phase.TRAIN)
     if training.owes_eval and not _evaluate(training, state, first):
         return Left(state, first, drained=True, saved=False)
-    meter, requests = Meter(training), SaveRequests(training.link)
+    meter, requests = Meter(training), SaveRequests(training)
     running: Running | None = None
     wished, owed = Wishes(), False
     with Prefetcher(training.batches, first, job.steps) as prefetched:
@@ -112,6 +114,7 @@ def train(training: Training, state: TrainState, first: int) -> Left:
             state, running = _advance(training, prefetched, meter, requests, state, step)
             if earlier is not None:
                 wished |= meter.report(earlier)
+            training.saver.check()
             after = due(job, step)
             if not (after.anything or wished.any or owed):
                 continue
@@ -123,6 +126,7 @@ def train(training: Training, state: TrainState, first: int) -> Left:
             owed |= after.save or wished.any
             # What is suspect is saved only where there will be no later save.
             if owed and (final or not training.watch.suspects):
+                requests.served()
                 training.saver.save(
                     state,
                     step,
@@ -139,17 +143,27 @@ def train(training: Training, state: TrainState, first: int) -> Left:
 
 
 class SaveRequests:
-    """Passes each wish for a save on to the gang once, with the step that is handed out next."""
+    """Passes each wish for a save on to the gang once, with the step that is handed out next.
 
-    def __init__(self, link: AgentLink) -> None:
-        self._link = link
+    People wish for saves, and on process 0 the clock does.
+    """
+
+    def __init__(self, training: Training) -> None:
+        self._link, self._saver = training.link, training.saver
+        every = training.spec.save_every_seconds if training.rank == 0 else None
+        self._timer = SaveTimer(every, training.now())
+        self._now = training.now
         self.told = 0
 
     def new(self) -> bool:
         """Whether one came since the last call; from here on it counts as told."""
         asked = self._link.save_request
         fresh, self.told = asked > self.told, asked
-        return fresh
+        return self._timer.due(self._now(), self._saver.last_failed) or fresh
+
+    def served(self) -> None:
+        """A save begins."""
+        self._timer.began(self._now())
 
 
 def _advance(

@@ -44,7 +44,9 @@ TAIL_SECONDS = 0.1
 DRAIN_SOCKET_SECONDS = 1.0  # a child of a dead trainer may hold its socket open
 LOCK_SECONDS = 5.0
 # What only an agent may say.
-AGENTS_OWN = frozenset({"trainer_exited", "log", "host_notice", "stacks"})
+AGENTS_OWN = frozenset(
+    {"trainer_exited", "log", "host_notice", "stacks", "checkpoint_verified", "files_deleted"}
+)
 STILL_SECONDS = 5.0  # whoever did nothing for so long is asked what it does before it is killed
 log = logging.getLogger("longhaul.agent")
 

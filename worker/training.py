@@ -16,7 +16,7 @@ from worker.checkpoint import Saver
 from worker.compiled import abstract_state, compile_steps, first_state
 from worker.data.batches import TrainingBatches, prepare_text
 from worker.data.corpus import load_corpus
-from worker.ends import CheckpointUnusable, Invalid, PeerLost
+from worker.ends import CheckpointUnusable, Invalid, PeerLost, StorageFailed
 from worker.loop import Left, Training, leaves_at_once, train
 from worker.protocol import (
     CheckpointRejected,
@@ -136,6 +136,8 @@ def _until_accepted(training: Training, left: Left) -> None:
     """The run is over only when its last checkpoint counts, however long that takes."""
     saver, link = training.saver, training.link
     saver.settle()
+    if saver.last_failed and training.spec.process_count > 1:
+        raise StorageFailed("the last save failed, and no process of a gang can repeat it alone")
     while saver.last_failed:
         time.sleep(SAVE_AGAIN_SECONDS)
         saver.save(left.state, left.step, final=True)

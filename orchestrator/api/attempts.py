@@ -87,6 +87,8 @@ def _view(
         replayed_bit_identical=replay.identical,
         first_difference_step=replay.first_difference,
         recovery_seconds=_seconds_between(ended_before, first_at),
+        save_seconds=row.save_seconds,
+        save_why=row.save_why,
     )
 
 

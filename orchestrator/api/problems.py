@@ -15,7 +15,6 @@ PROBLEMS: Mapping[str, tuple[tuple[int, ...], str]] = MappingProxyType(
         "agent-not-known": ((401,), "An agent's secret is not that of its host's last launch."),
         "agent-refused": ((409,), "An agent's call does not fit what is known of its host."),
         "agent-replaced": ((409,), "A newer agent has this host."),
-        "agents-too-old": ((409,), "The run's agents speak a protocol without this call."),
         "attempt-not-current": ((409,), "The attempt is not, or no longer, the run's current one."),
         "body-too-large": ((413,), "The body is larger than this call takes."),
         "can-not-change": ((409,), "No revision may change this field."),

@@ -148,6 +148,8 @@ class AttemptView(View):
     `replayed_until` is when the last of them was complete.
 
     `recovery_seconds` runs from the end of the attempt before to this one's first step.
+
+    It saves every `save_seconds` because of `save_why`, where saves come by time.
     """
 
     number: int
@@ -171,6 +173,8 @@ class AttemptView(View):
     replayed_bit_identical: bool | None
     first_difference_step: int | None
     recovery_seconds: float | None
+    save_seconds: float | None = None
+    save_why: str | None = None
 
 
 class AttemptPage(View):

@@ -63,7 +63,8 @@ def is_due(run: RunDetail) -> bool:
     since = step - saved.step
     if step < KILL_SHARE * steps or step >= steps or since < AIMED_REPLAY:
         return False
-    clear = since <= max(run.spec.checkpoint.every_steps - SAVE_MARGIN, AIMED_REPLAY)
+    every = run.spec.checkpoint.every_steps or AIMED_REPLAY
+    clear = since <= max(every - SAVE_MARGIN, AIMED_REPLAY)
     return clear or step >= LATE_SHARE * steps
 
 

@@ -154,6 +154,10 @@ def run_parts(
     parts += ["", render.pairs(_detail_rows(run, now))]
     if attempts:
         parts += ["", attempts_table(attempts, width)]
+        last = max(attempts, key=lambda attempt: attempt.number)
+        if last.save_seconds is not None:
+            every = f"Attempt {last.number} saves every {text.seconds(last.save_seconds)}"
+            parts.append(Text(f"{every}: {last.save_why}", style="dim"))
     if run.needs_person or run.state == "failed":
         parts += ["", Text(f"→ What happened and what to do: longhaul why {run.name}")]
     return parts

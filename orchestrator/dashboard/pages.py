@@ -19,6 +19,7 @@ from orchestrator.api.auth import Session
 from orchestrator.api.errors import Refused
 from orchestrator.api.guards import HEADERS
 from orchestrator.dashboard import looks, words
+from orchestrator.ledger.checkpoints import in_words
 from orchestrator.roles import Role
 
 HERE = Path(__file__).parent
@@ -29,6 +30,7 @@ THEME_COOKIE = "longhaul_theme"
 
 FILTERS: Mapping[str, Callable[..., str]] = {
     "absolute": words.absolute,
+    "cadence": in_words,
     "clock": words.clock,
     "coarse": words.coarse,
     "count": words.count,

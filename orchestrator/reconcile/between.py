@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.reconcile import hosts
 from orchestrator.reconcile.budgets import COUNTED, backoff, spent
+from orchestrator.reconcile.cadence import chosen
 from orchestrator.reconcile.evidence import Finding
 from orchestrator.reconcile.following import ask, exhausted_words, lose_idle_group
 from orchestrator.reconcile.plan import Change, MakeAttempt, MoveRun, Plan
@@ -75,7 +76,7 @@ def _ready(snap: Snapshot, group: HostGroup) -> Plan:
     lost = hosts.lost_while_idle(snap, group)
     if lost is not None:
         return Plan(lose_idle_group(snap, group, lost))
-    waiting = [host for host in snap.hosts if not hosts.serves(host) or outdated(host)]
+    waiting = [host for host in snap.hosts if not hosts.serves(host) or outdated(host, snap.job)]
     if waiting:
         return hosts.start_agents(snap, group, waiting)
     due = _next_start(snap)
@@ -108,6 +109,7 @@ def make_attempt(
     snap: Snapshot, group: HostGroup, previous: Attempt | None, coordinator: str | None
 ) -> MakeAttempt:
     newest = snap.newest
+    cadence = chosen(snap.job.checkpoint, snap.attempts, snap.checkpoints, snap.now)
     return MakeAttempt(
         number=previous.number + 1 if previous else 1,
         revision=snap.run.revision,
@@ -118,6 +120,8 @@ def make_attempt(
         resume_checkpoint=newest.id if newest else None,
         resumed_from_step=newest.step if newest else 0,
         coordinator=coordinator,
+        save_seconds=cadence.seconds,
+        save_why=cadence.why,
     )
 
 

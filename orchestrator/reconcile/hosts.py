@@ -190,7 +190,7 @@ def _silent_since(snap: Snapshot, group: HostGroup, host: Host) -> datetime:
     The run may be in its state for hours, and this process may have been away for days.
     """
     since = max(snap.run.state_since, group.created_at, snap.hearing_since)
-    if host.last_seen_at is None or outdated(host):
+    if host.last_seen_at is None or outdated(host, snap.job):
         return since
     return max(since, host.last_seen_at)
 
@@ -208,7 +208,7 @@ def _launch_due(snap: Snapshot, host: Host) -> bool:
     if host.launched_at is None:
         return True
     if host.registered_at is not None:
-        replaced = outdated(host) and snap.now - host.launched_at > AGENT_START
+        replaced = outdated(host, snap.job) and snap.now - host.launched_at > AGENT_START
         return host.agent_alive is False or replaced
     return snap.now - host.launched_at > AGENT_START
 

@@ -70,6 +70,8 @@ class MakeAttempt:
     resume_checkpoint: str | None
     resumed_from_step: int
     coordinator: str | None
+    save_seconds: float | None = None
+    save_why: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,15 @@ class OpenBranch:
     from_step: int
     skips: tuple[Skip, ...]
     reason: str
+
+
+@dataclass(frozen=True)
+class DeleteCheckpoint:
+    """Nothing may begin at it from now on; its files go later, at an agent's leisure."""
+
+    checkpoint: str
+    step: int
+    why: str
 
 
 @dataclass(frozen=True)
@@ -165,6 +176,7 @@ Change = (
     | EndAttempt
     | ReviseVerdict
     | OpenBranch
+    | DeleteCheckpoint
     | OpenIncident
     | CloseIncident
     | PlanLaunch

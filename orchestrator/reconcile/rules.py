@@ -12,11 +12,12 @@ from dataclasses import replace
 from orchestrator.reconcile import limits
 from orchestrator.reconcile.between import between_attempts
 from orchestrator.reconcile.gang import sooner, watch
+from orchestrator.reconcile.keeping import given_up
 from orchestrator.reconcile.plan import NoteTaken, Plan
 from orchestrator.reconcile.resting import over, queued, resting
 from orchestrator.reconcile.revising import revisions
 from orchestrator.reconcile.snapshot import Snapshot
-from orchestrator.state import RunState
+from orchestrator.state import TERMINAL_RUNS, GroupState, RunState
 
 
 def reconcile(snap: Snapshot) -> Plan:
@@ -25,6 +26,12 @@ def reconcile(snap: Snapshot) -> Plan:
     if known:
         return Plan(known)
     plan = _decide(snap)
+    held = snap.group is not None and snap.group.state is GroupState.READY
+    if not plan.changes or (held and snap.run.state in TERMINAL_RUNS):
+        # By itself, so that a checkpoint that is needed after all holds nothing else up; but before
+        # the hosts of a run that is over are given back, for nobody else would delete its files.
+        spare = given_up(snap)
+        plan = replace(plan, changes=spare, actions=()) if spare else plan
     return replace(plan, look_again_at=sooner(plan.look_again_at, limits.due(snap)))
 
 

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Run, Trainer
+from orchestrator.records import (
+    Attempt,
+    Checkpoint,
+    Host,
+    HostGroup,
+    Incident,
+    Kept,
+    Run,
+    Trainer,
+)
 from orchestrator.state import AttemptState
 from worker.protocol import DataPlan, JobSpec
 
@@ -49,7 +58,8 @@ class Snapshot:
     as its provider sees it now; `hosts` those of `group`; `trainers` those of the last attempt and
     of the ones whose verdict may still be revised; `past_hosts` the hosts of such attempts where
     they are not in `group`; `checkpoints` the usable ones of the run's branch, newest first;
-    `incident` the open one. `listening_since` is when this control plane began to take reports,
+    `incident` the open one; `kept` every usable checkpoint of the run, on any branch, where the
+    spec lets some be deleted. `listening_since` is when this control plane began to take reports,
     `awake_since` since when it has run without a gap, `host_lost_after` how long a host may be
     silent before its probes decide, `provider_hold` how long the provider's hosts outlive a pause,
     `provision_within` how long it may take to bring them up.
@@ -79,6 +89,7 @@ class Snapshot:
     groups: tuple[HostGroup, ...] = ()
     past_hosts: tuple[Host, ...] = ()
     data_plan: DataPlan | None = None
+    kept: tuple[Kept, ...] = ()
     provision_within: timedelta = timedelta(hours=1)
 
     @property

@@ -1,20 +1,30 @@
 """Agents of the protocol before: what they may be told, and when they are replaced.
 
-An agent outlives the control plane that started it. While its trainer runs it is served as before;
-before it would start another trainer, it is replaced by an agent of today. Pure.
+An agent outlives the control plane that started it, and is served as long as the spec needs
+nothing newer. Else, before it would start another trainer, it is replaced by one of today. Pure.
 """
 
 from __future__ import annotations
 
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Attempt, Host
-from worker.protocol import PROTOCOL_VERSION, Command, SaveNow, StartTrainer
+from worker.protocol import (
+    PROTOCOL_VERSION,
+    Command,
+    DeleteCheckpoints,
+    DrainTrainer,
+    JobSpec,
+    KillTrainer,
+    Retire,
+    SaveNow,
+    StartTrainer,
+)
 
 
-def outdated(host: Host) -> bool:
-    """Whether its registered agent speaks an older protocol than this control plane."""
+def outdated(host: Host, job: JobSpec) -> bool:
+    """Whether its registered agent speaks an older protocol than the spec needs."""
     registered = host.registered_at is not None and host.protocol is not None
-    return registered and host.protocol is not None and host.protocol < PROTOCOL_VERSION
+    return registered and host.protocol is not None and host.protocol < job.needs_protocol
 
 
 def can_not_start(snap: Snapshot, attempt: Attempt) -> list[Host]:
@@ -32,7 +42,7 @@ def can_not_start(snap: Snapshot, attempt: Attempt) -> list[Host]:
     return [
         host
         for host in snap.hosts
-        if outdated(host)
+        if outdated(host, snap.job)
         and host.index not in begun
         and host.running_attempt != attempt.number
         and host.last_seen_at is not None
@@ -41,10 +51,23 @@ def can_not_start(snap: Snapshot, attempt: Attempt) -> list[Host]:
 
 
 def understood(protocol: int | None, commands: tuple[Command, ...]) -> tuple[Command, ...]:
-    """Without those that an agent of `protocol` would refuse, and all others with them.
-
-    A spec refuses fields that it does not know, so only an agent of today gets one.
-    """
+    """Without those that an agent of `protocol` would refuse, and all others with them."""
     if protocol is None or protocol >= PROTOCOL_VERSION:
         return commands
-    return tuple(one for one in commands if not isinstance(one, StartTrainer | SaveNow))
+    return tuple(one for one in commands if _needs(one) <= protocol)
+
+
+def _needs(command: Command) -> int:
+    """The first protocol whose agents know the command.
+
+    A spec refuses fields that it does not know, so one that sets new ones needs a new agent.
+    """
+    match command:
+        case StartTrainer(spec=spec):
+            return spec.job.needs_protocol
+        case DeleteCheckpoints():
+            return 3
+        case SaveNow():
+            return 2
+        case DrainTrainer() | KillTrainer() | Retire():
+            return 1

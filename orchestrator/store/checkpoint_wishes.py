@@ -10,13 +10,11 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select, update
 
-from orchestrator.records import Attempt
 from orchestrator.state import CheckpointState
 from orchestrator.store import audit, reads
 from orchestrator.store.audit import Actor
-from orchestrator.store.commands import SAVES_ON_REQUEST
 from orchestrator.store.rows import AnyRow
-from orchestrator.store.tables import checkpoints, hosts, runs
+from orchestrator.store.tables import checkpoints, runs
 from orchestrator.store.timeline import tell
 from orchestrator.store.wishes import (
     NotAccepted,
@@ -42,26 +40,12 @@ def save_now(
     if isinstance(found, Unchanged) or run.save_request > run.save_served:
         return Wished(run.id, changed=False)
     attempt = reads.current_attempt(connection, run.id)
-    if attempt is not None:
-        _refuse_old_agents(connection, run, attempt)
     request = run.save_request + 1
     connection.execute(update(runs).where(runs.c.id == run.id).values(save_request=request))
     tell(connection, run.id, "save_asked", now, request=request, by=who.name, reason=reason)
     after = {"request": request, "reason": reason}
     audit.note(connection, now, who, "run.checkpoint", run.id, None, after)
     return Wished(run.id, changed=True, group=attempt.group if attempt is not None else None)
-
-
-def _refuse_old_agents(connection: Connection, run: AnyRow, attempt: Attempt) -> None:
-    h = hosts.c
-    first = select(h.protocol).where(h.group == attempt.group, h.index == 0)
-    spoken = connection.scalar(first)
-    if spoken is not None and spoken < SAVES_ON_REQUEST:
-        raise NotAccepted(
-            "agents-too-old",
-            f"The run's agents speak protocol {spoken}, and can not be asked for a save.",
-            f"A pause saves too: longhaul pause {run.name}; a resume brings newer agents.",
-        )
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from orchestrator.reconcile.evidence import how_it_ended
 from orchestrator.reconcile.versions import understood
 from orchestrator.records import Attempt, Host, Trainer
 from orchestrator.state import AttemptState, Desired, GroupState
-from orchestrator.store import reads, rows
+from orchestrator.store import giving_up, reads, rows
 from orchestrator.store.rows import AnyRow
 from orchestrator.store.tables import attempts, host_groups, hosts, runs, trainers, upsert
 from worker.protocol import (
     AttemptSpec,
     Command,
+    DeleteCheckpoints,
     DrainTrainer,
     ExitCode,
     KillTrainer,
@@ -33,7 +34,6 @@ from worker.protocol import (
 )
 
 NO_COMMANDS = ""
-SAVES_ON_REQUEST = 2  # the first protocol version whose agents know `SaveNow`
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class Sight:
     trainers: tuple[Trainer, ...]
     branch: int | None = None
     save_request: int = 0  # the newest wish for a save that no checkpoint has answered, else 0
+    to_delete: tuple[str, ...] = ()  # folders of the run's deleted checkpoints that may remain
 
 
 def commands_for(
@@ -81,7 +82,20 @@ def commands_digest(commands: Sequence[Command]) -> str:
 
 def derive(sight: Sight, spec: Callable[[Attempt], AttemptSpec]) -> tuple[Command, ...]:
     if sight.group_state in (GroupState.RELEASING, GroupState.GONE):
-        return (Retire(),)
+        return (*_deletes(sight), Retire())
+    return (*_of_trainers(sight, spec), *_deletes(sight))
+
+
+def _deletes(sight: Sight) -> tuple[Command, ...]:
+    """By host 0, which told of the saves too; what is gone is told as of the run's last attempt."""
+    last = sight.attempt
+    mine = last is not None and last.group == sight.host.group and sight.host.index == 0
+    if last is None or not mine or not sight.to_delete:
+        return ()
+    return (DeleteCheckpoints(run_id=last.run_id, attempt=last.number, uris=sight.to_delete),)
+
+
+def _of_trainers(sight: Sight, spec: Callable[[Attempt], AttemptSpec]) -> tuple[Command, ...]:
     attempt, running = _current(sight), sight.host.running_attempt
     if running is not None and (attempt is None or running != attempt.number):
         # Nothing else before that one is told to be dead.
@@ -114,10 +128,8 @@ def _for_current(
 
 def _saves(sight: Sight) -> bool:
     """Host 0 alone is told: the wish goes round the gang with the next step, and two hosts that
-    hear of it at different steps would save twice. Older agents do not know the command."""
-    host = sight.host
-    new_enough = host.protocol is not None and host.protocol >= SAVES_ON_REQUEST
-    return sight.save_request > 0 and host.index == 0 and new_enough
+    hear of it at different steps would save twice."""
+    return sight.save_request > 0 and sight.host.index == 0
 
 
 def _stop_reason(sight: Sight, attempt: Attempt) -> str | None:
@@ -180,6 +192,7 @@ def see_all(
     owners = _owners(connection, {group for group, _ in wanted})
     last = _last_attempts(connection, {row.run_id for row in owners.values()})
     gangs = _gangs(connection, last.values())
+    left = giving_up.left_to_delete(connection, {row.run_id for row in owners.values()})
     indices = {index for _, index in wanted}
     found = connection.execute(_HOSTS, {"groups": list(owners), "indices": list(indices)})
     sights: dict[tuple[str, int], Sight] = {}
@@ -193,6 +206,7 @@ def see_all(
             trainers=tuple(gangs[owner.run_id]),
             branch=owner.branch,
             save_request=owner.save_request if owner.save_request > owner.save_served else 0,
+            to_delete=left.get(owner.run_id, ()),
         )
     return sights
 

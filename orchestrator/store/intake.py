@@ -19,6 +19,7 @@ from orchestrator.state import AttemptState
 from orchestrator.store import bulk, ledger_events, rollups, rows
 from orchestrator.store.callers import Caller
 from orchestrator.store.conditions import CURRENT
+from orchestrator.store.ledger_events import LedgerEvent
 from orchestrator.store.tables import (
     attempts,
     evals,
@@ -31,9 +32,11 @@ from orchestrator.store.tables import (
 from orchestrator.store.timeline import fit, line
 from worker.protocol import (
     CheckpointRejected,
+    CheckpointVerified,
     CheckpointWritten,
     Envelope,
     Evaluated,
+    FilesDeleted,
     HostNotice,
     KnownEvent,
     LogLines,
@@ -100,9 +103,7 @@ class Gathered:
     trainers: dict[TrainerKey, dict[str, object]] = field(default_factory=dict)
     marks: dict[AttemptKey, dict[str, datetime]] = field(default_factory=dict)
     notices: list[tuple[Caller, HostNotice, datetime]] = field(default_factory=list)
-    ledger: list[tuple[Attempt, datetime, CheckpointWritten | CheckpointRejected]] = field(
-        default_factory=list
-    )
+    ledger: list[tuple[Attempt, datetime, LedgerEvent]] = field(default_factory=list)
 
     def write(self, connection: Connection) -> None:
         self._write_trainers(connection)
@@ -228,7 +229,13 @@ class Intake:
                 self._trainer(attempt, last_step=event.step, last_step_at=at)
             case Evaluated():
                 self._into.evals.append(_eval(attempt, at, event))
-            case CheckpointWritten() | CheckpointRejected():
+            case (
+                CheckpointWritten()
+                | CheckpointRejected()
+                | CheckpointVerified()
+                | FilesDeleted()
+                | Resumed()
+            ):
                 self._into.ledger.append((attempt, at, event))
             case TrainerFailed():
                 hint = None if event.hint is None else fit(event.hint, LINE_LENGTH)
@@ -251,7 +258,7 @@ class Intake:
                 self._trainer(attempt, diverged_step=event.step, diverged_where=where)
             case HostNotice():
                 self._into.notices.append((self._caller, event, at))
-            case StepCompleted() | Resumed() | SaveFailed() | Saving() | StacksTaken() | Unknown():
+            case StepCompleted() | SaveFailed() | Saving() | StacksTaken() | Unknown():
                 pass
 
     def _mark(self, attempt: Attempt, column: str, at: datetime) -> None:

@@ -1,4 +1,4 @@
-"""What agents tell about checkpoints: written, offered, rejected.
+"""What agents tell about checkpoints: written, offered, proven, rejected, gone.
 
 Owns how a checkpoint enters the ledger: only the current attempt's, under its derived id, in its
 own directory; a superseded attempt changes nothing here (invariant 2).
@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import PurePosixPath
 
-from sqlalchemy import Connection, RowMapping, or_, select, update
+from sqlalchemy import ColumnElement, Connection, RowMapping, or_, select, update
 
 from orchestrator.records import Attempt
 from orchestrator.state import USABLE_CHECKPOINTS, AttemptState, CheckpointState
@@ -22,9 +22,13 @@ from worker.protocol import (
     CheckpointAccepted,
     CheckpointOffer,
     CheckpointRejected,
+    CheckpointVerified,
     CheckpointWritten,
+    FilesDeleted,
+    Resumed,
 )
 
+LedgerEvent = CheckpointWritten | CheckpointRejected | CheckpointVerified | FilesDeleted | Resumed
 REASON_LENGTH = 2000
 DIGEST_LENGTH = 64
 
@@ -33,12 +37,22 @@ def note(
     connection: Connection,
     attempt: Attempt,
     at: datetime,
-    event: CheckpointWritten | CheckpointRejected,
+    event: LedgerEvent,
 ) -> None:
-    """Takes an event into the ledger; an ended attempt's, or one that is not its own, not."""
+    """Takes an event into the ledger; an ended attempt's, or one that is not its own, not.
+
+    That files are gone is taken from anybody, since it is true for ever: the ledger has given them
+    up before.
+    """
+    if isinstance(event, FilesDeleted):
+        _files_gone(connection, attempt, event, at)
     if attempt.state is AttemptState.ENDED:
         return
     match event:
+        case FilesDeleted():
+            pass
+        case CheckpointVerified() | Resumed():
+            _prove(connection, attempt, event, at)
         case CheckpointWritten():
             if _fault(attempt, event) is None:
                 connection.execute(
@@ -192,18 +206,52 @@ def _answer(attempt: Attempt, told: CheckpointWritten, at: datetime) -> Checkpoi
     )
 
 
-def _quarantine(connection: Connection, attempt: Attempt, event: CheckpointRejected) -> None:
-    """An attempt may reject what it was told to resume from, and what it wrote itself."""
-    own = or_(
+def _prove(
+    connection: Connection, attempt: Attempt, event: CheckpointVerified | Resumed, at: datetime
+) -> None:
+    """A restore proves more than a look at the files does; of what it began from, or wrote."""
+    connection.execute(
+        update(checkpoints)
+        .where(
+            checkpoints.c.run_id == attempt.run_id,
+            checkpoints.c.id == event.checkpoint_id,
+            checkpoints.c.state == CheckpointState.ACCEPTED,
+            _own(attempt),
+        )
+        .values(state=CheckpointState.VERIFIED, verified_at=at)
+    )
+
+
+def _files_gone(
+    connection: Connection, attempt: Attempt, event: FilesDeleted, at: datetime
+) -> None:
+    connection.execute(
+        update(checkpoints)
+        .where(
+            checkpoints.c.run_id == attempt.run_id,
+            checkpoints.c.uri == event.uri,
+            checkpoints.c.state == CheckpointState.DELETED,
+        )
+        .values(files_gone_at=at)
+    )
+
+
+def _own(attempt: Attempt) -> ColumnElement[bool]:
+    """What it was told to resume from, and what it wrote itself."""
+    return or_(
         checkpoints.c.attempt == attempt.number, checkpoints.c.id == attempt.resume_checkpoint
     )
+
+
+def _quarantine(connection: Connection, attempt: Attempt, event: CheckpointRejected) -> None:
+    """An attempt may reject what it was told to resume from, and what it wrote itself."""
     connection.execute(
         update(checkpoints)
         .where(
             checkpoints.c.run_id == attempt.run_id,
             checkpoints.c.id == event.checkpoint_id,
             checkpoints.c.state != CheckpointState.DELETED,
-            own,
+            _own(attempt),
         )
         .values(state=CheckpointState.QUARANTINED, reason=fit(event.reason, REASON_LENGTH))
     )

@@ -32,7 +32,7 @@ from orchestrator.reconcile.revising import REVISABLE
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Trainer
 from orchestrator.state import USABLE_CHECKPOINTS
-from orchestrator.store import reads, rows, upcasters
+from orchestrator.store import giving_up, reads, rows, upcasters
 from orchestrator.store.tables import (
     attempts,
     checkpoints,
@@ -147,6 +147,8 @@ def snapshots(
         known = now + beside.host_lost_after
         so_far = limits.used(groups, now)
         branches = read.branches.get(run_id, {})
+        line = reads.line(branches, run.branch)
+        forgets = job.checkpoint.keep is not None
         found[run_id] = Snapshot(
             now=now,
             installation=installation,
@@ -157,7 +159,7 @@ def snapshots(
             group=_as_seen(group, sighting) if group else None,
             hosts=_seen_hosts(read.hosts[group.name], sighting, known) if group else (),
             trainers=tuple(read.trainers[run_id]),
-            checkpoints=_usable(connection, run_id, tuple(reads.line(branches, run.branch))),
+            checkpoints=_usable(connection, run_id, tuple(line)),
             incident=read.incidents.get(run_id),
             host_lost_after=beside.host_lost_after,
             provider_hold=beside.holds.get(job.hosts.provider),
@@ -168,6 +170,7 @@ def snapshots(
             groups=groups,
             past_hosts=_past_hosts(read, _recent(tried, now), group),
             data_plan=_data_plan(branches, run.branch),
+            kept=giving_up.kept(connection, run_id, line) if forgets else (),
             provision_within=beside.provision_within,
         )
     return found

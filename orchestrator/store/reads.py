@@ -137,6 +137,7 @@ def attempt_spec(
         resume=_resume_point(connection, attempt),
         process_count=attempt.processes,
         coordinator=attempt.coordinator,
+        save_every_seconds=attempt.save_seconds,
     )
 
 

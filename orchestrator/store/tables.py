@@ -230,6 +230,8 @@ attempts = Table(
     Column("revised_from", String(20)),
     Column("revised_at", Instant),
     Column("bad_step", Integer),
+    Column("save_seconds", Float(53)),
+    Column("save_why", Text),
     PrimaryKeyConstraint("run_id", "number"),
 )
 # At most one current attempt per run, whatever the code above it believes.
@@ -293,8 +295,18 @@ checkpoints = Table(
     Column("accepted_at", Instant),
     Column("verified_at", Instant),
     Column("reason", Text),
+    Column("files_gone_at", Instant),  # of a deleted one, once an agent has told so
     PrimaryKeyConstraint("run_id", "id"),
     Index("ix_checkpoints_run_id_branch_step", "run_id", "branch", "step"),
+    Index("ix_checkpoints_uri", "uri"),
+)
+# What agents still have to delete: nearly always nothing, and asked for at each of their reports.
+_TO_DELETE = (checkpoints.c.state == "deleted") & checkpoints.c.files_gone_at.is_(None)
+Index(
+    "ix_checkpoints_to_delete",
+    checkpoints.c.run_id,
+    sqlite_where=_TO_DELETE,
+    postgresql_where=_TO_DELETE,
 )
 
 # One row for each host that a run may hold within one limit ("provider:local", "owner:ada").

@@ -16,6 +16,7 @@ from orchestrator.reconcile.plan import (
     BuryTrainer,
     Change,
     CloseIncident,
+    DeleteCheckpoint,
     EndAttempt,
     MakeAttempt,
     MakeGroup,
@@ -43,7 +44,7 @@ from orchestrator.state import (
     RunState,
     move,
 )
-from orchestrator.store import claims, group_writes, lease, pages, revising, rows
+from orchestrator.store import claims, giving_up, group_writes, lease, pages, revising, rows
 from orchestrator.store.committing import Commit, Stale
 from orchestrator.store.conditions import CURRENT
 from orchestrator.store.tables import (
@@ -112,6 +113,8 @@ def _apply(commit: Commit, change: Change) -> None:
         case OpenBranch():
             parent = commit.snap.run.branch
             revising.open_branch(commit.connection, commit.run_id, parent, change, commit.now)
+        case DeleteCheckpoint():
+            giving_up.delete(commit, change)
         case OpenIncident():
             _open_incident(commit, change)
         case CloseIncident():

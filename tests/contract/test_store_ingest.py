@@ -123,7 +123,7 @@ def test_registering_again_changes_nothing(running: House) -> None:
     started(running)
     before = running.rows("hosts")
     running.tick()
-    call = Register(protocol=1, group=running.group, host=0, instance="i1", facts=running.facts(0))
+    call = Register(protocol=2, group=running.group, host=0, instance="i1", facts=running.facts(0))
     with running.engine.begin() as connection:
         answer = ingest.register(connection, call, SECRET, running.now)
     assert answer.acked_seq == 2
@@ -145,7 +145,7 @@ def test_registrations_that_are_refused(
 ) -> None:
     house.ready()
     before = house.rows("hosts")
-    told = {"protocol": 1, "group": house.group, "host": 0, "instance": "x"} | changes
+    told = {"protocol": 2, "group": house.group, "host": 0, "instance": "x"} | changes
     call = Register.model_validate(told | {"facts": house.facts(0)})
     with pytest.raises(refusal), house.engine.begin() as connection:
         ingest.register(connection, call, secret, house.now)
@@ -163,7 +163,7 @@ def test_nobody_registers_with_a_group_that_is_given_back(house: House) -> None:
     house.ready()
     house.launch(0)
     house.commit(MoveGroup(house.group, GroupCause.NOT_WANTED))
-    call = Register(protocol=1, group=house.group, host=0, instance="x", facts=house.facts(0))
+    call = Register(protocol=2, group=house.group, host=0, instance="x", facts=house.facts(0))
     with pytest.raises(callers.GroupNotWanted), house.engine.begin() as connection:
         ingest.register(connection, call, SECRET, house.now)
 

@@ -8,8 +8,11 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import select, update
 
+from orchestrator.reconcile.keeping import given_up as keeping_rule
+from orchestrator.reconcile.plan import DeleteCheckpoint, MoveGroup
+from orchestrator.reconcile.rules import reconcile
 from orchestrator.roles import Role
-from orchestrator.state import Desired
+from orchestrator.state import Desired, GroupCause
 from orchestrator.store import (
     branching,
     checkpoint_wishes,
@@ -23,12 +26,20 @@ from orchestrator.store import (
 from orchestrator.store.audit import Actor
 from orchestrator.store.branching import Rollback
 from orchestrator.store.checkpoint_wishes import Quarantine
+from orchestrator.store.committing import Stale
 from orchestrator.store.forks import Fork
 from orchestrator.store.resuming import Resume, Revised
 from orchestrator.store.views import revisions_of
 from tests.contract.conftest import SECRET, House
 from tests.contract.test_store_commands import STARTED, STEP, told
-from worker.protocol import CheckpointOffer, CheckpointWritten, JobSpec, SaveNow
+from worker.protocol import (
+    CheckpointOffer,
+    CheckpointWritten,
+    DeleteCheckpoints,
+    JobSpec,
+    Retire,
+    SaveNow,
+)
 
 ADA = Actor("ada", Role.OPERATOR, None)
 
@@ -209,3 +220,111 @@ def test_every_wish_leaves_its_row_in_the_audit_log(saved: House) -> None:
     found = [(row["actor"], row["action"], row["target"]) for row in saved.rows("audit")]
     actions = ["rollback", "checkpoint", "quarantine", "fork", "revise", "resume"]
     assert found == [("ada", f"run.{action}", "r1") for action in actions]
+
+
+# ---- checkpoints that are given up -------------------------------------------------------------
+
+
+def verify(house: House, step: int) -> None:
+    event = {"kind": "checkpoint_verified", "checkpoint_id": f"a1-s{step}", "seconds": 0.1}
+    house.tell(event, running=1)
+
+
+def keeping(house: House, **keep: object) -> None:
+    """The spec lets some be deleted, and the loop decides about it."""
+    spec = job(house).model_dump(mode="json") | {"checkpoint": {"keep": keep}}
+    with house.engine.begin() as connection:
+        text = JobSpec.model_validate(spec).model_dump_json()
+        connection.execute(update(tables.revisions).values(spec=text))
+
+
+def states(house: House) -> dict[object, object]:
+    return {row["id"]: row["state"] for row in house.rows("checkpoints")}
+
+
+def gave_up(house: House) -> list[str]:
+    """Decides until nothing is left to decide; the names of what was given up."""
+    given: list[str] = []
+    for _ in range(5):
+        snap = house.snapshot()
+        plan = reconcile(snap)
+        given += [one.checkpoint for one in plan.changes if isinstance(one, DeleteCheckpoint)]
+        house.commit(*plan.changes, snap=snap)
+    return given
+
+
+def test_what_is_verified_lets_older_ones_go_and_host_0_is_told_until_it_has(saved: House) -> None:
+    keeping(saved, newest=1)
+    assert gave_up(saved) == []
+    verify(saved, 30)
+    assert states(saved)["a1-s30"] == "verified"
+    assert gave_up(saved) == ["a1-s10", "a1-s20"]
+    uris = tuple(written(step).uri for step in (10, 20))
+    assert told(saved, 0) == (DeleteCheckpoints(run_id="r1", attempt=1, uris=uris),)
+    assert told(saved, 1) == ()
+    saved.tell({"kind": "files_deleted", "uri": uris[0]}, running=1)
+    assert told(saved, 0) == (DeleteCheckpoints(run_id="r1", attempt=1, uris=uris[1:]),)
+    saved.tell({"kind": "files_deleted", "uri": uris[1]}, running=1)
+    assert told(saved, 0) == ()
+    kinds = [row["kind"] for row in saved.rows("events")]
+    assert kinds.count("checkpoint_deleted") == 2
+
+
+def test_a_restore_verifies_what_it_began_from_and_nothing_else(saved: House) -> None:
+    event = {"kind": "resumed", "checkpoint_id": "a1-s20", "step": 20, "state_digest": "d"}
+    saved.tell(event, running=1)
+    assert states(saved)["a1-s20"] == "verified", "its own, too"
+    saved.tell(event | {"checkpoint_id": "a9-s9"}, running=1)
+    saved.tell({"kind": "checkpoint_rejected", "checkpoint_id": "a1-s30", "reason": "r"})
+    verify(saved, 30)
+    assert states(saved)["a1-s30"] == "quarantined"
+
+
+def test_a_deleted_one_is_told_of_until_its_files_are_gone_and_only_where_it_was_deleted(
+    saved: House,
+) -> None:
+    saved.tell({"kind": "files_deleted", "uri": written(20).uri}, running=1)
+    assert [row["files_gone_at"] for row in saved.rows("checkpoints")] == [None] * 3
+
+
+def test_what_has_come_to_be_needed_since_the_look_is_not_given_up(saved: House) -> None:
+    keeping(saved, newest=1)
+    verify(saved, 30)
+    snap = saved.snapshot()
+    change = next(one for one in keeping_rule(snap) if one.checkpoint == "a1-s20")
+    twin = job(saved).model_copy(update={"name": "twin"})
+    with saved.engine.begin() as connection:
+        asked = Fork(Revised(twin, 1), "a1-s20", "why not", "key", "digest")
+        forks.fork(connection, saved.tick(), "r1", asked, ADA)
+    with pytest.raises(Stale, match="a1-s20 is accepted, or needed"):
+        saved.commit(change, snap=snap)
+    assert gave_up(saved) == ["a1-s10"]
+    with saved.engine.begin() as connection:
+        branching.rollback(connection, saved.tick(), "r1", Rollback(30), ADA)
+    assert states(saved)["a1-s30"] == "verified"
+
+
+def test_nothing_begins_at_one_that_was_given_up(saved: House) -> None:
+    keeping(saved, newest=1)
+    verify(saved, 30)
+    gave_up(saved)
+    with saved.engine.begin() as connection, pytest.raises(wishes.NotAccepted):
+        branching.rollback(connection, saved.tick(), "r1", Rollback("a1-s20"), ADA)
+
+
+def test_the_best_are_found_by_the_losses_of_their_steps(saved: House) -> None:
+    keeping(saved, newest=1, best={"metric": "eval_loss", "n": 1})
+    for step, loss in ((10, 3.0), (20, 1.0)):
+        told_eval = {"kind": "eval", "step": step, "loss": loss, "batches": 1, "seconds": 0.1}
+        saved.tell(told_eval, running=1)
+    verify(saved, 30)
+    assert gave_up(saved) == ["a1-s10"]
+
+
+def test_hosts_that_are_given_back_delete_first(saved: House) -> None:
+    keeping(saved, newest=1)
+    verify(saved, 30)
+    gave_up(saved)
+    saved.commit(MoveGroup(saved.group, GroupCause.NOT_WANTED))
+    assert [type(one) for one in told(saved, 0)] == [DeleteCheckpoints, Retire]
+    assert told(saved, 1) == (Retire(),)

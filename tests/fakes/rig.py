@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -67,6 +68,7 @@ class Rig:
         tamper: Callable[[TrainState], TrainState] = lambda state: state,
         batches: Batches | None = None,
         saver: Saver | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> Left:
         """Trains an attempt; `tamper` sees the state that it starts from."""
         if spec.resume is None:
@@ -87,6 +89,7 @@ class Rig:
             compiled=self.compiled,
             watch=LossWatch(spec.job.policy.spike, seen),
             owes_eval=owes_eval,
+            now=now,
         )
         left = train(training, tamper(state), spec.resume.step if spec.resume else 0)
         saver.settle()

@@ -107,3 +107,10 @@ def test_an_ignored_ctrl_c_stays_ignored() -> None:
     ended = started("signal.SIG_IGN")
     assert ended.returncode == 0
     assert ended.stdout.startswith("longhaul ")
+
+
+def test_show_says_how_often_is_saved_and_why(service: FakeService) -> None:
+    why = "sqrt(2 x 1 s of stall x 24 h between failures) = 416 s"
+    service.attempts[0] = fake.recovered(save_seconds=416.0, save_why=why)
+    told = " ".join(done("show", "demo-2m").split())
+    assert f"Attempt 2 saves every 6 min 56 s: {why}" in told

@@ -29,6 +29,7 @@ from tests.fakes.stories import (
     recovered,
     waiting,
 )
+from worker.protocol import CheckpointSpec
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
 
@@ -100,6 +101,18 @@ def test_each_verdict_renders(verdict: Verdict) -> None:
 @pytest.mark.parametrize("state", AttemptState)
 def test_each_attempt_state_renders(state: AttemptState) -> None:
     assert 'id="attempt-1"' in show(Story(make_run(), [make_attempt(state=state)]))
+
+
+def test_the_page_says_how_often_is_saved_and_why() -> None:
+    attempt = make_attempt(save_seconds=416.0, save_why="failures are rare")
+    run = make_run()
+    auto = CheckpointSpec(every_steps=None, every_seconds="auto")
+    run = run.model_copy(update={"spec": run.spec.model_copy(update={"checkpoint": auto})})
+    html = show(Story(run, [attempt]))
+    assert "one at the interval that loses least: now every" in html
+    assert "since failures are rare" in html
+    assert "saves every" in html
+    assert "now every" not in show(Story(make_run(), [make_attempt()]))
 
 
 @pytest.mark.parametrize("state", CheckpointState)

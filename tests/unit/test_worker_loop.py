@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,23 @@ def test_each_wish_for_a_save_is_one_save(rig: Rig, tmp_path: Path) -> None:
     rig.run(attempt(job, tmp_path), link)
     answered = [event.save_request for event in link.of("checkpoint_written")]
     assert answered == [1, 4, 4]
+
+
+def test_saves_by_time_come_when_they_are_due(rig: Rig, tmp_path: Path) -> None:
+    """The clock goes on at each look at it; what it asks for is saved a step later."""
+    job = rig.job.model_copy(update={"checkpoint": CheckpointSpec(every_seconds=60)})
+    link = Recorder()
+    now = itertools.count().__next__
+    rig.run(attempt(job, tmp_path, save_every_seconds=4.0), link, now=now)
+    written = [event.step for event in link.of("checkpoint_written")]
+    assert written == [5, 10, 12]
+
+
+def test_by_steps_and_by_time_whichever_comes_first(rig: Rig, tmp_path: Path) -> None:
+    link = Recorder()
+    clock = itertools.count().__next__
+    rig.run(attempt(rig.job, tmp_path, save_every_seconds=1e6), link, now=clock)
+    assert [event.step for event in link.of("checkpoint_written")] == [4, 8, 12]
 
 
 def test_drain_at_the_last_step_is_a_finished_run(rig: Rig, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +16,7 @@ import pytest
 
 from tests.fakes.rig import Rig
 from tests.fakes.tiny import Recorder, attempt, tiny_job, write_text
+from worker.checkpoint import OrbaxWriter, Saver
 from worker.digest import Named
 from worker.ends import CheckpointUnusable, Diverged, StorageFailed
 from worker.protocol import AttemptSpec, ResumePoint
@@ -105,3 +109,115 @@ def test_a_save_that_fails_is_tried_again_at_the_next_ones_and_then_given_up(
     assert [event.step for event in link.of("save_failed")] == [4, 8, 12]
     assert "the disk is full" in link.of("save_failed")[0].reason
     assert link.of("checkpoint_written") == []
+
+
+# ---- saves that stall --------------------------------------------------------------------------
+
+
+class Stuck:
+    """A storage that answers nothing until it is let go."""
+
+    def __init__(self, gate: threading.Event) -> None:
+        self._gate = gate
+
+    def start(self, folder: Path, arrays: Named) -> None:
+        del arrays
+        folder.mkdir()
+
+    def wait(self) -> None:
+        self._gate.wait()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def stuck_saver(
+    rig: Rig, root: Path, link: Recorder, clock: Clock, gate: threading.Event, **policy: object
+) -> Saver:
+    """Its first save gets stuck until the gate opens; later ones are written."""
+    hang = rig.job.policy.model_copy(update=policy)
+    job = rig.job.model_copy(
+        update={
+            "checkpoint": rig.job.checkpoint.model_copy(update={"save_seconds": 30.0}),
+            "policy": hang,
+        }
+    )
+    writers = iter([Stuck(gate)])
+    return Saver(
+        attempt(job, root),
+        0,
+        rig.text.corpus.fingerprint,
+        link.send,
+        lambda: next(writers, None) or OrbaxWriter(),
+        clock,
+    )
+
+
+def test_a_save_that_stalls_is_abandoned_and_the_next_one_is_written(
+    rig: Rig, tmp_path: Path
+) -> None:
+    link, clock, gate = Recorder(), Clock(), threading.Event()
+    saver = stuck_saver(rig, tmp_path, link, clock, gate)
+    saver.save(rig.fresh(), 4)
+    clock.now = 29.0
+    saver.check()
+    assert link.of("save_failed") == []
+    clock.now = 30.0
+    saver.check()
+    [failed] = link.of("save_failed")
+    assert (failed.step, "not written within 30 s" in failed.reason) == (4, True)
+    assert [event.active for event in link.of("saving")] == [True, False]
+    assert saver.last_failed
+    saver.save(rig.fresh(), 8)
+    gate.set()
+    saver.settle()
+    assert [event.step for event in link.of("checkpoint_written")] == [8]
+    assert not saver.last_failed
+    assert not (tmp_path / "a1" / "checkpoints" / "4" / "COMMITTED").exists()
+
+
+def test_the_folder_of_a_save_that_still_writes_is_left_alone(rig: Rig, tmp_path: Path) -> None:
+    link, clock, gate = Recorder(), Clock(), threading.Event()
+    saver = stuck_saver(rig, tmp_path, link, clock, gate)
+    saver.save(rig.fresh(), 4)
+    clock.now = 31.0
+    saver.save(rig.fresh(), 4, final=True)
+    assert "still writes there" in link.of("save_failed")[1].reason
+    gate.set()
+    until_written = time.monotonic() + 30
+    while saver.last_failed and time.monotonic() < until_written:
+        saver.save(rig.fresh(), 4, final=True)
+        with contextlib.suppress(StorageFailed):
+            saver.settle()
+    assert [event.step for event in link.of("checkpoint_written")] == [4]
+
+
+def failing(rig: Rig, root: Path, clock: Clock, **policy: object) -> Saver:
+    job = rig.job.model_copy(update={"policy": rig.job.policy.model_copy(update=policy)})
+    text = rig.text.corpus.fingerprint
+    return Saver(attempt(job, root), 0, text, Recorder().send, FullDisk, clock)
+
+
+def test_the_policy_says_how_many_failed_saves_are_borne(rig: Rig, tmp_path: Path) -> None:
+    saver = failing(rig, tmp_path, Clock(), max_failed_saves=5)
+    for step in (1, 2, 3, 4, 5):
+        saver.save(rig.fresh(), step)
+    with pytest.raises(StorageFailed, match="5 saves in a row"):
+        saver.settle()
+
+
+def test_or_how_long_without_a_save(rig: Rig, tmp_path: Path) -> None:
+    clock = Clock()
+    saver = failing(rig, tmp_path, clock, max_unsaved_seconds=600.0)
+    for step in range(1, 11):
+        clock.now += 60.0
+        saver.save(rig.fresh(), step)
+    saver.settle()
+    clock.now += 1.0
+    with pytest.raises(StorageFailed, match="nothing was saved for 601 s"):
+        saver.settle()

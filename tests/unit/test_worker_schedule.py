@@ -13,7 +13,7 @@ from model.build import initial_params
 from tests.fakes.tiny import tiny_job
 from worker.optim import learning_rate, matrices, optimizer
 from worker.protocol import OptimizerSpec
-from worker.schedule import Due, due
+from worker.schedule import Due, SaveTimer, due
 
 
 def rates(spec: OptimizerSpec, steps: int) -> list[float]:
@@ -68,3 +68,22 @@ def test_last_step_is_saved_and_evaluated_always() -> None:
     assert [step for step in range(1, 11) if due(job, step).save] == [4, 8, 10]
     assert [step for step in range(1, 11) if due(job, step).evaluate] == [6, 10]
     assert not Due(save=False, evaluate=False).anything
+
+
+def test_a_save_by_time_is_asked_for_once_and_counts_from_the_last_one() -> None:
+    timer = SaveTimer(every=10.0, since=100.0)
+    asked = [now for now in range(100, 130) if timer.due(now, last_failed=False)]
+    assert asked == [110]
+    timer.began(112.0)
+    asked = [now for now in range(112, 140) if timer.due(now, last_failed=False)]
+    assert asked == [122]
+
+
+def test_after_a_failure_a_save_by_time_is_tried_again_sooner() -> None:
+    timer = SaveTimer(every=40.0, since=0.0)
+    assert not timer.due(9.9, last_failed=True)
+    assert timer.due(10.0, last_failed=True)
+
+
+def test_without_an_interval_no_save_is_due() -> None:
+    assert not SaveTimer(every=None, since=0.0).due(1e9, last_failed=True)

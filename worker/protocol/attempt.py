@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from worker.protocol.base import PROTOCOL_VERSION, Count, Spec
+from worker.protocol.base import PROTOCOL_VERSION, Count, Positive, Spec
 from worker.protocol.spec import JobSpec
 
 
@@ -61,6 +61,10 @@ class AttemptSpec(Spec):
     resume: ResumePoint | None = None
     process_count: Count = 1
     coordinator: str | None = None  # "address:port" of process 0; set for several processes
+    # Fixed for the attempt, so that the gang agrees; sent only where saves come by time.
+    save_every_seconds: Annotated[
+        Positive | None, Field(exclude_if=lambda given: given is None)
+    ] = None
 
     def checkpoint_id(self, step: int) -> str:
         """Ids are derived, so that a report repeated after a crash names the same checkpoint."""

@@ -6,8 +6,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-PROTOCOL_VERSION = 2
-SUPPORTED_PROTOCOLS = frozenset({1, 2})
+PROTOCOL_VERSION = 3
+SUPPORTED_PROTOCOLS = frozenset({2, 3})
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]

@@ -48,6 +48,19 @@ class KillTrainer(Spec):
     reason: str
 
 
+class DeleteCheckpoints(Spec):
+    """Remove the folders of checkpoints that the ledger has given up for good (protocol 3).
+
+    There is no way back from that, so the command holds whenever and however often it comes. The
+    agent tells of each that is gone, as of `attempt`.
+    """
+
+    kind: Literal["delete"] = "delete"
+    run_id: str
+    attempt: int
+    uris: tuple[str, ...]
+
+
 class Retire(Spec):
     """The host is given back: kill what runs, deliver what is spooled, exit."""
 
@@ -55,7 +68,8 @@ class Retire(Spec):
 
 
 Command = Annotated[
-    StartTrainer | DrainTrainer | SaveNow | KillTrainer | Retire, Field(discriminator="kind")
+    StartTrainer | DrainTrainer | SaveNow | KillTrainer | DeleteCheckpoints | Retire,
+    Field(discriminator="kind"),
 ]
 
 

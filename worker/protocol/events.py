@@ -143,6 +143,21 @@ class CheckpointRejected(Report):
     reason: str
 
 
+class CheckpointVerified(Report):
+    """From the agent: every file has the size and hash that the manifest says (protocol 3)."""
+
+    kind: Literal["checkpoint_verified"] = "checkpoint_verified"
+    checkpoint_id: str
+    seconds: float
+
+
+class FilesDeleted(Report):
+    """From the agent: nothing is left of a checkpoint that was to be deleted (protocol 3)."""
+
+    kind: Literal["files_deleted"] = "files_deleted"
+    uri: str
+
+
 class SaveFailed(Report):
     kind: Literal["save_failed"] = "save_failed"
     step: int
@@ -255,6 +270,8 @@ KnownEvent = Annotated[
     | Saving
     | CheckpointWritten
     | CheckpointRejected
+    | CheckpointVerified
+    | FilesDeleted
     | SaveFailed
     | StateNotFinite
     | LossSpiked

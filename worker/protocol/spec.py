@@ -7,7 +7,7 @@ a checkpoint at step n holds the state after n updates; a run of `steps: N` ends
 from __future__ import annotations
 
 from pathlib import PurePosixPath
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -97,10 +97,72 @@ class EvalSpec(Spec):
     batches: Count = 4
 
 
-class CheckpointSpec(Spec):
-    """A save every `every_steps` steps and at the end."""
+class BestSpec(Spec):
+    """The `n` checkpoints with the lowest `metric` at their step.
 
-    every_steps: Count = 100
+    `loss` is the training loss of the step, `eval_loss` the held-out one, where it was evaluated.
+    """
+
+    metric: Literal["eval_loss", "loss"] = "eval_loss"
+    n: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
+class KeepSpec(Spec):
+    """Which checkpoints stay: the `newest` ones, and the first one of every `every_steps` steps.
+
+    And the `best`. One that a branch, a fork or a resume needs stays in any case.
+    """
+
+    newest: Annotated[int, Field(ge=1, le=1000)] = 3
+    every_steps: Count | None = None
+    best: BestSpec | None = None
+
+
+def _left_out(given: object) -> bool:
+    """Fields of protocol 3 are sent only where they are set: older agents refuse them."""
+    return given is None
+
+
+class CheckpointSpec(Spec):
+    """A save every `every_steps` steps, or every `every_seconds`, and one at the end.
+
+    Where both are given, whichever comes first. `every_seconds: auto` takes the interval that loses
+    least, chosen anew for each attempt; `checkpoint: auto` is short for it. Without `keep` nothing
+    is ever deleted. A save that is not written after `save_seconds` is abandoned and tried again.
+    """
+
+    every_steps: Count | None = 100
+    every_seconds: Annotated[
+        Annotated[float, Field(ge=1, le=604800)] | Literal["auto"] | None,
+        Field(exclude_if=_left_out),
+    ] = None
+    keep: Annotated[KeepSpec | None, Field(exclude_if=_left_out)] = None
+    save_seconds: Annotated[
+        Annotated[float, Field(ge=1, le=86400)] | None, Field(exclude_if=_left_out)
+    ] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, given: object) -> object:
+        if given == "auto":
+            return {"every_steps": None, "every_seconds": "auto"}
+        if isinstance(given, dict):
+            fields = cast(dict[str, object], given)
+            if fields.get("every_seconds") is not None:
+                return {"every_steps": None, **fields}
+        return cast(object, given)
+
+    @model_validator(mode="after")
+    def _has_a_cadence(self) -> Self:
+        if self.every_steps is None and self.every_seconds is None:
+            raise ValueError("give every_steps, every_seconds, or both")
+        return self
+
+    @property
+    def needs_protocol(self) -> int:
+        """The first protocol whose agents can read it."""
+        set_later = (self.every_seconds, self.keep, self.save_seconds)
+        return 3 if self.every_steps is None or any(x is not None for x in set_later) else 2
 
 
 class HostsSpec(Spec):
@@ -160,6 +222,9 @@ class PolicySpec(Spec):
     `hold_seconds`; None leaves that to the provider. `dead_man_seconds` lets an agent that is cut
     off from the control plane for so long stop its trainer; None, the default, never does. Waits
     and graces are in seconds.
+
+    Failed saves end an attempt after `max_failed_saves` in a row, or when nothing was saved for
+    `max_unsaved_seconds` and the last try failed; with neither, after three in a row.
     """
 
     max_crashes: Annotated[int, Field(ge=0, le=1000)] = 5
@@ -176,6 +241,17 @@ class PolicySpec(Spec):
     dead_man_seconds: Annotated[float, Field(ge=60, le=604800)] | None = None
     hang: HangSpec = HangSpec()
     spike: SpikeSpec | None = SpikeSpec()
+    max_failed_saves: Annotated[
+        Annotated[int, Field(ge=1, le=1000)] | None, Field(exclude_if=_left_out)
+    ] = None
+    max_unsaved_seconds: Annotated[
+        Annotated[float, Field(ge=1, le=604800)] | None, Field(exclude_if=_left_out)
+    ] = None
+
+    @property
+    def needs_protocol(self) -> int:
+        """The first protocol whose agents can read it."""
+        return 2 if self.max_failed_saves is None and self.max_unsaved_seconds is None else 3
 
 
 class JobSpec(Spec):
@@ -219,12 +295,28 @@ class JobSpec(Spec):
                 f"batch.sequences / batch.microbatches is {part}, which does not divide over"
                 f" {devices} devices; make it a multiple of {devices}"
             )
+        save, hang = self.checkpoint.save_seconds, self.policy.hang.save_seconds
+        if save is not None and save >= hang:
+            raise ValueError(
+                f"checkpoint.save_seconds {save:g} is not below policy.hang.save_seconds {hang:g},"
+                f" after which the trainer is ended"
+            )
         if self.optimizer.warmup_steps > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} is more than"
                 f" steps {self.steps}"
             )
         return self
+
+    @property
+    def save_limit_seconds(self) -> float:
+        """After which a save is abandoned: well before its trainer would count as hung."""
+        return self.checkpoint.save_seconds or self.policy.hang.save_seconds * 2 / 3
+
+    @property
+    def needs_protocol(self) -> int:
+        """The first protocol whose agents can read the spec."""
+        return max(self.checkpoint.needs_protocol, self.policy.needs_protocol)
 
     @property
     def tokens_per_step(self) -> int:
