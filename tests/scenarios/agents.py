@@ -23,9 +23,13 @@ from worker.protocol import (
     AttemptSpec,
     CheckpointAccepted,
     CheckpointOffer,
+    CheckpointRejected,
+    CheckpointVerified,
     CheckpointWritten,
     Command,
+    DeleteCheckpoints,
     DrainTrainer,
+    FilesDeleted,
     HostFacts,
     HostNotice,
     KilledFor,
@@ -70,6 +74,8 @@ class Agent:
         self.heard_at = 0.0
         self.commands: tuple[Command, ...] = ()
         self.offers: list[tuple[CheckpointWritten, AttemptSpec, int]] = []
+        self.proofs: list[tuple[CheckpointWritten, AttemptSpec]] = []
+        self.deleting: list[tuple[str, int]] = []
         self.acked = 0
         self.fails_to_start = False
         self.protocol = PROTOCOL_VERSION
@@ -158,6 +164,8 @@ class Agent:
             return
         assert isinstance(answer, CheckpointAccepted)
         self.offers.remove(ready[0])
+        if self.protocol >= PROTOCOL_VERSION:
+            self.proofs.append((written, spec))
         if self.trainer is not None and self.trainer.spec.attempt == spec.attempt:
             self.trainer.accepted.append(answer.checkpoint_id)
             self._world.storage[written.uri].accepted = True
@@ -174,9 +182,42 @@ class Agent:
                 case SaveNow():
                     key = (self.host.group.split("-")[2], command.attempt)
                     self._world.save_asked[key] = command.request
+                case DeleteCheckpoints():
+                    self._unmark(command)
                 case Retire():
                     self.leave("it is retired")
         self.commands = ()
+
+    def keep(self) -> None:
+        """Proves what it has saved, and removes what it has unmarked."""
+        if self.deleting:
+            uri, attempt = self.deleting.pop()
+            self._world.storage[uri].erased = True
+            self._world.tell(self.host, attempt, self.host.index, FilesDeleted(uri=uri))
+        elif self.proofs:
+            self._prove(*self.proofs.pop(0))
+
+    def _unmark(self, command: DeleteCheckpoints) -> None:
+        for uri in command.uris:
+            blob = self._world.storage[uri]
+            if not blob.given_up:
+                self._world.broken(f"inv. 7: {uri} is removed, and the ledger has not given it up")
+            blob.whole = False
+            self.deleting.append((uri, command.attempt))
+
+    def _prove(self, written: CheckpointWritten, spec: AttemptSpec) -> None:
+        blob, name = self._world.storage[written.uri], written.checkpoint_id
+        if self._world.storage_down_until > self._world.clock.monotonic():
+            return
+        blob.proven = blob.proven or blob.whole
+        event: CheckpointVerified | CheckpointRejected
+        event = CheckpointVerified(checkpoint_id=name, seconds=0.1)
+        if not blob.whole:
+            event = CheckpointRejected(checkpoint_id=name, reason="a file has other content")
+            blob.rejected_by.add(spec.run_id)
+            if blob.step >= spec.job.steps:
+                self._world.harm("last checkpoint set apart", self.host.group)
+        self._world.tell(self.host, spec.attempt, self.host.index, event)
 
     def watch(self) -> None:
         """Ends a trainer that stands still, or whose control plane is away for too long."""
@@ -197,7 +238,7 @@ class Agent:
 
     def notice(self, notice: Notice, seconds: float) -> None:
         """The host is told that it will go: the gang saves and leaves while it can."""
-        if self.protocol > 1 and self.trainer is not None:
+        if self.trainer is not None:
             told = HostNotice(notice=notice, source="metadata", text=f"{notice} soon")
             self._world.tell(self.host, self.trainer.spec.attempt, self.host.index, told)
         if self.trainer is not None and not self.trainer.draining:
@@ -219,8 +260,11 @@ class Agent:
     def _hear(self, commands: tuple[Command, ...]) -> None:
         """A stop fences from the moment that it is heard of."""
         for command in commands:
-            if isinstance(command, SaveNow) and self.protocol < PROTOCOL_VERSION:
-                self._world.broken(f"{self.instance} speaks protocol 1 and is told {command}")
+            newer = isinstance(command, DeleteCheckpoints) or (
+                isinstance(command, StartTrainer) and command.spec.job.checkpoint.keep is not None
+            )
+            if newer and self.protocol < PROTOCOL_VERSION:
+                self._world.broken(f"{self.instance} speaks protocol 2 and is told {command}")
             if isinstance(command, KillTrainer | DrainTrainer):
                 self.host.fence = max(self.host.fence, command.attempt)
         self.commands = commands

@@ -29,7 +29,7 @@ def checkpoints(sim: Simulation, run_id: str) -> list[tuple[str, Blob]]:
     found = [
         (f"a{blob.attempt}-s{blob.step}", blob)
         for blob in blobs
-        if blob.run_id == run_id and blob.counted
+        if blob.run_id == run_id and blob.counted and not blob.given_up
     ]
     origin = sim.oracle.origins.get(run_id)
     if origin is None:

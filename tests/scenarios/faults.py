@@ -232,7 +232,8 @@ def cut_for_long(sim: Simulation, run_id: str) -> bool:
 def corrupt(sim: Simulation, run_id: str) -> bool:
     """The newest checkpoints are the ones that a resume would use."""
     blobs = sim.world.storage.items()
-    good = [uri for uri, blob in blobs if blob.whole and blob.run_id == run_id][-3:]
+    mine = [(uri, blob) for uri, blob in blobs if blob.run_id == run_id and not blob.given_up]
+    good = [uri for uri, blob in mine if blob.whole][-3:]
     if not good:
         return False
     uri = sim.rng.choice(good)

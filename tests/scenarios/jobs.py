@@ -7,9 +7,11 @@ from random import Random
 from orchestrator.presets import PRESETS
 from worker.protocol import (
     BatchSpec,
+    BestSpec,
     CheckpointSpec,
     HostsSpec,
     JobSpec,
+    KeepSpec,
     OptimizerSpec,
     PolicySpec,
 )
@@ -27,7 +29,7 @@ def any_job(rng: Random, number: int) -> JobSpec:
             "batch": BatchSpec(sequences=SEQUENCES),
             "optimizer": OptimizerSpec(),
             "hosts": HostsSpec(count=rng.choice((1, 1, 2, 2, 3))),
-            "checkpoint": CheckpointSpec(every_steps=every),
+            "checkpoint": CheckpointSpec(every_steps=every, keep=_any_keep(rng)),
             "policy": _any_policy(rng),
             "priority": rng.choice((-1, 0, 0, 1)),
         }
@@ -49,6 +51,12 @@ def _any_policy(rng: Random) -> PolicySpec:
         hold_seconds=_any_hold(rng),
         dead_man_seconds=_any_dead_man(rng),
     )
+
+
+def _any_keep(rng: Random) -> KeepSpec | None:
+    best = BestSpec(metric="loss", n=1)
+    kept = (KeepSpec(newest=1), KeepSpec(newest=2, every_steps=8), KeepSpec(newest=1, best=best))
+    return rng.choice((None, *kept))
 
 
 def _any_hours(rng: Random) -> float | None:
@@ -102,7 +110,7 @@ def changed_with_restart(rng: Random, job: JobSpec) -> JobSpec:
         update={
             "hosts": hosts,
             "batch": job.batch.model_copy(update={"microbatches": rng.choice(parts)}),
-            "checkpoint": CheckpointSpec(every_steps=every),
+            "checkpoint": CheckpointSpec(every_steps=every, keep=_any_keep(rng)),
             "policy": job.policy.model_copy(update=policy),
         }
     )

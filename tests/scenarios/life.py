@@ -70,6 +70,8 @@ def _restore(world: World, trainer: Trainer) -> None:
     if blob is None or blob.step != resume.step:
         world.broken(f"inv. 6/7: {trainer.name} is to resume from {resume.uri}: {blob}")
         return
+    if blob.given_up:
+        world.broken(f"inv. 7: {trainer.name} is to resume from {resume.uri}, which is deleted")
     if not blob.whole:
         reason = "a digest differs"
         blob.rejected_by.add(trainer.spec.run_id)

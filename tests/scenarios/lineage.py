@@ -85,7 +85,7 @@ def line(oracle: Oracle, run_id: str, branch: int) -> list[Point]:
         )
     }
     storage = oracle.world.storage
-    blobs = [blob for blob in storage.values() if blob.run_id == run_id]
+    blobs = [blob for blob in storage.values() if blob.run_id == run_id and not blob.given_up]
     found = [blob for blob in blobs if blob.branch == branch]
     parent, limit = parents[branch]
     while parent is not None:

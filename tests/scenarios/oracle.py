@@ -235,22 +235,30 @@ class Oracle:
                 written = blob is not None and blob.step == step
                 self.expect(written, f"{run_id}/{name} accepted, but not written")
             if state == "deleted" != before:
-                self._delete(run_id, uri)
+                self._delete(run_id, name, uri)
         for key in self._checkpoints:
             self.expect(key in found, f"inv. 7: the ledger has lost {key}")
         self._checkpoints = found
 
-    def _delete(self, run_id: str, uri: str) -> None:
-        """Invariant 7: deletion follows a newer one that a restore has proven."""
-        gone = self.world.storage.pop(uri)
+    def _delete(self, run_id: str, name: str, uri: str) -> None:
+        """Invariant 7: deletion follows a newer one that is proven, and nothing else needs it."""
+        gone = self.world.storage[uri]
         newer = [
-            blob
-            for blob in (point.blob for point in lineage.line(self, run_id, gone.branch))
-            if blob.counted and blob.proven and blob.whole and blob.step > gone.step
+            point.blob
+            for point in lineage.line(self, run_id, gone.branch)
+            if point.blob.counted and point.blob.proven and point.step > gone.step
         ]
-        self.expect(
-            newer or not gone.whole, f"inv. 7: {uri} is deleted and nothing newer is proven"
+        self.expect(newer, f"inv. 7: {uri} is deleted and nothing newer is proven")
+        needed = self.database.rows(
+            "SELECT 'branch', number FROM branches WHERE run_id = ? AND from_checkpoint = ?"
+            " UNION ALL SELECT 'attempt', number FROM attempts"
+            " WHERE run_id = ? AND resume_checkpoint = ? AND state != 'ended'"
+            " UNION ALL SELECT 'fork', run_id FROM checkpoints"
+            " WHERE uri = ? AND attempt = 0 AND state IN ('accepted', 'verified')",
+            *(run_id, name, run_id, name, uri),
         )
+        self.expect(not needed, f"inv. 7: {uri} is deleted and {needed} need it")
+        gone.given_up = True
 
     def _check_attempts(self) -> None:
         rows = self.database.rows(f"SELECT {ATTEMPT_COLUMNS} FROM attempts ORDER BY run_id, number")

@@ -291,6 +291,7 @@ class Simulation:
         if not agent.registered:
             agent.boot()
             return
+        agent.keep()
         if agent.commands and (self.calm or self.rng.random() < 0.8):
             agent.obey()
         if agent.host.spool:

@@ -60,8 +60,9 @@ class Blob:
     """One checkpoint's directory.
 
     `counted` once the control plane has answered its offer with yes, heard or not; `accepted` once
-    the worker has written that beside it; `proven` once a trainer has restored it. `rejected_by`
-    are the runs that may not use it any more.
+    the worker has written that beside it; `proven` once a trainer has restored it, or an agent read
+    it all. `rejected_by` are the runs that may not use it any more. `given_up` once the ledger says
+    that it is deleted; its files go later, and are `erased` then.
     """
 
     run_id: str
@@ -73,6 +74,8 @@ class Blob:
     counted: bool = False
     accepted: bool = False
     proven: bool = False
+    given_up: bool = False
+    erased: bool = False
     rejected_by: set[str] = field(default_factory=set[str])
 
 
@@ -295,7 +298,6 @@ class World:
         host = trainer.host
         if host.agent is None:
             return
-        newer = host.agent.protocol > 1
         exited = TrainerExited(
             exit_code=code,
             signal=signal_number,
@@ -303,8 +305,8 @@ class World:
             last_lines=lines,
             killed_by_agent=why is not None,
             why_killed=why,
-            killed_for=killed_for if newer else None,
-            memory_killer=memory_killer if newer else None,
+            killed_for=killed_for,
+            memory_killer=memory_killer,
         )
         self.tell(host, trainer.spec.attempt, trainer.rank, exited)
         host.recorded = None

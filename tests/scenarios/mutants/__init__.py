@@ -21,6 +21,7 @@ from orchestrator.records import Trainer
 from orchestrator.state import GroupState, RunState
 from orchestrator.store import effects, ingest, ledger_events, looks, reads, rows, wishes, writes
 from orchestrator.store.tables import attempts, checkpoints
+from tests.scenarios.mutants.keeping import KEEPING
 from tests.scenarios.mutants.specs import SPECS
 from tests.scenarios.plane import Controller
 
@@ -266,5 +267,6 @@ MUTANTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
         answers_wishes_early,
         forgets_keys,
         *SPECS,
+        *KEEPING,
     )
 }
