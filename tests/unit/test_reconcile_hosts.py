@@ -420,6 +420,17 @@ def test_an_attempt_of_an_old_revision_or_branch_is_replaced(change) -> None:
     assert (made.revision, made.branch) == (change.get("revision", 1), change.get("branch", 0))
 
 
+@pytest.mark.parametrize("change", [{"revision": 2}, {"branch": 5}])
+def test_one_that_had_trained_all_of_its_steps_before_it_was_asked_is_no_failure(change) -> None:
+    run = make_run(RunState.RUNNING, **change)
+    done = replace(running(left(ExitCode.DONE)), run=run)
+    end = only(reconcile(done), EndAttempt)
+    assert end.verdict is Verdict.SUPERSEDED
+    assert "before it was asked" in end.summary
+    crashed = replace(running(left(1)), run=run)
+    assert only(reconcile(crashed), EndAttempt).verdict is Verdict.CRASHED
+
+
 def test_a_pause_wins_over_a_new_revision() -> None:
     draining = make_attempt(state=AttemptState.DRAINING)
     state = running(left(75, drained=True), attempts=(draining,))
