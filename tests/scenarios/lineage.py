@@ -94,6 +94,14 @@ def limits(oracle: Oracle, run_id: str, branch: int) -> dict[int, float]:
     return found
 
 
+def plan(oracle: Oracle, run_id: str) -> DataPlan | None:
+    """What trainers had of the line that the run is on; it stands for the steps before it too."""
+    [(branch,)] = oracle.database.rows("SELECT branch FROM runs WHERE id = ?", run_id)
+    plans = oracle.world.plans
+    had = (plans.get((run_id, number)) for number in limits(oracle, run_id, branch))
+    return next((plan for plan in had if plan is not None), None)
+
+
 def teller(oracle: Oracle, run_id: str, step: int) -> int | None:
     """The last attempt of the line that the run is on which trained `step`."""
     [(branch,)] = oracle.database.rows("SELECT branch FROM runs WHERE id = ?", run_id)

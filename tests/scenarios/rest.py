@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def check_history(oracle: Oracle, run_id: str, *, whole: bool) -> None:
     """Invariant 8: each step of the canonical history is told as an undisturbed run tells it."""
     job, origin = oracle.people.job(run_id), oracle.origins.get(run_id)
-    plan = oracle.world.plans.get(run_id, DataPlan(seed=job.seed))
+    plan = lineage.plan(oracle, run_id) or DataPlan(seed=job.seed)
     first, state = (origin.step, origin.state) if origin else (0, first_state(run_id))
     truth = true_losses(state, range(first, job.steps), plan)
     tellings = oracle.database.rows(
