@@ -184,7 +184,7 @@ class World:
         self.storage: dict[str, Blob] = {}
         self.storage_down_until = 0.0
         self.poison: set[tuple[str, int]] = set()  # batches after which no number is finite
-        self.plans: dict[tuple[str, int], DataPlan] = {}  # by run and branch, as its trainers had it
+        self.plans: dict[tuple[str, int], DataPlan] = {}  # by run and branch, as trainers had it
         self.told: list[Envelope] = []
         self.owner: dict[int, tuple[str, Host]] = {}  # mark of an event -> run and host
         self.leave_at: dict[tuple[str, int], int] = {}
