@@ -47,6 +47,7 @@ CLASSES: Mapping[str, Class] = {
     "policy.grace_seconds": Class.RESTART,  # the agents were told it with the attempt
     "policy.dead_man_seconds": Class.RESTART,
     "policy.hang": Class.RESTART,
+    "policy.spare_seconds": Class.RESTART,
     "policy.spike": Class.RESTART,
     "priority": Class.AT_ONCE,
     "seed": Class.TRAJECTORY,

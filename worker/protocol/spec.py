@@ -150,6 +150,9 @@ class HangSpec(Spec):
     save_seconds: Annotated[float, Field(ge=5, le=86400)] = 900.0
 
 
+SPARE_SECONDS = 10.0  # the first steps are not to be slowed down
+
+
 class PolicySpec(Spec):
     """What is tolerated before a person is asked.
 
@@ -158,8 +161,9 @@ class PolicySpec(Spec):
     `max_hours` bounds the hours that the run holds hosts, `max_cost` what they cost in the
     service's currency, both over the whole life of the run. A pause gives its hosts back after
     `hold_seconds`; None leaves that to the provider. `dead_man_seconds` lets an agent that is cut
-    off from the control plane for so long stop its trainer; None, the default, never does. Waits
-    and graces are in seconds.
+    off from the control plane for so long stop its trainer; None, the default, never does. After
+    `spare_seconds` of training a spare trainer gets ready beside it for the next attempt; None
+    keeps none. Waits and graces are in seconds.
     """
 
     max_crashes: Annotated[int, Field(ge=0, le=1000)] = 5
@@ -176,6 +180,10 @@ class PolicySpec(Spec):
     dead_man_seconds: Annotated[float, Field(ge=60, le=604800)] | None = None
     hang: HangSpec = HangSpec()
     spike: SpikeSpec | None = SpikeSpec()
+    spare_seconds: Annotated[
+        Annotated[float, Field(ge=0, le=86400)] | None,
+        Field(exclude_if=lambda given: given == SPARE_SECONDS),  # older agents refuse it
+    ] = SPARE_SECONDS
 
 
 class JobSpec(Spec):
