@@ -21,7 +21,7 @@ def descendants(pid: int) -> dict[int, str]:
     """The live processes that carry `pid`'s mark, and those that it started itself, by command."""
     mark = f"{MARK}={pid}".encode()
     found: dict[int, str] = {}
-    for other in (int(name) for name in os.listdir("/proc") if name.isdigit()):
+    for other in (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()):
         if other == pid:
             continue
         with contextlib.suppress(OSError):
