@@ -21,30 +21,34 @@ def descendants(pid: int) -> dict[int, str]:
     """The live processes that carry `pid`'s mark, and those that it started itself, by command."""
     mark = f"{MARK}={pid}".encode()
     found: dict[int, str] = {}
-    for other in (int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()):
+    for other in pids():
         if other == pid:
             continue
         with contextlib.suppress(OSError):
             state, parent = _stat(other)
             if state in "ZX":
                 continue
-            if parent != pid and mark not in _read(other, "environ").split(b"\0"):
+            if parent != pid and mark not in read(other, "environ").split(b"\0"):
                 continue
             # Empty for a moment while the process turns into its program.
-            command = _read(other, "cmdline")
+            command = read(other, "cmdline")
             if not any(helper in command for helper in HELPERS):
                 words = command.replace(b"\0", b" ").decode(errors="replace").strip()
                 found[other] = words[:200]
     return found
 
 
+def pids() -> list[int]:
+    return [int(entry.name) for entry in os.scandir("/proc") if entry.name.isdigit()]
+
+
 def _stat(pid: int) -> tuple[str, int]:
     """State and parent."""
-    after_name = _read(pid, "stat").rpartition(b")")[2].split()
+    after_name = read(pid, "stat").rpartition(b")")[2].split()
     return after_name[0].decode(), int(after_name[1])
 
 
-def _read(pid: int, name: str) -> bytes:
+def read(pid: int, name: str) -> bytes:
     """As cheap as can be: every test has this done for each process of the machine, twice."""
     file = os.open(f"/proc/{pid}/{name}", os.O_RDONLY)
     try:
