@@ -6,8 +6,8 @@ Plain ASGI, so that streams pass through unbuffered.
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import uuid
 from typing import Any, cast
 
 from fastapi import Request
@@ -70,7 +70,7 @@ class RequestId:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("X-Request-ID", "")
-        name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        name = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         scope[REQUEST_ID] = name
 
         async def with_id(message: Message) -> None:
