@@ -81,6 +81,9 @@ class RequestId:
         await self.app(scope, receive, with_id)
 
 
+LONGEST_NUMBER = 20  # digits: Python reads no number of more than some thousands
+
+
 class BodyLimit:
     """Stops reading a body where it is too long: agents' reports may be larger than the rest."""
 
@@ -93,7 +96,7 @@ class BodyLimit:
             return
         limit = AGENT_BODY if scope["path"].startswith("/api/v1/agents/") else BODY
         told = Headers(scope=scope).get("Content-Length", "0")
-        if told.isdecimal() and int(told) > limit:
+        if told.isdecimal() and (len(told) > LONGEST_NUMBER or int(told) > limit):
             refused = Refused(413, "body-too-large", _too_large(limit), "Send less at once.")
             await answer(Request(scope), refused)(scope, receive, send)
             return
