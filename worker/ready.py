@@ -6,6 +6,7 @@ one attempt, but for the gang that it meets in.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,10 @@ def get_ready(spec: AttemptSpec, rank: int) -> Ready:
     job = spec.job
     _refuse_unknown_storage(spec.storage)
     text = prepare_text(job, load_corpus(job.data))
-    mesh.configure(job, compile_cache.folder(spec, rank))
+    cache = compile_cache.folder(spec, rank)
+    for name in compile_cache.drop_broken(cache, time.time()):
+        print(f"removed a broken entry of the compile cache: {name}", flush=True)
+    mesh.configure(job, cache)
     mesh.join_gang(spec, rank)
     if rank > 0 and not compile_cache.let_every_process_write():
         print("this JAX lets only rank 0 keep a compile cache; restarts compile again", flush=True)
