@@ -3,6 +3,8 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 # All targets share one .venv; `make -j` would build it twice at once.
 .NOTPARALLEL:
+# Container images like to set it; then every trainer and every test compiles its imports afresh.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The first interpreter that fits and can make a virtual environment (Debian ships ensurepip apart).
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \

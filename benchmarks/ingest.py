@@ -3,7 +3,7 @@
 `python -m benchmarks.ingest --json` prints one JSON object on its last line. Both servers get the
 same two cores, the same kind of database, the same client, and turns in the same run, each at the
 batch size at which it takes most: up to what an agent sends at once, and up to what MLflow takes.
-A point of Longhaul is one step with all its values; one of MLflow is one value of one step.
+Both are told the same six numbers of each step. A metric point is one named number of one step.
 """
 
 from __future__ import annotations
@@ -33,9 +33,16 @@ from orchestrator.store.migrate import upgrade
 from worker.uplink import BATCH_EVENTS
 
 CONNECTIONS = 16
-SIZES = (50, BATCH_EVENTS)
-VALUES_A_POINT = 6  # loss, gradient norm, learning rate, tokens, seconds, wait for data
-MLFLOW_SIZES = (50, 100, 200, 500, 1000)
+SIZES = (50, BATCH_EVENTS)  # steps in a report
+METRICS = {
+    "loss": "2.1234567890123",
+    "grad_norm": "1.0123456789",
+    "learning_rate": "0.0003",
+    "tokens": "524288",
+    "seconds": "0.5123456",
+    "data_wait": "0.0012345",
+}
+MLFLOW_SIZES = (8, 16, 33, 83, 166)  # steps in a call; it takes no more than 1000 metrics
 MLFLOW_WORKERS = (1, 2, 4)  # 4 is its own default; all are tried in each run, the best one counts
 MLFLOW_FOLDER = serving.ROOT / "build" / "mlflow"
 CORES = 2
@@ -46,16 +53,15 @@ class Reports:
 
     def __init__(self, host: Host) -> None:
         self._step = self._seq = 0
+        numbers = ",".join(f'"{name}":{value}' for name, value in METRICS.items())
         self._event = (
             '{"seq":%d,"attempt":1,"rank":0,"at":"2026-01-02T03:04:05.678901Z","mono":12.5,"event":'
-            '{"kind":"step","step":%d,"loss":2.1234567890123,"grad_norm":1.0123456789,'
-            '"learning_rate":0.0003,"tokens":524288,"seconds":0.5123456,"data_wait":0.0012345,'
-            '"batch_hash":"0123456789abcdef"}}'
+            f'{{"kind":"step","step":%d,{numbers},"batch_hash":"0123456789abcdef"}}}}'
         )
         head = f'{{"group":"{host.group}","host":0,"instance":"{host.instance}","events":['
         self._head, self._tail = head, '],"running_attempt":1,"wait_seconds":0}'
 
-    def points(self, size: int) -> MakeBody:
+    def steps(self, size: int) -> MakeBody:
         template = self._head + ",".join([self._event] * size) + self._tail
 
         def make() -> bytes:
@@ -73,62 +79,72 @@ class Reports:
 
 
 class LogBatches:
-    """One MLflow run's calls of `log-batch`."""
+    """One MLflow run's calls of `log-batch`: each of `size` steps, a metric for each number."""
 
     def __init__(self, run_id: str, size: int) -> None:
         self._step, self._size = 0, size
-        metric = '{"key":"loss","value":2.1234567890123,"timestamp":1767323045678,"step":%d}'
-        self._template = f'{{"run_id":"{run_id}","metrics":[' + ",".join([metric] * size) + "]}"
+        metric = '{"key":"%s","value":%s,"timestamp":1767323045678,"step":%%d}'
+        step = ",".join(metric % one for one in METRICS.items())
+        self._template = f'{{"run_id":"{run_id}","metrics":[' + ",".join([step] * size) + "]}"
 
     def batch(self) -> bytes:
         first = self._step
         self._step += self._size
-        return (self._template % tuple(range(first, self._step))).encode()
+        steps = (step for step in range(first, self._step) for _ in METRICS)
+        return (self._template % tuple(steps)).encode()
 
 
 @dataclass
 class Tally:
-    """The rounds of one database."""
+    """The rounds of one database; sizes are steps in a call."""
 
-    points: list[Round] = field(default_factory=list)
+    steps: list[Round] = field(default_factory=list)
     heartbeats: list[Round] = field(default_factory=list)
     mlflow: list[Round] = field(default_factory=list)
     size: int = SIZES[0]
-    mlflow_size: int | None = None
+    mlflow_size: int = MLFLOW_SIZES[0]
     mlflow_workers: int | None = None
     why_no_mlflow: str | None = None
-    bytes_a_point: float = 0.0
+    bytes_a_step: float = 0.0
 
     def summary(self) -> dict[str, Any]:
-        accepted = Spread.of([one.per_second * self.size for one in self.points])
+        ours = Spread.of([one.per_second * self.size for one in self.steps])
         found: dict[str, Any] = {
-            "points_per_s": accepted.rounded(),
-            "points_a_report": self.size,
-            "points_p50_ms": Spread.of([one.percentile(0.5) for one in self.points]).rounded(2),
-            "points_p99_ms": Spread.of([one.percentile(0.99) for one in self.points]).rounded(2),
+            "points_per_s": ours.times(len(METRICS)).rounded(),
+            "steps_per_s": ours.rounded(),
+            "steps_a_report": self.size,
+            **_latencies("report", self.steps),
             "heartbeats_per_s": Spread.of([one.per_second for one in self.heartbeats]).rounded(),
-            "heartbeat_p50_ms": Spread.of([one.percentile(0.5) for one in self.heartbeats]).rounded(
-                2
-            ),
-            "heartbeat_p99_ms": Spread.of(
-                [one.percentile(0.99) for one in self.heartbeats]
-            ).rounded(2),
-            "refused": sum(one.refused for one in (*self.points, *self.heartbeats)),
-            "bytes_a_point": round(self.bytes_a_point, 1),
+            **_latencies("heartbeat", self.heartbeats),
+            "refused": sum(one.refused for one in (*self.steps, *self.heartbeats)),
+            "bytes_a_step": round(self.bytes_a_step, 1),
             "ratio_vs_mlflow": None,
+            "ratio_of_steps": None,
             "why_no_mlflow": self.why_no_mlflow,
         }
-        if self.mlflow and self.mlflow_size is not None:
-            theirs = Spread.of([one.per_second * self.mlflow_size for one in self.mlflow])
-            found["mlflow_points_per_s"] = theirs.rounded()
-            found["mlflow_batch_size"] = self.mlflow_size
-            found["mlflow_workers"] = self.mlflow_workers
-            found["mlflow_p99_ms"] = Spread.of(
-                [one.percentile(0.99) for one in self.mlflow]
-            ).rounded(2)
-            found["mlflow_refused"] = sum(one.refused for one in self.mlflow)
-            found["ratio_vs_mlflow"] = round(accepted.median / theirs.median, 2)
-        return found
+        return found | (self._beside_mlflow(ours) if self.mlflow else {})
+
+    def _beside_mlflow(self, ours: Spread) -> dict[str, Any]:
+        steps = Spread.of([one.per_second * self.mlflow_size for one in self.mlflow])
+        points = steps.times(len(METRICS))
+        return {
+            "mlflow_points_per_s": points.rounded(),
+            "mlflow_metrics_a_call": self.mlflow_size * len(METRICS),
+            "mlflow_workers": self.mlflow_workers,
+            **_latencies("mlflow", self.mlflow),
+            "mlflow_refused": sum(one.refused for one in self.mlflow),
+            "ratio_vs_mlflow": round(ours.median / steps.median, 2),
+            "ratio_of_steps": round(ours.median / points.median, 2),
+        }
+
+
+def _latencies(name: str, rounds: Sequence[Round]) -> dict[str, dict[str, float]]:
+    return {
+        f"{name}_p{percent}_ms": Spread.of(
+            [one.percentile(percent / 100) for one in rounds]
+        ).rounded(2)
+        for percent in (50, 99)
+    }
 
 
 class Mlflow:
@@ -154,8 +170,8 @@ class Mlflow:
         return _press(target, [one.batch for one in batches], seconds)
 
 
-def points_by_size(sizes: Sequence[int], a_round: Callable[[int], Round]) -> dict[int, float]:
-    """Points a second at each batch size."""
+def steps_by_size(sizes: Sequence[int], a_round: Callable[[int], Round]) -> dict[int, float]:
+    """Steps a second by how many are in a call."""
     return {size: round(a_round(size).per_second * size) for size in sizes}
 
 
@@ -202,10 +218,10 @@ def _mlflow(
     for workers in args.mlflow_workers:
         with serving.mlflow(python, folder, url, workers) as port:
             server = Mlflow(port)
-            tried[workers] = points_by_size(
+            tried[workers] = steps_by_size(
                 args.mlflow_sizes, lambda size, server=server: server.round(args.seconds, size)
             )
-        note(f"MLflow with {workers} workers, points/s by batch size: {tried[workers]}")
+        note(f"MLflow with {workers} workers, steps/s by steps a call: {tried[workers]}")
     tally.mlflow_workers = best({n: max(found.values()) for n, found in tried.items()})
     tally.mlflow_size = best(tried[tally.mlflow_workers])
     with serving.mlflow(python, folder, url, tally.mlflow_workers) as port:
@@ -227,20 +243,20 @@ def measure(kind: str, args: argparse.Namespace, server: str | None, folder: Pat
         target = Target(port, "/api/v1/agents/report", f"Authorization: Bearer {SECRET}\r\n")
         agents = [Reports(host) for host in hosts]
 
-        def points(size: int) -> Round:
-            return _press(target, [agent.points(size) for agent in agents], args.seconds)
+        def steps(size: int) -> Round:
+            return _press(target, [agent.steps(size) for agent in agents], args.seconds)
 
-        found = points_by_size(SIZES, points)
-        note(f"Longhaul, points/s by batch size: {found}")
+        found = steps_by_size(SIZES, steps)
+        note(f"Longhaul, steps/s by steps a report: {found}")
         tally.size = best(found)
         for number in range(args.rounds):
-            tally.points.append(points(tally.size))
-            if other is not None and tally.mlflow_size is not None:
+            tally.steps.append(steps(tally.size))
+            if other is not None:
                 tally.mlflow.append(other.round(args.seconds, tally.mlflow_size))
             beats = [agent.heartbeat for agent in agents]
             tally.heartbeats.append(_press(target, beats, args.seconds / 2))
             note(f"{kind}: round {number + 1} of {args.rounds}")
-    tally.bytes_a_point = _bytes_a_point(ours, before)
+    tally.bytes_a_step = _bytes_a_step(ours, before)
     return tally
 
 
@@ -257,7 +273,7 @@ def _urls(server: str | None, folder: Path) -> tuple[str, str]:
     return databases.new_database(server, "longhaul"), theirs
 
 
-def _bytes_a_point(url: str, before: int) -> float:
+def _bytes_a_step(url: str, before: int) -> float:
     from sqlalchemy import func, select
 
     from orchestrator.store.tables import metric_points
@@ -270,37 +286,46 @@ def _bytes_a_point(url: str, before: int) -> float:
 
 
 def report(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """The top-level numbers are those of SQLite, the default; the ratio is the lowest of all."""
+    """The top-level numbers are those of SQLite, the default; the ratios are the lowest of all."""
     first = next(iter(found.values()))
-    ratios = [one["ratio_vs_mlflow"] for one in found.values()]
     return {
         "points_per_s": first["points_per_s"]["median"],
+        "steps_per_s": first["steps_per_s"]["median"],
         "heartbeats_per_s": first["heartbeats_per_s"]["median"],
-        "p99_ms": first["points_p99_ms"]["median"],
-        "ratio_vs_mlflow": None if None in ratios else min(ratios),
+        "p99_ms": first["report_p99_ms"]["median"],
+        "ratio_vs_mlflow": _lowest(found, "ratio_vs_mlflow"),
+        "ratio_of_steps": _lowest(found, "ratio_of_steps"),
         "cores": len(os.sched_getaffinity(0)),
         "connections": CONNECTIONS,
-        "points_a_report": first["points_a_report"],
-        "values_a_point": VALUES_A_POINT,
+        "steps_a_report": first["steps_a_report"],
+        "points_a_step": len(METRICS),
         "databases": found,
     }
+
+
+def _lowest(found: dict[str, dict[str, Any]], name: str) -> float | None:
+    """None where one database has none."""
+    values = [one[name] for one in found.values()]
+    return None if None in values else min(values)
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", action="store_true", help="the numbers as JSON, on one line")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of one round of points")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of one round of steps")
     parser.add_argument("--database", choices=(SQLITE, POSTGRESQL), action="append")
     parser.add_argument("--no-mlflow", action="store_true")
     parser.add_argument("--mlflow-python", type=Path, help="a Python that has MLflow")
     parser.add_argument("--mlflow-workers", type=int, nargs="+", default=MLFLOW_WORKERS)
-    parser.add_argument("--mlflow-sizes", type=int, nargs="+", default=MLFLOW_SIZES)
+    parser.add_argument(
+        "--mlflow-sizes", type=int, nargs="+", default=MLFLOW_SIZES, help="steps in a call"
+    )
     parser.add_argument("--quick", action="store_true", help="only to see that all of it runs")
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.seconds = 1, 1.0
-        args.mlflow_workers, args.mlflow_sizes = args.mlflow_workers[-2:-1], [200]
+        args.mlflow_workers, args.mlflow_sizes = MLFLOW_WORKERS[1:2], MLFLOW_SIZES[-1:]
     return args
 
 

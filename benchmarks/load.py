@@ -107,5 +107,8 @@ class Spread:
     def of(values: Sequence[float]) -> Spread:
         return Spread(statistics.median(values), min(values), max(values))
 
+    def times(self, factor: float) -> Spread:
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
+
     def rounded(self, digits: int = 1) -> dict[str, float]:
         return {name: round(value, digits) for name, value in vars(self).items()}

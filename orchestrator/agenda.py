@@ -45,10 +45,13 @@ class Agenda:
         self._due[run_id] = at
         heapq.heappush(self._heap, (at, run_id))
 
-    def looked(self, run_id: str, again_at: float) -> None:
-        """Unlike `again`, plans nothing for a run that is not on the list."""
+    def looked(self, run_id: str, again_at: float, grain: float = 0.0) -> None:
+        """Unlike `again`, plans nothing for a run that is not on the list.
+
+        With a `grain`, in seconds, up to that much later, together with others.
+        """
         if run_id in self._generations:
-            self.again(run_id, again_at)
+            self.again(run_id, again_at + (-again_at % grain if grain else 0.0))
 
     def pop(self, now: float, limit: int) -> list[str]:
         """The next runs to look at, at most `limit`; plan each again once it was looked at."""

@@ -44,6 +44,7 @@ log = structlog.get_logger(__name__)
 LEAST_IDLE_SECONDS, MOST_IDLE_SECONDS = 2.0, 600.0
 LOOKS_PER_SECOND = 10.0
 MOST_LOOKS_PER_SECOND = 20.0  # at runs that do well, though their last decisions ask for more
+TOGETHER_SHARE = 0.01  # of a turn: looks that fall into it are made together, which costs less
 SILENT_SHARE = 0.8  # of the time after which a host may count as lost
 FAILED_SECONDS = 2.0
 LIST_SECONDS = 2.0
@@ -251,7 +252,12 @@ class Loop:
         wait = min(idle, MOST_IDLE_SECONDS) * random.uniform(0.7, 1.0)  # noqa: S311
         if asked is not None:
             wait = min(wait, (asked - self._service.clock.now()).total_seconds())
-        self._agenda.looked(run_id, self._monotonic() + wait)
+        grain = TOGETHER_SHARE * self._turn() if wait >= self._turn() / 2 else 0.0
+        self._agenda.looked(run_id, self._monotonic() + wait, grain)
+
+    def _turn(self) -> float:
+        """Seconds in which all runs that do well may be looked at once."""
+        return len(self._agenda) / MOST_LOOKS_PER_SECOND
 
     async def _settle(self, run_id: str, token: int) -> datetime | None:
         for _ in range(MAX_ROUNDS):
@@ -287,8 +293,7 @@ class Loop:
         if not self._does_well(snap, group):
             self._prober.attend(group.name)
             return asked
-        turn = timedelta(seconds=len(self._agenda) / MOST_LOOKS_PER_SECOND)
-        return asked and max(asked, snap.now + turn)
+        return asked and max(asked, snap.now + timedelta(seconds=self._turn()))
 
     def _does_well(self, snap: Snapshot, group: HostGroup) -> bool:
         """It trains, and every host was heard of in time."""

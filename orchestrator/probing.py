@@ -26,6 +26,7 @@ from orchestrator.store.looks import Sighting
 
 log = structlog.get_logger(__name__)
 PROBES_PER_SECOND = 20.0
+HOT_PROBES_PER_SECOND = 100.0
 HOT_SECONDS = 10.0
 IDLE_SECONDS = 5.0
 LEAST_SECONDS = 0.005
@@ -103,7 +104,9 @@ class Prober:
     before.
 
     A group that something is happening to is probed every `probe_seconds`; the others take turns,
-    so that a large fleet costs no more than `PROBES_PER_SECOND`.
+    so that a large fleet costs no more than `PROBES_PER_SECOND`. Where something happens to very
+    many at once, as when a busy control plane hears its agents late, those take turns too: probes
+    of all of them would keep it from hearing the rest.
     """
 
     def __init__(
@@ -116,6 +119,7 @@ class Prober:
         self._providers: dict[str, str] = {}
         self._pace = service.settings.probe_seconds
         self._hot: dict[str, float] = {}
+        self._began: dict[str, float] = {}
         self._due: dict[str, float] = {}
         self._heap: list[tuple[float, str]] = []
         self._sooner = asyncio.Event()
@@ -141,18 +145,28 @@ class Prober:
         if group in self._providers:
             now = self._service.clock.monotonic()
             self._hot[group] = now + HOT_SECONDS
-            self._plan(group, now)
+            pace = self._hot_pace()
+            crowded = pace > self._service.settings.probe_seconds
+            self._plan(group, max(now, self._began.get(group, now) + pace) if crowded else now)
+
+    def _hot_pace(self) -> float:
+        return max(self._service.settings.probe_seconds, len(self._hot) / HOT_PROBES_PER_SECOND)
 
     def keep(self, live: Iterable[tuple[str, str]]) -> None:
         """Probes these (group, provider) from now on, and forgets all others."""
         self._providers = dict(live)
         self._sightings.keep(self._providers)
-        self._hot = {group: at for group, at in self._hot.items() if group in self._providers}
+        now = self._service.clock.monotonic()
+        self._hot = {
+            group: until
+            for group, until in self._hot.items()
+            if group in self._providers and until > now
+        }
+        self._began = {group: at for group, at in self._began.items() if group in self._providers}
         self._due = {group: at for group, at in self._due.items() if group in self._providers}
         self._pace = max(
             self._service.settings.probe_seconds, len(self._providers) / PROBES_PER_SECOND
         )
-        now = self._service.clock.monotonic()
         for turn, group in enumerate(self._providers.keys() - self._due.keys()):
             if group not in self._tasks:
                 self._plan(group, now + turn / PROBES_PER_SECOND)
@@ -195,7 +209,7 @@ class Prober:
             self._tasks[group] = asyncio.create_task(self._probe(group, provider))
 
     async def _probe(self, group: str, provider: Provider) -> None:
-        start = self._service.clock.monotonic()
+        start = self._began[group] = self._service.clock.monotonic()
         look = self._sightings.begin(group, self._service.clock.now())
         try:
             self._note(look, await self._calls.run(provider.probe, group))
@@ -211,7 +225,7 @@ class Prober:
         if group not in self._providers:
             return
         hot = self._hot.get(group, 0.0) > start
-        pace = self._service.settings.probe_seconds if hot else self._pace
+        pace = self._hot_pace() if hot else self._pace
         wanted = self._due.pop(group, math.inf)  # asked for while the probe was under way
         self._plan(group, min(wanted, start + pace))
 

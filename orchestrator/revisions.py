@@ -49,6 +49,7 @@ CLASSES: Mapping[str, Class] = {
     "policy.max_failed_saves": Class.RESTART,
     "policy.max_unsaved_seconds": Class.RESTART,
     "policy.hang": Class.RESTART,
+    "policy.spare_seconds": Class.RESTART,
     "policy.spike": Class.RESTART,
     "priority": Class.AT_ONCE,
     "seed": Class.TRAJECTORY,

@@ -1,4 +1,5 @@
-"""How JAX behaves in tests: two CPU devices, and no silent change of a number's type.
+"""How JAX behaves in tests: two CPU devices, no silent change of a number's type, and no program
+compiled twice.
 
 The rules are set when a test first imports JAX, in this process alone: a test without JAX never
 pays for it, and real trainers that a test starts keep their own settings.
@@ -6,8 +7,11 @@ pays for it, and real trainers that a test starts keep their own settings.
 
 from __future__ import annotations
 
+import atexit
 import importlib.util
+import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -18,6 +22,9 @@ RULES = {
     "jax_platforms": "cpu",
     "jax_num_cpu_devices": 2,
     "jax_numpy_dtype_promotion": "strict",
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": 0,
+    "jax_persistent_cache_enable_xla_caches": "none",
 }
 
 
@@ -33,11 +40,15 @@ class _AtImport(MetaPathFinder):
             return spec
         loader: Any = spec.loader
         load = loader.exec_module
+        # Of this process alone, as JAX's writes are not atomic; gone when it ends.
+        compiled = tempfile.mkdtemp(prefix="longhaul-tests-compiled-")
+        atexit.register(shutil.rmtree, compiled, ignore_errors=True)
 
         def exec_module(module: Any) -> None:
             load(module)
             for name, value in RULES.items():
                 module.config.update(name, value)
+            module.config.update("jax_compilation_cache_dir", compiled)
 
         loader.exec_module = exec_module
         return spec

@@ -16,11 +16,10 @@ import os
 import secrets
 import signal
 import sys
-import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
-from worker import metadata
+from worker import watches
 from worker.host import HostFolder, free_port, until_unlocked
 from worker.identity import CanNotStart, Identity
 from worker.keeper import Keeper
@@ -38,6 +37,7 @@ from worker.protocol import (
     LogLines,
     Notice,
     PhaseEntered,
+    ResumePoint,
     Retire,
     SaveNow,
     StartTrainer,
@@ -47,6 +47,7 @@ from worker.protocol import (
     TrainerExited,
     Unknown,
 )
+from worker.spare import Spares
 from worker.spool import Spool
 from worker.supervise import Trainer
 from worker.tail import last_lines
@@ -59,7 +60,6 @@ LOCK_SECONDS = 5.0
 EXIT_REFUSED, EXIT_SUPERSEDED, EXIT_PROTOCOL = 2, 3, 4
 LOG_BYTES = 4 << 20
 NOTICE_GRACE_SECONDS = 20.0  # a machine that shuts down waits for its processes about so long
-WATCH_SECONDS = 1.0
 LEAVE_SECONDS = 5.0  # so long a retired agent goes on deleting
 ORPHANED = "its agent ended without seeing its exit, and a trainer dies with its agent"
 STALE = "its attempt is no longer the current one"
@@ -87,6 +87,7 @@ class Agent:
         self._leaving = False
         self._stepped: set[int] = set()
         self._broken = asyncio.Event()
+        self._spares = Spares(folder, self._argv, lambda: self._running)
         self._uplink = Uplink(
             group=identity.group,
             host=identity.host,
@@ -117,6 +118,7 @@ class Agent:
             await self._first_of(self._retired.wait(), self._serve())
         finally:
             await self._end_trainer("its agent is leaving", KilledFor.LEAVING)
+            await self._spares.close()
             if self._retired.is_set():
                 await self._flush()
             await self._close()
@@ -125,13 +127,6 @@ class Agent:
         """SIGTERM is how a host says that it goes down."""
         words = "the agent got SIGTERM"
         self._host_goes(HostNotice(notice=Notice.SHUTDOWN, source="SIGTERM", text=words))
-
-    async def _watch_metadata(self) -> None:
-        """The cloud's own word that this machine is about to go; it is told once."""
-        host = metadata.server()
-        if host is not None:
-            self._host_goes(await metadata.notice(host))
-        await asyncio.Event().wait()
 
     def _host_goes(self, told: HostNotice) -> None:
         """Save what can be saved, then leave.
@@ -153,42 +148,19 @@ class Agent:
         await running.ended.wait()
         self._retired.set()
 
-    async def _watch_for_silence(self) -> None:
-        """Ends a trainer whose spec wants it to stop when nobody has answered for so long."""
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            running, silent = self._running, self._uplink.silent_seconds
-            policy = running.start.spec.job.policy if running else None
-            if running is None or policy is None or policy.dead_man_seconds is None:
-                continue
-            if silent > policy.dead_man_seconds:
-                running.drain(policy.grace_seconds, KilledFor.DEAD_MAN)
-
-    async def _watch_for_hangs(self) -> None:
-        """Ends a trainer that stays in one place for longer than its spec allows."""
-        before = time.monotonic()
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            now = time.monotonic()
-            late, before = now - before - WATCH_SECONDS, now
-            running = self._running
-            if running is None:
-                continue
-            if late > WATCH_SECONDS:
-                running.slept(late)
-            why = running.overdue()
-            if why is not None:
-                log.error("attempt %d hangs: %s", running.attempt, why)
-                await running.end(why, KilledFor.HUNG)
-
     async def _serve(self) -> None:
         await self._bury_predecessor()
         await self._uplink.register(self._folder.facts(ADDRESS))
         log.info("registered as host %d of %s", self._identity.host, self._identity.group)
         talks = (self._uplink.send_events(), self._uplink.poll())
-        watches = (self._broken.wait(), self._watch_for_silence())
-        watches += (self._watch_for_hangs(), self._watch_metadata())
-        await self._first_of(*talks, self._obey(), *watches)
+        others = (
+            self._broken.wait(),
+            watches.for_silence(lambda: self._running, lambda: self._uplink.silent_seconds),
+            watches.for_hangs(lambda: self._running),
+            watches.for_notices(self._host_goes),
+            self._spares.keep(),
+        )
+        await self._first_of(*talks, self._obey(), *others)
         await asyncio.gather(*self._tasks)  # raises what broke
 
     async def _first_of(self, *works: Coroutine[object, object, object]) -> None:
@@ -289,8 +261,9 @@ class Agent:
             await self._end_trainer(f"attempt {attempt} takes its place", KilledFor.SUPERSEDED)
             while not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
                 log.error("attempt %d: something still holds trainer.lock; waiting", attempt)
+            waiting = await self._spares.take(command)
             trainer = Trainer(
-                self._folder, command, self._argv, lambda event: self._tell(event, command)
+                self._folder, command, self._argv, lambda event: self._tell(event, command), waiting
             )
             self._trainer = trainer
             self._background(trainer.run())
@@ -345,6 +318,7 @@ class Agent:
         except UplinkError as error:
             log.error("checkpoint %s: %s", written.checkpoint_id, error)
         else:
+            self._spares.accepted(offer.attempt, _resume_point(written))
             if self._running and self._running.attempt == offer.attempt:
                 self._running.accepted(ToTrainerAccepted(acceptance=acceptance))
             self._keeper.prove(written, lambda outcome: self._tell(outcome, start))
@@ -377,6 +351,15 @@ class Agent:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._uplink.close()
         self._spool.close()
+
+
+def _resume_point(written: CheckpointWritten) -> ResumePoint:
+    return ResumePoint(
+        checkpoint_id=written.checkpoint_id,
+        step=written.step,
+        uri=written.uri,
+        manifest_sha256=written.manifest_sha256,
+    )
 
 
 def start_log(folder: HostFolder) -> None:

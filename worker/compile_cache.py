@@ -1,19 +1,24 @@
-"""A compile cache for each process of a gang.
+"""A compile cache for each process of a gang, which a kill does not spoil.
 
 JAX lets only process 0 write its persistent cache, to spare shared filesystems; the others would
-compile again at every restart. Here each process has a folder of its own, so each may write.
+compile again at every restart. Here each process has a folder of its own, so each may write. And
+JAX writes an entry in place and never over one that exists: a process that is killed meanwhile
+leaves a piece that all later ones would read in vain.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from jax._src import compiler, distributed
+from jax._src import compilation_cache, compiler, distributed
 
 from worker.protocol import AttemptSpec
+
+UNFINISHED_SECONDS = 10.0
 
 
 def folder(spec: AttemptSpec, rank: int) -> Path:
@@ -24,6 +29,28 @@ def folder(spec: AttemptSpec, rank: int) -> Path:
     """
     own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     return (Path(own) if own else Path(spec.storage).parent / "compile-cache") / f"rank{rank}"
+
+
+def drop_broken(folder: Path, now: float) -> list[str]:
+    """Removes the entries that nobody can read, so that they are made again; answers their names.
+
+    One that was written to within seconds of `now` (of the wall clock) may not be finished yet.
+    """
+    dropped: list[str] = []
+    for entry in sorted(folder.glob("*-cache")):
+        with contextlib.suppress(OSError):
+            if now - entry.stat().st_mtime > UNFINISHED_SECONDS and not _readable(entry):
+                entry.unlink()
+                dropped.append(entry.name)
+    return dropped
+
+
+def _readable(entry: Path) -> bool:
+    packed = entry.read_bytes()
+    try:
+        return bool(compilation_cache.decompress_executable(packed))
+    except Exception:  # noqa: BLE001 - which one depends on the compressor that is installed
+        return False
 
 
 class _AsProcessZero:

@@ -71,6 +71,7 @@ def _digest_all(named: Named) -> tuple[dict[str, jax.Array], dict[str, jax.Array
     return lanes, finite
 
 
+@jax.jit  # traced once for each shape, of which a state has few
 def _lanes(array: jax.Array) -> jax.Array:
     """uint32 [2]."""
     bits = _bits(array)

@@ -20,12 +20,16 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from worker.protocol import (
+    TO_SPARE,
     TO_TRAINER,
     CheckpointAccepted,
     Phase,
     PhaseEntered,
     Report,
+    SpareReady,
     StartTrainer,
+    ToSparePreload,
+    ToSpareWarm,
     ToTrainerAccepted,
     ToTrainerDrain,
     ToTrainerSave,
@@ -66,6 +70,24 @@ class AgentLink:
         for thread in self._threads:
             thread.start()
         return order
+
+    def next_for_spare(self) -> ToSpareWarm | ToSparePreload | StartTrainer:
+        """The next line to a trainer that waits; with its order it begins to send and to listen."""
+        line = self._lines.readline()
+        if not line:
+            os._exit(ORPHANED)
+        message = TO_SPARE.validate_json(line)
+        if isinstance(message, StartTrainer):
+            for thread in self._threads:
+                thread.start()
+        return message
+
+    def say(self, told: SpareReady) -> None:
+        """A waiting trainer's own word to its agent."""
+        try:
+            self._connection.sendall(told.model_dump_json().encode() + b"\n")
+        except OSError:
+            os._exit(ORPHANED)
 
     def close(self) -> None:
         """Ends both threads and the connection, once the agent has closed its side."""

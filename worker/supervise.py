@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import BaseModel, ValidationError
 
@@ -35,6 +36,7 @@ from worker.protocol import (
     ToTrainerDrain,
     ToTrainerSave,
     TrainerExited,
+    TrainerStarted,
     Unknown,
 )
 from worker.tail import Tail, last_lines
@@ -47,24 +49,43 @@ LOCK_SECONDS = 5.0
 AGENTS_OWN = frozenset(
     {"trainer_exited", "log", "host_notice", "stacks", "checkpoint_verified", "files_deleted"}
 )
+SPARES_OWN = "spare_ready"  # of a spare that was given its order meanwhile
 STILL_SECONDS = 5.0  # whoever did nothing for so long is asked what it does before it is killed
 log = logging.getLogger("longhaul.agent")
 
 OnEvent = Callable[[KnownEvent | Unknown], None]
 
 
+class Waiting(Protocol):
+    """A trainer's process that has connected and awaits its order."""
+
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader | None
+    writer: asyncio.StreamWriter | None
+
+
 class Trainer:
     """`on_event` gets everything that the trainer and its watcher tell, its exit last.
 
     `ended` is set once the exit was told: the process is reaped then, and its lock free.
+    `numerics_key` and `first_step_at` (monotonic seconds) are set once the trainer tells of them.
+    A process that was `waiting` for an order is given this one instead of starting another.
     """
 
     def __init__(
-        self, folder: HostFolder, start: StartTrainer, argv: Sequence[str], on_event: OnEvent
+        self,
+        folder: HostFolder,
+        start: StartTrainer,
+        argv: Sequence[str],
+        on_event: OnEvent,
+        waiting: Waiting | None = None,
     ) -> None:
         self.start = start
         self.attempt = start.spec.attempt
         self.ended = asyncio.Event()
+        self.numerics_key: str | None = None
+        self.first_step_at: float | None = None
+        self._waiting = waiting
         self._folder = folder
         self._argv = (*argv, "--socket", folder.socket_path(self.attempt))
         self._on_event = on_event
@@ -86,18 +107,34 @@ class Trainer:
 
         The kernel kills a trainer when the thread that forked it ends.
         """
+        if self._waiting is not None:
+            await self._run_waiting(self._waiting)
+            return
         path = self._argv[-1]
         Path(path).unlink(missing_ok=True)
         server = await asyncio.start_unix_server(self._connected, path, limit=EVENT_LINE_BYTES)
         async with server:
             try:
                 tail = Tail(self._log_file)
-                self._process = await self._spawn()
-                if self._process is not None:
-                    await self._watch(self._process, tail)
+                process = await self._spawn()
+                if process is not None:
+                    await self._watch(process, tail)
             finally:
                 Path(path).unlink(missing_ok=True)
                 self.ended.set()
+
+    async def _run_waiting(self, waiting: Waiting) -> None:
+        assert waiting.reader is not None
+        assert waiting.writer is not None
+        try:
+            self._log_file.touch(mode=0o600)
+            tail = Tail(self._log_file)
+            self._begun(waiting.process, "the spare")
+            talk = self._connected(waiting.reader, waiting.writer)
+            self._reading = asyncio.create_task(talk)
+            await self._watch(waiting.process, tail)
+        finally:
+            self.ended.set()
 
     async def _spawn(self) -> asyncio.subprocess.Process | None:
         """None where the system could not start it; its exit is told then."""
@@ -116,11 +153,19 @@ class Trainer:
             log.error("attempt %d: the trainer can not be started: %s", self.attempt, error)
             self._on_event(self._exit_of(None, f"it could not be started: {error}"))
             return None
-        log.info("attempt %d: trainer started, pid %d", self.attempt, process.pid)
+        self._begun(process, "trainer started")
+        return process
+
+    def _begun(self, process: asyncio.subprocess.Process, how: str) -> None:
+        self._process = process
+        log.info("attempt %d: %s, pid %d", self.attempt, how, process.pid)
         self._record(process.pid)
         if self._why_killed is not None:  # asked for while it was being spawned
             kill_group(process.pid)
-        return process
+
+    @property
+    def pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
 
     def _record(self, pid: int) -> None:
         """For the next agent. Without the record the trainer's lock still tells of it."""
@@ -260,8 +305,13 @@ class Trainer:
         if event.kind in AGENTS_OWN:
             log.error("attempt %d: the trainer may not send %r", self.attempt, event.kind)
             return
+        if event.kind == SPARES_OWN:
+            return
         if isinstance(event, StepCompleted | StepBeat):
             self._last_step = event.step
+            self.first_step_at = self.first_step_at or time.monotonic()
+        if isinstance(event, TrainerStarted):
+            self.numerics_key = event.numerics_key
         self._vigil.saw(event, time.monotonic())
         self._on_event(event)
 

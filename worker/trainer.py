@@ -17,12 +17,16 @@ import sys
 import time
 import traceback
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from worker.ends import TrainerEnd
 from worker.protocol import ExitCode, JobSpec, Phase, StartTrainer, TrainerFailed
 from worker.report import AgentLink, PhaseClock
 from worker.stacks import dump_on_signal
+from worker.waiting import until_ordered
+
+if TYPE_CHECKING:
+    from worker.ready import Ready
 
 LOCK = "trainer.lock"
 LOCK_SECONDS = 10.0
@@ -34,17 +38,24 @@ PR_SET_PDEATHSIG = 1
 def main() -> NoReturn:
     parser = argparse.ArgumentParser(prog="worker.trainer", description=__doc__)
     parser.add_argument("--socket", type=Path, required=True, help="where the agent listens")
-    socket: Path = parser.parse_args().socket
+    parser.add_argument("--spare", action="store_true", help="get ready, and wait for an order")
+    given = parser.parse_args()
+    socket: Path = given.socket
     die_with_parent()
     dump_on_signal()
     home = Path.cwd()
-    lock = hold_lock(home / LOCK)
-    link = AgentLink.connect(socket)
-    order = link.start()
+    if given.spare:
+        link = AgentLink.connect(socket)
+        order, ready = until_ordered(link, prepare_environment)
+        lock = hold_lock(home / LOCK)
+    else:
+        lock = hold_lock(home / LOCK)
+        link = AgentLink.connect(socket)
+        order, ready = link.start(), None
     clock = PhaseClock(link)
     clock.enter(Phase.IMPORT)
     signal.signal(signal.SIGTERM, lambda *_: link.drain.set())
-    code = train_or_say_why(order, link, clock)
+    code = train_or_say_why(order, link, clock, ready)
     link.flush(FLUSH_SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -82,13 +93,15 @@ def hold_lock(path: Path, seconds: float = LOCK_SECONDS) -> IO[str]:
             return file
 
 
-def train_or_say_why(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> int:
+def train_or_say_why(
+    order: StartTrainer, link: AgentLink, clock: PhaseClock, ready: Ready | None
+) -> int:
     """Returns the exit code, after a TrainerFailed event if the end is not a good one."""
     try:
         prepare_environment(order.spec.job)
         from worker.training import run
 
-        return run(order, link, clock)
+        return run(order, link, clock, ready)
     except TrainerEnd as end:
         print(f"{type(end).__name__}: {end}", file=sys.stderr)
         report_end(link, end.exit_code, str(end), end.hint, end.field)

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
 
 import jax
 
-from worker import compile_cache, mesh
+from worker import mesh
 from worker.checkpoint import Saver
-from worker.compiled import abstract_state, compile_steps, first_state
-from worker.data.batches import TrainingBatches, prepare_text
-from worker.data.corpus import load_corpus
-from worker.ends import CheckpointUnusable, Invalid, PeerLost, StorageFailed
+from worker.compiled import first_state
+from worker.data.batches import TrainingBatches
+from worker.ends import CheckpointUnusable, PeerLost, StorageFailed
 from worker.loop import Left, Training, leaves_at_once, train
 from worker.protocol import (
     CheckpointRejected,
@@ -27,8 +25,8 @@ from worker.protocol import (
     TrainerFinished,
     TrainerStarted,
 )
+from worker.ready import Ready, get_ready
 from worker.report import AgentLink, PhaseClock
-from worker.restore import restore
 from worker.step import TrainState
 from worker.watch import LossWatch, Seen
 
@@ -45,10 +43,15 @@ GANG_TROUBLE = (
 )
 
 
-def run(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> ExitCode:
-    """Trains to the end of the run or to a drain. Raises a TrainerEnd when it must give up."""
+def run(
+    order: StartTrainer, link: AgentLink, clock: PhaseClock, ready: Ready | None = None
+) -> ExitCode:
+    """Trains to the end of the run or to a drain. Raises a TrainerEnd when it must give up.
+
+    `ready` is what a spare had got ready before it was given the order.
+    """
     try:
-        left = _train(order, link, clock)
+        left = _train(order, link, clock, ready)
     except jax.errors.JaxRuntimeError as error:
         words = str(error).lower()
         if order.spec.process_count > 1 and any(word in words for word in GANG_TROUBLE):
@@ -60,46 +63,38 @@ def run(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> ExitCode:
     return ExitCode.DRAINED if left.drained else ExitCode.DONE
 
 
-def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> Left:
+def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock, ready: Ready | None) -> Left:
     spec, rank = order.spec, order.rank
     job = spec.job
     clock.enter(Phase.INIT)
-    _refuse_unknown_storage(spec.storage)
-    text = prepare_text(job, load_corpus(job.data))
+    ready = ready or get_ready(spec, rank)
+    text, numerics_key = ready.text, mesh.numerics_key(ready.devices, job)
+    link.send(TrainerStarted(pid=os.getpid(), numerics_key=numerics_key))
 
-    mesh.configure(job, compile_cache.folder(spec, rank))
-    mesh.join_gang(spec, rank)
-    if rank > 0 and not compile_cache.let_every_process_write():
-        print("this JAX lets only rank 0 keep a compile cache; restarts compile again", flush=True)
-    devices = mesh.whole_mesh(job)
-    link.send(TrainerStarted(pid=os.getpid(), numerics_key=mesh.numerics_key(devices, job)))
-
-    saver = Saver(spec, rank, text.corpus.fingerprint, link.send)
+    saver = Saver(spec, rank, ready.fingerprint, link.send)
     if rank == 0:
         link.keep_acceptances(saver.keep_acceptance)
-    abstract = abstract_state(job, devices)
     first = spec.resume.step if spec.resume else 0
-    state, seen, owes_eval = _state(order, abstract, text.corpus.fingerprint, link, clock)
+    state, seen, owes_eval = _state(order, ready, link, clock)
     nothing_new = Left(state, first, drained=True, saved=False)
     if leaves_at_once(spec, link) and first < job.steps:
         return nothing_new
     clock.enter(Phase.COMPILE)
-    placer = mesh.Placer(devices, job.batch.microbatches)
-    compiled = compile_steps(job, devices, abstract, placer)
+    compiled = ready.steps()
     training = Training(
         spec=spec,
         rank=rank,
         link=link,
         clock=clock,
         saver=saver,
-        placer=placer,
+        placer=ready.placer,
         batches=TrainingBatches(text.train, spec.data_plan, job.batch.sequences),
         held_out=text.held_out,
         compiled=compiled,
         watch=LossWatch(job.policy.spike, seen),
         owes_eval=owes_eval,
     )
-    saver.prepare(abstract)
+    saver.prepare(ready.abstract)
     if leaves_at_once(spec, link) and first < job.steps:
         return nothing_new
     left = train(training, state, first)
@@ -110,7 +105,7 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock) -> Left:
 
 
 def _state(
-    order: StartTrainer, abstract: TrainState, text: str, link: AgentLink, clock: PhaseClock
+    order: StartTrainer, ready: Ready, link: AgentLink, clock: PhaseClock
 ) -> tuple[TrainState, Seen, bool]:
     """The state to go on from: a checkpoint's, or the very first.
 
@@ -118,11 +113,12 @@ def _state(
     """
     spec = order.spec
     if spec.resume is None:
-        return first_state(spec.job, abstract, spec.data_plan.batch_index(0)), Seen(), False
+        first_batch = spec.data_plan.batch_index(0)
+        return first_state(spec.job, ready.abstract, first_batch), Seen(), False
     clock.enter(Phase.RESTORE)
     named = spec.resume.checkpoint_id
     try:
-        restored = restore(spec, spec.resume, abstract, text)
+        restored = ready.state_at(spec, spec.resume)
     except CheckpointUnusable as error:
         link.send(CheckpointRejected(checkpoint_id=named, reason=str(error)))
         raise
@@ -151,15 +147,6 @@ def _until_accepted(training: Training, left: Left) -> None:
         # Only host 0 hears of it; the others see what it leaves in the shared storage.
         while not saver.acceptance_stands(left.step):
             time.sleep(POLL_SECONDS)
-
-
-def _refuse_unknown_storage(storage: str) -> None:
-    if not Path(storage).is_absolute():
-        raise Invalid(
-            f"the storage {storage} is not an absolute path",
-            field="/storage",
-            hint="Set the service's storage to a folder that every host of the run can write.",
-        )
 
 
 def _first_line(error: Exception) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,6 +26,7 @@ from orchestrator.api.errors import Refused, problem_responses
 from orchestrator.service import Service
 from orchestrator.store import callers, commands, ingest, ledger_events
 from orchestrator.store.callers import AgentRefused
+from orchestrator.store.intake import DECISIVE
 from orchestrator.wakes import LOOP, decision_topic, group_topic, run_topic
 from worker.protocol import (
     AgentReport,
@@ -38,6 +40,7 @@ from worker.protocol import (
 
 OTHER_REPLICA_SECONDS = 1.0  # while another replica's decisions wake nobody here
 LOST_WAKE_SECONDS = 10.0
+HELD_SECONDS = 10.0
 LEAVE = "End the trainer and this agent; a newer one has this host, or nobody needs it."
 
 REPORT_BODY: dict[str, Any] = {
@@ -109,22 +112,55 @@ async def report(request: Request, service: TheService, secret: Secret) -> Respo
     Body and answer pass by the framework's own conversions: this is the call that all agents make
     all the time, and those would take most of it.
     """
-    call = _read_report(await request.body())
-    seen = service.wakes.count(group_topic(call.group))
-    delivery = ingest.Delivery(call, secret, service.clock.now(), _storage_root(service))
-    with _refusals():
-        stored = await service.writer.run_batched(ingest.reports, delivery)
-    _announce(service, call, stored)
+    stored, poll = await _take(service, await request.body(), secret)
     stopping: asyncio.Event = request.app.state.stopping
-    found = await _new_commands(service, call, stored.commands, seen, stopping)
+    found = await _new_commands(service, poll, stored.commands, stopping)
     watched = service.wakes.awaited(run_topic(stored.run_id))
     answer = ReportAnswer(
         acked_seq=stored.acked_seq,
         commands=found,
         commands_digest=commands.commands_digest(found),
-        next_report_seconds=service.pace.next_report(call.group, call.host, watched),
+        next_report_seconds=service.pace.next_report(poll.group, poll.host, watched),
     )
     return Response(answer.model_dump_json(), media_type="application/json")
+
+
+@dataclass(frozen=True)
+class _Poll:
+    """What a held report waits for: other commands than it knows, from `seen` wake-ups on.
+
+    Its events are not kept: thousands of agents wait at once.
+    """
+
+    group: str
+    host: int
+    patience: float
+    known: str
+    seen: int
+
+
+async def _take(service: Service, body: bytes, secret: str) -> tuple[ingest.Stored, _Poll]:
+    """Stores what the report brings."""
+    call = _read_report(body)
+    patience = service.pace.patience(call.group, call.host, call.wait_seconds)
+    seen = service.wakes.count(group_topic(call.group))
+    poll = _Poll(call.group, call.host, patience, call.known_commands, seen)
+    delivery = ingest.Delivery(call, secret, service.clock.now(), _storage_root(service))
+    within = service.pace.gather if _is_quiet(call) else 0.0
+    with _refusals():
+        stored = await service.writer.run_batched(ingest.reports, delivery, within)
+    _announce(service, call, stored)
+    return stored, poll
+
+
+def _is_quiet(call: AgentReport) -> bool:
+    """A heartbeat that will be held, of a host that trains and has nothing to obey."""
+    return (
+        call.wait_seconds >= HELD_SECONDS
+        and call.running_attempt is not None
+        and not call.known_commands
+        and not any(isinstance(envelope.event, DECISIVE) for envelope in call.events)
+    )
 
 
 def _read_report(body: bytes) -> AgentReport:
@@ -165,27 +201,25 @@ def _announce(service: Service, call: AgentReport, stored: ingest.Stored) -> Non
 
 
 async def _new_commands(
-    service: Service,
-    call: AgentReport,
-    found: tuple[Command, ...],
-    seen: int,
-    stopping: asyncio.Event,
+    service: Service, poll: _Poll, found: tuple[Command, ...], stopping: asyncio.Event
 ) -> tuple[Command, ...]:
     """Waits until the commands are other than the agent knows, its patience or the service ends.
 
-    `found` are those of the report's own transaction, `seen` the count of wake-ups before it.
+    `found` are those of the report's own transaction.
     """
-    topic = group_topic(call.group)
-    deadline = service.clock.monotonic() + call.wait_seconds
+    topic, seen = group_topic(poll.group), poll.seen
+    deadline = service.clock.monotonic() + poll.patience
     while True:
         left = deadline - service.clock.monotonic()
-        news = commands.commands_digest(found) != call.known_commands
+        news = commands.commands_digest(found) != poll.known
         if left <= 0 or news or stopping.is_set():
             return found
-        patience = min(left, _longest_sleep(service))
-        await _first_of(service.wakes.wait(topic, seen, patience), stopping.wait())
+        patience = _longest_sleep(service)
+        await _first_of(service.wakes.wait(topic, seen, min(left, patience)), stopping.wait())
+        if left <= patience and service.wakes.count(topic) == seen:
+            return found  # the agent asks again at once, and its report looks anyway
         seen = service.wakes.count(topic)
-        found = await asyncio.to_thread(_commands, service, call.group, call.host)
+        found = await asyncio.to_thread(_commands, service, poll.group, poll.host)
 
 
 def _longest_sleep(service: Service) -> float:

@@ -6,8 +6,8 @@ Plain ASGI, so that streams pass through unbuffered.
 from __future__ import annotations
 
 import asyncio
+import random
 import re
-import uuid
 from typing import Any, cast
 
 from fastapi import Request
@@ -70,7 +70,7 @@ class RequestId:
             await self.app(scope, receive, send)
             return
         given = Headers(scope=scope).get("X-Request-ID", "")
-        name = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        name = given if _REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
         scope[REQUEST_ID] = name
 
         async def with_id(message: Message) -> None:
@@ -79,6 +79,9 @@ class RequestId:
             await send(message)
 
         await self.app(scope, receive, with_id)
+
+
+LONGEST_NUMBER = 20  # digits: Python reads no number of more than some thousands
 
 
 class BodyLimit:
@@ -93,7 +96,7 @@ class BodyLimit:
             return
         limit = AGENT_BODY if scope["path"].startswith("/api/v1/agents/") else BODY
         told = Headers(scope=scope).get("Content-Length", "0")
-        if told.isdecimal() and int(told) > limit:
+        if told.isdecimal() and (len(told) > LONGEST_NUMBER or int(told) > limit):
             refused = Refused(413, "body-too-large", _too_large(limit), "Send less at once.")
             await answer(Request(scope), refused)(scope, receive, send)
             return

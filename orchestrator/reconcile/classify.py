@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from orchestrator.reconcile.evidence import (
@@ -22,7 +22,7 @@ from orchestrator.reconcile.evidence import (
     taken_of,
 )
 from orchestrator.reconcile.snapshot import Snapshot
-from orchestrator.records import HOST_GONE, Attempt, Evidence, Trainer
+from orchestrator.records import HOST_GONE, Attempt, Evidence, HostGroup, Trainer
 from orchestrator.state import Verdict
 from worker.protocol import ExitCode, KilledFor, Notice
 
@@ -152,16 +152,29 @@ def _told_to_go(facts: Facts) -> Finding | None:
     """A notice or the cloud's word, unless a trainer had failed by itself before that."""
     told = [(notice_of(host), host.notice) for host in facts.hosts if host.notice is not None]
     if facts.group is not None and facts.group.taken is not None:
-        told.append((taken_of(facts.group, facts.until), facts.group.taken))
+        told.append((_taken(facts, facts.group), facts.group.taken))
     in_time = [(seen, notice) for seen, notice in told if seen.at <= facts.until]
     if not in_time:
         return None
     seen, notice = min(in_time, key=lambda pair: pair[0].at)
     first = cause(facts)
-    if first is not None and _by_itself(first) and _order(first)[0] < seen.at:
+    if first is not None and _by_itself(first) and _known(facts, first) <= seen.at:
         return None
     verdict = NOTICE_VERDICTS.get(notice or "", Verdict.PREEMPTED)
     return Finding(verdict, f"{seen.source}: {seen.text}", all_evidence(facts))
+
+
+def _taken(facts: Facts, group: HostGroup) -> Evidence:
+    """Not before the end of an attempt that ended without it, whatever the clock showed then."""
+    seen, ended_at = taken_of(group, facts.until), facts.attempt.ended_at
+    if ended_at is None or facts.attempt.verdict in NOTICE_VERDICTS.values():
+        return seen
+    return replace(seen, at=max(seen.at, ended_at))
+
+
+def _known(facts: Facts, trainer: Trainer) -> datetime:
+    """When it ended, by its host's clock, and by ours not after the end of the attempt."""
+    return min(_order(trainer)[0], facts.until - LATE_NOTICE)
 
 
 def _by_itself(trainer: Trainer) -> bool:

@@ -25,7 +25,10 @@ def gang_ended(snap: Snapshot, attempt: Attempt, trainers: list[Trainer]) -> Pla
     newest = snap.newest
     if newest is not None and newest.step >= snap.job.steps:
         return Plan(_completed(snap, attempt, newest, trainers))
-    if attempt.state is AttemptState.DRAINING:
+    finished = all(trainer.exit_code == ExitCode.DONE for trainer in trainers)
+    # One that is not wanted any more may have trained all of its own steps before it was asked.
+    unasked = finished and stopping.why(snap, attempt) is not None
+    if attempt.state is AttemptState.DRAINING or unasked:
         return Plan(_obeyed(snap, attempt, trainers))
     finding = classify(facts_of(snap, attempt))
     latest = max(t.exited_at for t in trainers if t.exited_at is not None)
@@ -59,7 +62,7 @@ def _obeyed(snap: Snapshot, attempt: Attempt, trainers: list[Trainer]) -> tuple[
     if snap.run.state is RunState.STOPPING and reason in stopping.REPLACED:
         reason = stopping.Stop.PAUSE  # a pause that was taken back while it was obeyed
     verdict = stopping.VERDICTS[reason or stopping.Stop.PAUSE]
-    summary = _left(snap, trainers)
+    summary = _left(snap, attempt, trainers)
     seen = all_evidence(facts_of(snap, attempt))
     end = EndAttempt(attempt.number, verdict, summary, seen)
     if reason in stopping.REPLACED:
@@ -70,8 +73,10 @@ def _obeyed(snap: Snapshot, attempt: Attempt, trainers: list[Trainer]) -> tuple[
     return (end,)
 
 
-def _left(snap: Snapshot, trainers: list[Trainer]) -> str:
+def _left(snap: Snapshot, attempt: Attempt, trainers: list[Trainer]) -> str:
     drained = all(trainer.drained for trainer in trainers)
     newest = snap.newest
     kept = f"step {newest.step} is the newest accepted" if newest else "no step was accepted yet"
+    if attempt.state is not AttemptState.DRAINING:
+        return f"trained all of its steps before it was asked to stop; {kept}"
     return f"asked to stop; {'saved and left' if drained else 'left without a new save'}; {kept}"

@@ -59,7 +59,7 @@ def marks(snap: Snapshot, attempt: Attempt) -> tuple[Change, ...]:
                 f" {_probe_words(host)}; the attempt goes on"
             )
             found.append(MarkHost(host.group, host.index, True, words))
-        elif host.unreachable_at is not None and _heard_since(host, host.unreachable_at):
+        elif host.unreachable_at is not None and _heard_again(snap, host, host.unreachable_at):
             found.append(MarkHost(host.group, host.index, False, "it is heard of again"))
     return tuple(found)
 
@@ -75,8 +75,12 @@ def due(snap: Snapshot, attempt: Attempt) -> datetime | None:
     return min((at for at in times if at > snap.now), default=None)
 
 
-def _heard_since(host: Host, at: datetime) -> bool:
-    return host.last_seen_at is not None and host.last_seen_at > at
+def _heard_again(snap: Snapshot, host: Host, marked_at: datetime) -> bool:
+    """A mark or a sign of life that lies in the future is from before the clock was set back."""
+    seen = host.last_seen_at
+    if seen is None or seen > snap.now + snap.host_lost_after:
+        return False
+    return seen > (snap.hearing_since if marked_at > snap.now else marked_at)
 
 
 def _probe_words(host: Host) -> str:

@@ -1,8 +1,9 @@
 """The one thread that writes: many pieces of work, one commit.
 
 Each piece runs under a savepoint of its own, so that one that fails takes no other with it. Pieces
-that ask for the same work of a batch run as one; when that fails, each runs by itself. A result is
-handed back only after the commit, so whoever sees it may rely on it after a crash.
+that ask for the same work of a batch run as one; when that fails, each runs by itself. A piece that
+is not urgent may wait a moment for others to share its commit. A result is handed back only after
+the commit, so whoever sees it may rely on it after a crash.
 """
 
 from __future__ import annotations
@@ -48,8 +49,9 @@ class Writer:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._held: list[_Piece] = []
         self._closed = False
-        self._closing = threading.Lock()
+        self._handing = threading.Lock()
         self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
         self._thread.start()
 
@@ -57,13 +59,31 @@ class Writer:
         """Runs `work` inside a write transaction; returns after its commit."""
         return await asyncio.wrap_future(self.submit(work))
 
-    async def run_batched(self, work: Batch[A, T, E], argument: A) -> T:
+    async def run_batched(self, work: Batch[A, T, E], argument: A, within: float = 0.0) -> T:
         """Runs `work` on this argument and on those of other callers together.
 
         `work` answers with a result for each argument, in order; an exception among them is raised
-        for its own caller.
+        for its own caller. It is begun `within` seconds, and before whatever is handed in later.
         """
-        return await asyncio.wrap_future(self.submit_batched(work, argument))
+        if within <= 0:
+            return await asyncio.wrap_future(self.submit_batched(work, argument))
+        future: Future[T] = Future()
+        with self._handing:
+            if self._closed:
+                raise WriterClosed
+            if not self._held:
+                asyncio.get_running_loop().call_later(within, self._hand_in_held)
+            self._held.append(_Piece(work, argument, future))
+        return await asyncio.wrap_future(future)
+
+    def _hand_in_held(self) -> None:
+        with self._handing:
+            self._release()
+
+    def _release(self) -> None:
+        for piece in self._held:
+            self._pieces.put(piece)
+        self._held.clear()
 
     def submit(self, work: Callable[[Connection], T]) -> Future[T]:
         def alone(connection: Connection, _: Sequence[None]) -> Sequence[T]:
@@ -73,17 +93,19 @@ class Writer:
 
     def submit_batched(self, work: Batch[A, T, E], argument: A) -> Future[T]:
         future: Future[T] = Future()
-        with self._closing:
+        with self._handing:
             if self._closed:
                 raise WriterClosed
+            self._release()
             self._pieces.put(_Piece(work, argument, future))
         return future
 
     def close(self) -> None:
         """Finishes what was submitted, then stops."""
-        with self._closing:
+        with self._handing:
             if not self._closed:
                 self._closed = True
+                self._release()
                 self._pieces.put(None)
         self._thread.join()
 

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
+from orchestrator import pace
+from orchestrator.api import agents
 from orchestrator.reconcile.plan import MoveGroup
 from orchestrator.state import GroupCause
+from orchestrator.store import ingest
+from orchestrator.store.callers import AgentRefused
 from orchestrator.wakes import group_topic
 from tests.contract.conftest import SECRET, House
 from tests.contract.test_loop_runs import Plane, plane, run
 from tests.fakes.simulated_agent import Refusal, SimulatedAgent
+from worker.protocol import AgentReport, Envelope, TrainerExited
 
 
 def agent_of(made: Plane, house: House, secret: str = SECRET) -> SimulatedAgent:
     return SimulatedAgent(made.app, house.group, 0, secret)
+
+
+def envelope(event: TrainerExited) -> Envelope:
+    now = datetime.now(UTC)
+    return Envelope(seq=1, attempt=1, rank=0, at=now, mono=1.0, event=event)
 
 
 async def refused(call: Any) -> Refusal:
@@ -142,6 +155,110 @@ def test_a_long_poll_ends_with_the_agents_patience(
             await agent.close()
 
     run(scenario())
+
+
+def test_a_long_poll_without_news_costs_no_second_look(
+    house: House, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent asks again at once, and its next report looks in its own transaction."""
+    looks: list[object] = []
+
+    async def scenario() -> None:
+        house.ready()
+        async with plane(engine, tmp_path) as made:
+            agent = agent_of(made, house)
+            await agent.register()
+            monkeypatch.setattr(agents, "_commands", lambda *at: looks.append(at) or ())
+            monkeypatch.setattr(agents, "_longest_sleep", lambda _: 60.0)
+            await asyncio.wait_for(agent.report(wait_seconds=0.05), 5)
+            assert not looks
+            monkeypatch.setattr(agents, "_longest_sleep", lambda _: 0.02)
+            await asyncio.wait_for(agent.report(wait_seconds=0.05), 5)
+            assert looks, "where wake-ups may be lost, it is looked now and then"
+            await agent.close()
+
+    run(scenario())
+
+
+def test_what_a_report_brought_is_not_kept_while_its_sender_waits(
+    house: House, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[weakref.ref[AgentReport]] = []
+
+    async def scenario() -> None:
+        house.ready()
+        async with plane(engine, tmp_path) as made:
+            agent = agent_of(made, house)
+            await agent.register()
+            read = agents._read_report
+
+            def noted(body: bytes) -> AgentReport:
+                call = read(body)
+                calls.append(weakref.ref(call))
+                return call
+
+            monkeypatch.setattr(agents, "_read_report", noted)
+            poll = asyncio.create_task(agent.report(wait_seconds=30))
+            async with asyncio.timeout(5):
+                while not calls or calls[0]() is not None:
+                    await made.service.writer.run(lambda _: None)  # it holds its last batch
+            assert not poll.done()
+            poll.cancel()
+            await agent.close()
+
+    run(scenario())
+
+
+def test_quiet_heartbeats_of_a_large_fleet_are_stored_together(
+    house: House, engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They wait for the next report that somebody waits for; its sender sees no difference."""
+    monkeypatch.setattr(pace, "MOST_GATHER", 3600.0)
+    monkeypatch.setattr(pace, "GATHER_SHARE", 3600.0)
+    together: list[int] = []
+    stored = ingest.reports
+
+    def counted(
+        connection: Connection, deliveries: Sequence[ingest.Delivery]
+    ) -> list[ingest.Stored | AgentRefused]:
+        together.append(len(deliveries))
+        return stored(connection, deliveries)
+
+    async def scenario() -> None:
+        house.ready()
+        async with plane(engine, tmp_path) as made:
+            agent = agent_of(made, house)
+            await agent.register()
+            monkeypatch.setattr(ingest, "reports", counted)
+            agent.running = 1
+            made.service.pace.expect(1_000)
+            held = [asyncio.create_task(agent.report(wait_seconds=10)) for _ in range(3)]
+            await asyncio.sleep(0.1)
+            assert not together
+            await asyncio.wait_for(agent.report(), 5)
+            assert together == [4]
+            for one in held:
+                one.cancel()
+            await agent.close()
+
+    run(scenario())
+
+
+QUIET = AgentReport(group="g", host=0, instance="i", running_attempt=1, wait_seconds=20)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"wait_seconds": 0.0},
+        {"running_attempt": None},
+        {"known_commands": "a digest"},
+        {"events": (envelope(TrainerExited(exit_code=1)),)},
+    ],
+)
+def test_whoever_may_be_waited_for_is_not_quiet(change: dict[str, object]) -> None:
+    assert agents._is_quiet(QUIET)
+    assert not agents._is_quiet(QUIET.model_copy(update=change))
 
 
 def test_a_waiting_agent_holds_no_transaction(house: House, engine: Engine, tmp_path: Path) -> None:

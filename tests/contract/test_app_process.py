@@ -47,7 +47,7 @@ class Plane:
 
     def _ready(self) -> bool:
         with contextlib.suppress(OSError, ValueError, httpx.HTTPError):
-            return httpx.get(f"{self.note['url']}/readyz").status_code == 200
+            return httpx.get(f"{self.note['url']}/readyz", verify=False).status_code == 200
         return False
 
     @property

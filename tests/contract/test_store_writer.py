@@ -130,6 +130,42 @@ def test_pieces_of_one_batch_run_as_one_and_each_is_answered_by_itself(
     assert names(engine) == {"a", "b", "c", "d"}
 
 
+def test_held_pieces_share_a_commit_and_go_before_what_comes_later(
+    writer: Writer, engine: Engine
+) -> None:
+    """Reports of one agent must be stored in the order in which they came."""
+
+    async def check() -> None:
+        held = [asyncio.create_task(writer.run_batched(put_all, name, 3600.0)) for name in "ab"]
+        await asyncio.sleep(0)
+        assert not names(engine)
+        assert await writer.run_batched(put_all, "c") == "a,b,c"
+        assert [await one for one in held] == ["a,b,c", "a,b,c"]
+
+    asyncio.run(check())
+
+
+def test_held_pieces_go_by_themselves_when_their_time_is_over(writer: Writer) -> None:
+    async def check() -> None:
+        pieces = (writer.run_batched(put_all, name, 0.001) for name in "ab")
+        assert await asyncio.wait_for(asyncio.gather(*pieces), 10) == ["a,b", "a,b"]
+
+    asyncio.run(check())
+
+
+def test_closing_finishes_what_is_held(engine: Engine) -> None:
+    async def check() -> None:
+        writer = Writer(engine)
+        held = asyncio.create_task(writer.run_batched(put_all, "a", 3600.0))
+        await asyncio.sleep(0)
+        writer.close()
+        assert await held == "a"
+        with pytest.raises(WriterClosed):
+            await writer.run_batched(put_all, "b", 3600.0)
+
+    asyncio.run(check())
+
+
 def test_a_batch_that_fails_runs_piece_by_piece(writer: Writer, engine: Engine) -> None:
     go = threading.Event()
     writer.submit(lambda _connection: go.wait(10))

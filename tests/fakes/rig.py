@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import jax
 from jax.sharding import Mesh
 
 from tests.fakes.tiny import Recorder
@@ -32,18 +34,27 @@ class Rig:
     text: Text
     abstract: TrainState
     placer: mesh.Placer
+    compiled_once: Callable[[], Compiled]
 
-    @functools.cached_property
+    @property
     def compiled(self) -> Compiled:
-        return compile_steps(self.job, self.devices, self.abstract, self.placer)
+        """Made at the first call, and shared with copies that differ in their text alone."""
+        return self.compiled_once()
 
     @classmethod
-    def build(cls, job: JobSpec, fsdp: int = 1) -> Rig:
+    def build(cls, job: JobSpec, fsdp: int = 1, *, quickly: bool = False) -> Rig:
+        """`quickly` is for tests of what happens around a step: XLA optimizes little."""
         devices = mesh.whole_mesh(job, fsdp)
         abstract = abstract_state(job, devices)
         placer = mesh.Placer(devices, job.batch.microbatches)
         text = prepare_text(job, load_corpus(job.data))
-        return cls(job, devices, text, abstract, placer)
+
+        @functools.cache
+        def compiled() -> Compiled:
+            with _optimizing_little() if quickly else contextlib.nullcontext():
+                return compile_steps(job, devices, abstract, placer)
+
+        return cls(job, devices, text, abstract, placer, compiled)
 
     def fresh(self) -> TrainState:
         return first_state(self.job, self.abstract, 0)
@@ -94,3 +105,12 @@ class Rig:
         left = train(training, tamper(state), spec.resume.step if spec.resume else 0)
         saver.settle()
         return left
+
+
+@contextlib.contextmanager
+def _optimizing_little() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)

@@ -23,17 +23,17 @@ def main() -> int:
     arguments = parse()
     if arguments.slow_start:
         time.sleep(arguments.slow_start)
-    fd = os.open("trainer.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(fd, fcntl.LOCK_EX)
+    if not arguments.spare:
+        hold_lock()
     for word in arguments.print:
         print(word, flush=True)
     line = socket.socket(socket.AF_UNIX)
     line.connect(arguments.socket)
     talk = Talk(line)
-    start = talk.hear(None)
+    start = stand_by(talk) if arguments.spare else talk.hear(None)
     assert start is not None
     attempt = start["spec"]["attempt"]
-    talk.say(kind="trainer_started", pid=os.getpid())
+    talk.say(kind="trainer_started", pid=os.getpid(), numerics_key="cpu x1")
     for raw in arguments.say:
         line.sendall(raw.encode() + b"\n")
     line.sendall(b"x" * arguments.say_bytes + b"\n" if arguments.say_bytes else b"")
@@ -53,9 +53,27 @@ def main() -> int:
     return arguments.exit
 
 
+def hold_lock() -> None:
+    fd = os.open("trainer.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+
+
+def stand_by(talk: Talk) -> dict[str, dict[str, str]]:
+    """A spare's life until its order comes; what it was told is kept in `spare.told`."""
+    while (message := talk.hear(None)) is not None:
+        with Path("spare.told").open("a") as told:
+            told.write(json.dumps(message) + "\n")
+        if message["kind"] == "start":
+            hold_lock()
+            return message
+        talk.say(kind="spare_ready", level="state", seconds=0.0)
+    os._exit(9)
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket", required=True)
+    parser.add_argument("--spare", action="store_true")
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--step-seconds", type=float, default=0.0)
     parser.add_argument("--save-every", type=int, default=0)

@@ -16,8 +16,13 @@ from typing import Any
 
 import httpx
 
+from tests import leftovers
+
 ROOT = Path(__file__).parents[2]
 FINISHED = frozenset({"succeeded", "failed", "cancelled"})
+# One for all polls: a new client reads every certificate of the machine, 40 ms of work. It keeps no
+# connection, for whoever answers may be killed at any time.
+HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 
 
 def tiny_job(name: str, text: Path, **changes: Any) -> dict[str, Any]:
@@ -74,17 +79,15 @@ def until(seen: Callable[[], Any], what: str, seconds: float = 90.0, every: floa
 def processes(folder: Path, module: str | None = None) -> list[int]:
     """Pids of live processes that work in, or were told of, `folder`."""
     found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or int(entry.name) == os.getpid():
-            continue
+    for pid in leftovers.pids():
         with contextlib.suppress(OSError):
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            if not words[0] or (module and module.encode() not in words):
+            words = leftovers.read(pid, "cmdline").split(b"\0")
+            if pid == os.getpid() or not words[0] or (module and module.encode() not in words):
                 continue
-            cwd = (entry / "cwd").readlink()
+            cwd = Path(f"/proc/{pid}/cwd").readlink()
             named = any(str(folder).encode() in word for word in words)
             if named or cwd.is_relative_to(folder):
-                found.append(int(entry.name))
+                found.append(pid)
     return sorted(found)
 
 
@@ -119,7 +122,7 @@ class Plane:
         assert self.process is not None
         assert self.process.poll() is None, f"the service ended with {self.process.returncode}"
         with contextlib.suppress(OSError, ValueError, httpx.HTTPError):
-            return httpx.get(f"{self.url}/readyz", timeout=2).status_code == 200
+            return HTTP.get(f"{self.url}/readyz", timeout=2).status_code == 200
         return False
 
     @property
@@ -148,7 +151,7 @@ class Plane:
         token = (self.data / "token").read_text().strip()
         headers = {"Authorization": f"Bearer {token}"} | kwargs.pop("headers", {})
         url = f"{self.url}/api/v1/{path}"
-        return httpx.request(method, url, headers=headers, timeout=20, **kwargs)
+        return HTTP.request(method, url, headers=headers, timeout=20, **kwargs)
 
     def get(self, path: str) -> Any:
         response = self.call("GET", path)

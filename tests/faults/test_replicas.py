@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, LiteralString
 
-import httpx
 import psycopg
 import pytest
 
-from tests.faults.harness import Plane, plane, processes, tiny_job, until
+from tests.faults.harness import HTTP, Plane, plane, processes, tiny_job, until
 
 pytestmark = pytest.mark.postgres
 TTL_SECONDS = 2.0
@@ -109,7 +108,7 @@ def stopped_while_it_reads(pair: Pair) -> int:
 
 
 def fenced(replica: Plane) -> bool:
-    text = httpx.get(f"{replica.url}/metrics", timeout=5).text
+    text = HTTP.get(f"{replica.url}/metrics", timeout=5).text
     return 'longhaul_decisions_total{outcome="fenced"} ' in text
 
 

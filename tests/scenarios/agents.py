@@ -243,7 +243,8 @@ class Agent:
             self._world.tell(self.host, self.trainer.spec.attempt, self.host.index, told)
         if self.trainer is not None and not self.trainer.draining:
             self.trainer.draining = True
-            self.trainer.drain_until = self._world.clock.monotonic() + seconds
+            grace = min(seconds, self.trainer.spec.job.policy.grace_seconds)
+            self.trainer.drain_until = self._world.clock.monotonic() + grace
             self.trainer.drained_for = KilledFor.NOTICE
 
     def leave(self, why: str) -> None:

@@ -5,6 +5,7 @@ Owns the oracle's memory of where each fork began.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -76,23 +77,54 @@ def _plan_of(oracle: Oracle, run_id: str, blob: Blob) -> DataPlan:
     return DataPlan.model_validate_json(text)
 
 
-def line(oracle: Oracle, run_id: str, branch: int) -> list[Point]:
-    """The checkpoints of a branch and of its ancestors up to where it left them."""
+def limits(oracle: Oracle, run_id: str, branch: int) -> dict[int, float]:
+    """Of a branch and of its ancestors: up to which step each is on the line."""
     parents = {
         number: (parent, step)
         for number, parent, step in oracle.database.rows(
             "SELECT number, parent, from_step FROM branches WHERE run_id = ?", run_id
         )
     }
-    storage = oracle.world.storage
-    blobs = [blob for blob in storage.values() if blob.run_id == run_id and not blob.given_up]
-    found = [blob for blob in blobs if blob.branch == branch]
+    found = {branch: math.inf}
     parent, limit = parents[branch]
     while parent is not None:
-        found += [blob for blob in blobs if blob.branch == parent and blob.step <= limit]
+        found[parent] = limit
         parent, step = parents[parent]
         limit = min(limit, step)
-    points = [Point(blob.step, blob.attempt, blob) for blob in found]
+    return found
+
+
+def plan(oracle: Oracle, run_id: str) -> DataPlan | None:
+    """What trainers had of the line that the run is on; it stands for the steps before it too."""
+    [(branch,)] = oracle.database.rows("SELECT branch FROM runs WHERE id = ?", run_id)
+    plans = oracle.world.plans
+    had = (plans.get((run_id, number)) for number in limits(oracle, run_id, branch))
+    return next((plan for plan in had if plan is not None), None)
+
+
+def teller(oracle: Oracle, run_id: str, step: int) -> int | None:
+    """The last attempt of the line that the run is on which trained `step`."""
+    [(branch,)] = oracle.database.rows("SELECT branch FROM runs WHERE id = ?", run_id)
+    reach = limits(oracle, run_id, branch)
+    launches = oracle.database.rows(
+        "SELECT number, branch, resumed_from_step FROM attempts WHERE run_id = ?", run_id
+    )
+    on_line = (
+        number for number, of, resumed in launches if resumed < step <= reach.get(of, -math.inf)
+    )
+    return max(on_line, default=None)
+
+
+def line(oracle: Oracle, run_id: str, branch: int) -> list[Point]:
+    """The checkpoints of a branch and of its ancestors up to where it left them."""
+    storage, reach = oracle.world.storage, limits(oracle, run_id, branch)
+    points = [
+        Point(blob.step, blob.attempt, blob)
+        for blob in storage.values()
+        if blob.run_id == run_id
+        and not blob.given_up
+        and blob.step <= reach.get(blob.branch, -math.inf)
+    ]
     origin = oracle.origins.get(run_id)
     if origin is not None:
         points.append(Point(origin.step, INHERITED, storage[origin.uri]))

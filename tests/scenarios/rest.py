@@ -16,19 +16,16 @@ if TYPE_CHECKING:
 def check_history(oracle: Oracle, run_id: str, *, whole: bool) -> None:
     """Invariant 8: each step of the canonical history is told as an undisturbed run tells it."""
     job, origin = oracle.people.job(run_id), oracle.origins.get(run_id)
-    plan = oracle.world.plans.get(run_id, DataPlan(seed=job.seed))
+    plan = lineage.plan(oracle, run_id) or DataPlan(seed=job.seed)
     first, state = (origin.step, origin.state) if origin else (0, first_state(run_id))
     truth = true_losses(state, range(first, job.steps), plan)
-    launches = oracle.database.rows(
-        "SELECT number, resumed_from_step FROM attempts WHERE run_id = ? ORDER BY number", run_id
-    )
     tellings = oracle.database.rows(
         "SELECT attempt, step, loss FROM metric_points WHERE run_id = ?", run_id
     )
     of = {(attempt, step): loss for attempt, step, loss in tellings}
     reached = job.steps if whole else max((step for _, step in of), default=0)
     for step in range(first + 1, reached + 1):
-        teller = max(number for number, resumed in launches if resumed < step)
+        teller = lineage.teller(oracle, run_id, step)
         loss = of.get((teller, step))
         if whole:
             oracle.expect(loss is not None, f"{run_id}: step {step} of a{teller} is not told")

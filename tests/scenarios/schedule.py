@@ -35,7 +35,7 @@ from tests.scenarios.world import Trainer, World
 STEPS = 200
 MIN_FAULTS = 10
 MAX_STEPS = 600
-CALM_ROUNDS = 600
+CALM_ROUNDS = 1500
 CALM_SECONDS = 1200.0
 SEEDS_APART = 1 << 16
 LINES_SHOWN = 40

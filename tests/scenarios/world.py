@@ -187,7 +187,7 @@ class World:
         self.storage: dict[str, Blob] = {}
         self.storage_down_until = 0.0
         self.poison: set[tuple[str, int]] = set()  # batches after which no number is finite
-        self.plans: dict[str, DataPlan] = {}  # the newest that a trainer of the run was given
+        self.plans: dict[tuple[str, int], DataPlan] = {}  # by run and branch, as trainers had it
         self.told: list[Envelope] = []
         self.owner: dict[int, tuple[str, Host]] = {}  # mark of an event -> run and host
         self.leave_at: dict[tuple[str, int], int] = {}
@@ -221,7 +221,7 @@ class World:
         self.started(trainer)
         host.trainer = trainer
         host.recorded = (spec.attempt, rank)
-        self.plans[spec.run_id] = spec.data_plan
+        self.plans[spec.run_id, spec.branch] = spec.data_plan
         return trainer
 
     def harm(self, kind: str, group: str, until: float = 0.0) -> None:

@@ -65,3 +65,14 @@ def test_a_run_that_is_not_listed_yet_is_looked_at_once():
     assert agenda.pop(0.0, 8) == ["new"]
     agenda.looked("new", 1.0)
     assert agenda.pop(5.0, 8) == []
+
+
+def test_looks_that_are_not_urgent_fall_together():
+    agenda = Agenda()
+    agenda.keep({"a": 1, "b": 1, "c": 1}, now=0.0)
+    agenda.pop(0.0, 8)
+    agenda.looked("a", 10.1, grain=0.5)
+    agenda.looked("b", 10.4, grain=0.5)
+    agenda.looked("c", 10.4)
+    assert agenda.pop(10.49, 8) == ["c"]
+    assert agenda.pop(10.5, 8) == ["a", "b"]

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
-from pathlib import Path
 
 import pytest
 
 from tests.fakes.stage import start_trainer
-from worker import agent as agents
-from worker.agent import Agent
-from worker.host import HostFolder
-from worker.identity import Identity
+from worker import watches
 from worker.protocol import KilledFor, StartTrainer
 
 
@@ -37,18 +32,10 @@ def start_with(dead_man_seconds: float | None) -> StartTrainer:
     return start.model_copy(update={"spec": start.spec.model_copy(update={"job": job})})
 
 
-async def watched(
-    folder: Path, limit: float | None, silent: float
-) -> list[tuple[float, KilledFor]]:
-    host = HostFolder(folder)
-    host.prepare()
-    agent = Agent(host, Identity("g", 0, "s"))
+async def watched(limit: float | None, silent: float) -> list[tuple[float, KilledFor]]:
     trainer = QuietTrainer(start_with(limit))
-    agent._trainer = trainer
-    agent._uplink._answered_at = time.monotonic() - silent
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(agent._watch_for_silence(), 0.05)
-    await agent._close()
+        await asyncio.wait_for(watches.for_silence(lambda: trainer, lambda: silent), 0.05)
     return trainer.asked
 
 
@@ -56,8 +43,8 @@ async def watched(
     ("limit", "silent", "stopped"), [(60.0, 61.0, True), (60.0, 50.0, False), (None, 1e6, False)]
 )
 def test_only_a_spec_with_a_dead_man_stops_a_trainer_that_is_cut_off(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: float, silent: float, stopped: bool
+    monkeypatch: pytest.MonkeyPatch, limit: float, silent: float, stopped: bool
 ) -> None:
-    monkeypatch.setattr(agents, "WATCH_SECONDS", 0.01)
-    asked = asyncio.run(watched(tmp_path / "host", limit, silent))
+    monkeypatch.setattr(watches, "WATCH_SECONDS", 0.01)
+    asked = asyncio.run(watched(limit, silent))
     assert ((60.0, KilledFor.DEAD_MAN) in asked) is stopped

@@ -15,9 +15,7 @@ import pytest
 
 from tests.fakes.agent import TRAINER
 from tests.fakes.stage import start_trainer
-from worker import agent as agents
-from worker import stacks
-from worker.agent import Agent, Identity
+from worker import stacks, watches
 from worker.hang import Vigil
 from worker.host import HostFolder
 from worker.protocol import (
@@ -229,18 +227,15 @@ class Watched:
 def test_an_agent_ends_a_trainer_that_hangs_and_says_where_it_stood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(agents, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(watches, "WATCH_SECONDS", 0.01)
 
     async def scene() -> Watched:
         watched = Watched(tmp_path / "host")
-        agent = Agent(watched.folder, Identity("g", 0, "s"))
-        agent._trainer = watched.trainer
         running = asyncio.ensure_future(watched.trainer.run())
-        watching = asyncio.ensure_future(agent._watch_for_hangs())
+        watching = asyncio.ensure_future(watches.for_hangs(lambda: watched.trainer))
         await watched.hang()
         await asyncio.wait_for(running, 60)
         watching.cancel()
-        await agent._close()
         return watched
 
     watched = asyncio.run(scene())

@@ -75,6 +75,12 @@ def test_a_body_in_another_type_is_refused(client: Client) -> None:
     assert (answer.status_code, answer.json()["type"]) == (415, PREFIX + "unsupported-type")
 
 
+@pytest.mark.parametrize("told", ["9" * 5000, "0" * 20 + "9"])
+def test_a_length_that_is_no_sane_number_is_refused(client: Client, told: str) -> None:
+    answer = client.post("/api/v1/runs", content=b"{}", headers={"Content-Length": told})
+    assert (answer.status_code, answer.json()["type"]) == (413, PREFIX + "body-too-large")
+
+
 def test_a_stream_of_bytes_is_cut_where_it_is_too_long(client: Client) -> None:
     async def endless() -> object:
         for _ in range(100):

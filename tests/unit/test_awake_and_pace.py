@@ -62,3 +62,24 @@ def test_after_a_start_all_come_at_once():
     assert pace.next_report("g", 0, watched=False) == 20.0
     pace.expect(1_000_000)
     assert pace.next_report("g", 0, watched=False) == 55.0
+
+
+def test_heartbeats_of_a_large_fleet_wait_for_each_other_and_those_of_a_small_one_do_not():
+    pace = Pace(FakeClock())
+    pace.expect(90)
+    assert pace.gather == 0.0
+    pace.expect(200)
+    assert pace.gather == pytest.approx(0.1)
+    pace.expect(100_000)
+    assert pace.gather == 0.5
+
+
+def test_agents_that_come_at_once_do_not_stay_together():
+    pace = Pace(FakeClock())
+    assert pace.patience("g", 0, 20.0) == 20.0, "a small fleet's are all held as long as they ask"
+    pace.expect(1_000)
+    first = {pace.patience(f"g{n}", 0, 20.0) for n in range(50)}
+    assert len(first) > 10
+    assert all(0.0 <= seconds <= 20.0 for seconds in first)
+    pace.next_report("g0", 0, watched=False)
+    assert pace.patience("g0", 0, 20.0) == 20.0

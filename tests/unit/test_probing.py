@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import cast
 
-from orchestrator.probing import Sightings
+from orchestrator.probing import HOT_PROBES_PER_SECOND, PROBES_PER_SECOND, Prober, Sightings
 from orchestrator.providers.base import GroupProbe
+from orchestrator.providers.calls import ProviderCalls
+from orchestrator.service import Service
+from tests.scenarios.clock import FakeClock
 
 NOW = datetime(2031, 1, 1, tzinfo=UTC)
 LATER = NOW + timedelta(seconds=1)
@@ -65,3 +72,58 @@ def test_what_was_seen_before_somebody_else_led_is_not_believed():
     assert sightings.believed(()) == {}
     assert not sightings.note(under_way, GONE)
     assert sightings.note(sightings.begin("g", NOW), GONE)
+
+
+class Calls:
+    """Answers each probe at once, and counts them."""
+
+    def __init__(self) -> None:
+        self.probed: Counter[str] = Counter()
+
+    async def run(self, _probe: object, group: str) -> GroupProbe:
+        self.probed[group] += 1
+        return THERE
+
+
+async def probed_in(prober: Prober, clock: FakeClock, seconds: float) -> None:
+    """Half a second after the other."""
+    for _ in range(int(seconds * 2)):
+        clock.advance(0.5)
+        prober._start_due()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+
+def test_a_group_that_something_happens_to_is_probed_often_but_not_a_thousand_at_once():
+    """Else a busy control plane that hears its agents late probes all of them, and hears less."""
+
+    async def scenario() -> None:
+        clock, calls = FakeClock(), Calls()
+        service = SimpleNamespace(
+            clock=clock,
+            settings=SimpleNamespace(probe_seconds=0.5),
+            providers={"local": SimpleNamespace(probe=None)},
+        )
+        prober = Prober(cast(Service, service), cast(ProviderCalls, calls), lambda _: None)
+        groups = [f"g{n}" for n in range(1000)]
+        prober.keep((group, "local") for group in groups)
+        await probed_in(prober, clock, 60)
+        assert set(calls.probed) == set(groups)
+        calls.probed.clear()
+        prober.attend("g1")
+        await probed_in(prober, clock, 5)
+        assert calls.probed["g1"] >= 9
+        calls.probed.clear()
+        for group in groups:
+            prober.attend(group)
+        await probed_in(prober, clock, 9)
+        assert calls.probed.total() <= 9 * (HOT_PROBES_PER_SECOND + PROBES_PER_SECOND)
+        prober.keep((group, "local") for group in groups)
+        await probed_in(prober, clock, 5)
+        prober.keep((group, "local") for group in groups)
+        calls.probed.clear()
+        prober.attend("g1")
+        await probed_in(prober, clock, 5)
+        assert calls.probed["g1"] >= 9, "the crowd is forgotten"
+
+    asyncio.run(scenario())

@@ -121,3 +121,19 @@ def test_jax_obeys_the_rules_of_tests():
         timeout=60,
     )
     assert result.stdout.split() == ["cpu", "2", "TypePromotionError"]
+
+
+def test_make_lets_python_keep_what_it_compiled():
+    """Else each of the many processes of a test compiles its imports afresh."""
+    result = subprocess.run(
+        ["make", "--file=-", "shown"],
+        input="include Makefile\nshown: ; @env\n",
+        cwd=ROOT,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert "PATH=" in result.stdout
+    assert "PYTHONDONTWRITEBYTECODE" not in result.stdout

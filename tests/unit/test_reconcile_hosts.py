@@ -130,6 +130,18 @@ def test_a_silent_host_is_told_of_once_and_the_attempt_goes_on() -> None:
     assert only(reconcile(replace(state, hosts=(heard,))), MarkHost).unreachable is False
 
 
+def test_a_silent_host_is_told_of_once_though_the_clock_was_set_back() -> None:
+    """What was stamped before that, a sign of life or the mark, lies in the future."""
+    state = replace(silent(-3600, True, True), listening_since=ago(9000), awake_since=ago(40))
+    assert only(reconcile(state), MarkHost).unreachable
+    told = replace(state.hosts[0], unreachable_at=ago(1))
+    assert reconcile(replace(state, hosts=(told,))).changes == ()
+    before = replace(told, unreachable_at=ago(-3500))
+    assert reconcile(replace(state, hosts=(before,))).changes == ()
+    heard = replace(before, last_seen_at=ago(1))
+    assert only(reconcile(replace(state, hosts=(heard,))), MarkHost).unreachable is False
+
+
 def test_it_is_looked_at_again_when_its_silence_will_mean_something() -> None:
     assert reconcile(silent(10, True, True)).look_again_at == ago(-20) + timedelta(milliseconds=1)
 
@@ -406,6 +418,17 @@ def test_an_attempt_of_an_old_revision_or_branch_is_replaced(change) -> None:
     )
     made = only(reconcile(after), MakeAttempt)
     assert (made.revision, made.branch) == (change.get("revision", 1), change.get("branch", 0))
+
+
+@pytest.mark.parametrize("change", [{"revision": 2}, {"branch": 5}])
+def test_one_that_had_trained_all_of_its_steps_before_it_was_asked_is_no_failure(change) -> None:
+    run = make_run(RunState.RUNNING, **change)
+    done = replace(running(left(ExitCode.DONE)), run=run)
+    end = only(reconcile(done), EndAttempt)
+    assert end.verdict is Verdict.SUPERSEDED
+    assert "before it was asked" in end.summary
+    crashed = replace(running(left(1)), run=run)
+    assert only(reconcile(crashed), EndAttempt).verdict is Verdict.CRASHED
 
 
 def test_a_pause_wins_over_a_new_revision() -> None:

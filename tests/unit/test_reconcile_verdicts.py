@@ -273,6 +273,20 @@ def test_a_verdict_stands_after_five_minutes_and_against_an_unrelated_notice(
     assert not [change for change in plan.changes if isinstance(change, ReviseVerdict)]
 
 
+@pytest.mark.parametrize(("verdict", "revised"), [(Verdict.CRASHED, 0), (Verdict.PREEMPTED, 1)])
+def test_what_the_ledger_knew_first_came_first_though_the_clock_was_set_back(
+    verdict: Verdict, revised: int
+) -> None:
+    """The cloud's word came after an end that knew nothing of it, or else was its cause."""
+    state = after_a_crash()
+    crashed = left(1, seconds_ago=10)
+    taken = make_group(taken=Notice.MAINTENANCE, taken_at=ago(40))
+    attempts = (replace(state.attempts[0], verdict=verdict),)
+    state = replace(state, attempts=attempts, trainers=(crashed,), group=taken, groups=(taken,))
+    found = [one for one in reconcile(state).changes if isinstance(one, ReviseVerdict)]
+    assert len(found) == revised
+
+
 def test_an_exit_that_is_told_late_revises_the_verdict() -> None:
     state = after_a_crash()
     told = replace(state.trainers[0], memory_killer=KERNEL)

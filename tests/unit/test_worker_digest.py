@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from worker.digest import Digester, combined, named_arrays
+from worker.digest import Digester, _digest_all, combined, named_arrays
 
 WORDS = np.arange(24, dtype=np.uint32).reshape(4, 6) * np.uint32(2654435761)
 
@@ -72,3 +72,10 @@ def test_names_and_shapes_count_in_the_whole() -> None:
 
 def test_names_follow_the_tree() -> None:
     assert list(named_arrays({"b": [jnp.ones(1)], "a": {"c": jnp.ones(1)}})) == ["a.c", "b.0"]
+
+
+def test_arrays_of_one_shape_are_traced_once() -> None:
+    """A state has its every shape thrice, and each trace costs a restart its time."""
+    state = {"weight": jnp.ones((2, 3)), "moment": jnp.ones((2, 3)), "scale": jnp.ones(3)}
+    program = jax.jit(_digest_all).lower(state).as_text()
+    assert program.count("func.func private @_lanes") == 2

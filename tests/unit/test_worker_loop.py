@@ -20,7 +20,7 @@ from worker.step import TrainState
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
     job = tiny_job(write_text(tmp_path_factory.mktemp("text")), steps=12, hosts={"devices": 2})
-    return Rig.build(job)
+    return Rig.build(job, quickly=True)
 
 
 def test_whole_run_reports_every_step_once_in_order(rig: Rig, tmp_path: Path) -> None:

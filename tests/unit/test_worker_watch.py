@@ -127,7 +127,8 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Rig:
             eval={"every_steps": 100},
             policy={"spike": rule},
             hosts={"devices": 2},
-        )
+        ),
+        quickly=True,
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter
 
-from worker.protocol.attempt import AttemptSpec
+from worker.protocol.attempt import AttemptSpec, ResumePoint
 from worker.protocol.base import Report, Spec
 from worker.protocol.events import CheckpointWritten, Envelope
 
@@ -167,7 +167,33 @@ class ToTrainerSave(Spec):
     request: int
 
 
+class ToSpareWarm(Spec):
+    """A trainer that waits gets ready for what follows `start`: as far as `level` says."""
+
+    kind: Literal["warm"] = "warm"
+    start: StartTrainer
+    level: Literal["imports", "compiled", "state"]
+
+
+class ToSparePreload(Spec):
+    """It is to hold this checkpoint, in place of any that it holds."""
+
+    kind: Literal["preload"] = "preload"
+    point: ResumePoint
+
+
+class SpareReady(Report):
+    """What a waiting trainer was told to get ready is ready, `seconds` after it was told."""
+
+    kind: Literal["spare_ready"] = "spare_ready"
+    level: str
+    checkpoint_id: str | None = None
+    seconds: float
+
+
 ToTrainer = Annotated[
     ToTrainerAccepted | ToTrainerDrain | ToTrainerSave, Field(discriminator="kind")
 ]
 TO_TRAINER: TypeAdapter[ToTrainerAccepted | ToTrainerDrain | ToTrainerSave] = TypeAdapter(ToTrainer)
+ToSpare = Annotated[ToSpareWarm | ToSparePreload | StartTrainer, Field(discriminator="kind")]
+TO_SPARE: TypeAdapter[ToSpareWarm | ToSparePreload | StartTrainer] = TypeAdapter(ToSpare)

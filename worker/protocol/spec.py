@@ -212,6 +212,9 @@ class HangSpec(Spec):
     save_seconds: Annotated[float, Field(ge=5, le=86400)] = 900.0
 
 
+SPARE_SECONDS = 10.0  # the first steps are not to be slowed down
+
+
 class PolicySpec(Spec):
     """What is tolerated before a person is asked.
 
@@ -220,8 +223,9 @@ class PolicySpec(Spec):
     `max_hours` bounds the hours that the run holds hosts, `max_cost` what they cost in the
     service's currency, both over the whole life of the run. A pause gives its hosts back after
     `hold_seconds`; None leaves that to the provider. `dead_man_seconds` lets an agent that is cut
-    off from the control plane for so long stop its trainer; None, the default, never does. Waits
-    and graces are in seconds.
+    off from the control plane for so long stop its trainer; None, the default, never does. After
+    `spare_seconds` of training a spare trainer gets ready beside it for the next attempt; None
+    keeps none. Waits and graces are in seconds.
 
     Failed saves end an attempt after `max_failed_saves` in a row, or when nothing was saved for
     `max_unsaved_seconds` and the last try failed; with neither, after three in a row.
@@ -247,11 +251,16 @@ class PolicySpec(Spec):
     max_unsaved_seconds: Annotated[
         Annotated[float, Field(ge=1, le=604800)] | None, Field(exclude_if=_left_out)
     ] = None
+    spare_seconds: Annotated[
+        Annotated[float, Field(ge=0, le=86400)] | None,
+        Field(exclude_if=lambda given: given == SPARE_SECONDS),  # older agents refuse it
+    ] = SPARE_SECONDS
 
     @property
     def needs_protocol(self) -> int:
         """The first protocol whose agents can read it."""
-        return 2 if self.max_failed_saves is None and self.max_unsaved_seconds is None else 3
+        saves = self.max_failed_saves is None and self.max_unsaved_seconds is None
+        return 2 if saves and self.spare_seconds == SPARE_SECONDS else 3
 
 
 class JobSpec(Spec):

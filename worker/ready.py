@@ -1,0 +1,89 @@
+"""What a training process has ready before its first step, and a spare before it has an order.
+
+Owns the order of getting ready: text, devices, gang, then what is compiled. Nothing here belongs to
+one attempt, but for the gang that it meets in.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from worker import compile_cache, mesh
+from worker.compiled import Compiled, abstract_state, compile_steps
+from worker.data.batches import Text, prepare_text
+from worker.data.corpus import load_corpus
+from worker.ends import Invalid, TrainerEnd
+from worker.protocol import AttemptSpec, JobSpec, ResumePoint
+from worker.restore import Restored, restore
+from worker.step import TrainState
+
+
+@dataclass
+class Ready:
+    """`compiled` and what is held of a checkpoint are None until somebody asked for them."""
+
+    job: JobSpec
+    text: Text
+    devices: Mesh
+    abstract: TrainState
+    placer: mesh.Placer
+    compiled: Compiled | None = None
+    _held: tuple[ResumePoint, Restored] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.text.corpus.fingerprint
+
+    def steps(self) -> Compiled:
+        """The step and the eval, compiled by now or else here."""
+        if self.compiled is None:
+            self.compiled = compile_steps(self.job, self.devices, self.abstract, self.placer)
+        return self.compiled
+
+    def hold(self, spec: AttemptSpec, point: ResumePoint) -> None:
+        """Restores `point`, in place of what is held; one that cannot be used is not held.
+
+        Raises nothing of that: the trainer that needs it will find out, and say so.
+        """
+        self._held = None
+        try:
+            self._held = point, restore(spec, point, self.abstract, self.fingerprint)
+        except (TrainerEnd, OSError) as error:
+            print(f"not held: {error}", flush=True)
+
+    def state_at(self, spec: AttemptSpec, point: ResumePoint) -> Restored:
+        """What is held, where the ledger asks for that very checkpoint, else restored now."""
+        held, self._held = self._held, None
+        if held is not None and held[0] == point:
+            return held[1]
+        return restore(spec, point, self.abstract, self.fingerprint)
+
+
+def get_ready(spec: AttemptSpec, rank: int) -> Ready:
+    """Raises Invalid and PeerLost."""
+    job = spec.job
+    _refuse_unknown_storage(spec.storage)
+    text = prepare_text(job, load_corpus(job.data))
+    cache = compile_cache.folder(spec, rank)
+    for name in compile_cache.drop_broken(cache, time.time()):
+        print(f"removed a broken entry of the compile cache: {name}", flush=True)
+    mesh.configure(job, cache)
+    mesh.join_gang(spec, rank)
+    if rank > 0 and not compile_cache.let_every_process_write():
+        print("this JAX lets only rank 0 keep a compile cache; restarts compile again", flush=True)
+    devices = mesh.whole_mesh(job)
+    placer = mesh.Placer(devices, job.batch.microbatches)
+    return Ready(job, text, devices, abstract_state(job, devices), placer)
+
+
+def _refuse_unknown_storage(storage: str) -> None:
+    if not Path(storage).is_absolute():
+        raise Invalid(
+            f"the storage {storage} is not an absolute path",
+            field="/storage",
+            hint="Set the service's storage to a folder that every host of the run can write.",
+        )
