@@ -104,7 +104,7 @@ def test_an_agent_that_is_retired_deletes_first(stage: Stage, tmp_path: Path) ->
     assert not Path(one.uri).exists()
 
 
-def test_a_killed_run_keeps_what_its_spec_says_and_resumes_from_it(
+def test_only_what_the_spec_keeps_is_left_though_the_agent_that_deletes_is_killed(
     tmp_path: Path, text: Path
 ) -> None:
     """A real trainer, saving by steps and by time; its agent, which deletes, is killed."""
