@@ -125,18 +125,20 @@ def service(folder: Path) -> Iterator[Client]:
 
 def ours(args: argparse.Namespace, folder: Path, hosts: int) -> Recovered:
     found = Recovered()
-    with service(folder) as client:
-        run = client.submit(job_of(args, hosts)).id
-        try:
+    try:
+        with service(folder) as client:
+            run = client.submit(job_of(args, hosts)).id
             for number in range(1, args.kills + 1):
-                until(partial(_ready_to_die, client, run, folder, number, hosts), "a save to count")
+                ready = partial(_ready_to_die, client, run, folder, number, hosts)
+                until(ready, "a save to count")
                 killed = _kill_trainer(folder, hosts)
-                seconds, phases = until(partial(_back, client, run, number + 1, killed), "a step")
+                back = partial(_back, client, run, number + 1, killed)
+                seconds, phases = until(back, "a step")
                 found.seconds.append(seconds)
                 found.phases.append(phases)
                 note(f"ours, {hosts}: {seconds:.2f} s {phases}")
-        finally:
-            _end_all(folder)
+    finally:
+        _end_all(folder)  # with nobody left who would start them again
     return found
 
 

@@ -78,6 +78,7 @@ def facts_of(snap: Snapshot, attempt: Attempt) -> Facts:
         hosts=snap.hosts_of(attempt),
         group=snap.group_of(attempt),
         until=(attempt.ended_at or snap.now) + LATE_NOTICE,
+        now=snap.now,
         missing=f"step {snap.job.steps} was never accepted",
     )
 
@@ -166,7 +167,7 @@ def _told_to_go(facts: Facts) -> Finding | None:
 
 def _taken(facts: Facts, group: HostGroup) -> Evidence:
     """Not before the end of an attempt that ended without it, whatever the clock showed then."""
-    seen, ended_at = taken_of(group, facts.until), facts.attempt.ended_at
+    seen, ended_at = taken_of(group, facts.now), facts.attempt.ended_at
     if ended_at is None or facts.attempt.verdict in NOTICE_VERDICTS.values():
         return seen
     return replace(seen, at=max(seen.at, ended_at))

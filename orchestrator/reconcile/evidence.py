@@ -34,8 +34,8 @@ class Finding:
 class Facts:
     """All that a verdict may rest on. Every one of `trainers` is dead.
 
-    `until` is the time up to which a notice counts as this end's cause. `missing` says what is
-    missing where every trainer claims success.
+    `until` is the time up to which a notice counts as this end's cause, `now` that of what was not
+    written down yet. `missing` says what is missing where every trainer claims success.
     """
 
     attempt: Attempt
@@ -43,6 +43,7 @@ class Facts:
     hosts: tuple[Host, ...]
     group: HostGroup | None
     until: datetime
+    now: datetime
     missing: str
 
 
@@ -67,12 +68,12 @@ def name_of(trainer: Trainer) -> str:
 
 def all_evidence(facts: Facts) -> tuple[Evidence, ...]:
     """Everything that was seen, oldest first."""
-    seen = [told_by(trainer, facts.until) for trainer in facts.trainers]
-    seen += [_kernel(t, facts.until) for t in facts.trainers if t.memory_killer is not None]
-    seen += [_found(t, facts.until) for t in facts.trainers if t.diverged_step is not None]
+    seen = [told_by(trainer, facts.now) for trainer in facts.trainers]
+    seen += [_kernel(t, facts.now) for t in facts.trainers if t.memory_killer is not None]
+    seen += [_found(t, facts.now) for t in facts.trainers if t.diverged_step is not None]
     seen += [notice_of(host) for host in facts.hosts if host.notice is not None]
     if facts.group is not None and facts.group.taken is not None:
-        seen.append(taken_of(facts.group, facts.until))
+        seen.append(taken_of(facts.group, facts.now))
     return tuple(sorted(seen, key=lambda evidence: evidence.at))
 
 

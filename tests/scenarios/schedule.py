@@ -229,7 +229,7 @@ class Simulation:
         """
         self.world.poison.clear()
         for blob in self.world.storage.values():
-            blob.whole |= not blob.rejected_by
+            blob.whole = True
         for run_id, state, *_ in self.oracle.runs():
             if state in ("paused", "failed"):
                 refusal = self._resume(run_id)

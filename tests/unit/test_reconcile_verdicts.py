@@ -287,6 +287,16 @@ def test_what_the_ledger_knew_first_came_first_though_the_clock_was_set_back(
     assert len(found) == revised
 
 
+@pytest.mark.parametrize(("seconds", "revised"), [(10, 1), (60, 0)])
+def test_hosts_that_are_taken_at_this_moment_were_not_taken_at_an_end_long_ago(
+    seconds: float, revised: int
+) -> None:
+    taken = make_group(taken=Notice.MAINTENANCE, taken_at=None)
+    state = replace(after_a_crash(seconds), group=taken, groups=(taken,))
+    found = [one for one in reconcile(state).changes if isinstance(one, ReviseVerdict)]
+    assert len(found) == revised
+
+
 def test_an_exit_that_is_told_late_revises_the_verdict() -> None:
     state = after_a_crash()
     told = replace(state.trainers[0], memory_killer=KERNEL)
