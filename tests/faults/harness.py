@@ -19,6 +19,8 @@ import httpx
 from tests import leftovers
 
 ROOT = Path(__file__).parents[2]
+TRAINER = "worker.trainer"
+SPARE = "--spare"
 FINISHED = frozenset({"succeeded", "failed", "cancelled"})
 # One for all polls: a new client reads every certificate of the machine, 40 ms of work. It keeps no
 # connection, for whoever answers may be killed at any time.
@@ -77,7 +79,10 @@ def until(seen: Callable[[], Any], what: str, seconds: float = 90.0, every: floa
 
 
 def processes(folder: Path, module: str | None = None) -> list[int]:
-    """Pids of live processes that work in, or were told of, `folder`."""
+    """Pids of live processes that work in, or were told of, `folder`.
+
+    A spare trainer counts as a trainer only once it was given an attempt.
+    """
     found = []
     for pid in leftovers.pids():
         with contextlib.suppress(OSError):
@@ -85,10 +90,20 @@ def processes(folder: Path, module: str | None = None) -> list[int]:
             if pid == os.getpid() or not words[0] or (module and module.encode() not in words):
                 continue
             cwd = Path(f"/proc/{pid}/cwd").readlink()
+            if module == TRAINER and SPARE.encode() in words and recorded(cwd) != pid:
+                continue
             named = any(str(folder).encode() in word for word in words)
             if named or cwd.is_relative_to(folder):
                 found.append(pid)
     return sorted(found)
+
+
+def recorded(host: Path) -> int | None:
+    """The pid of the trainer that has the host's attempt."""
+    try:
+        return int((host / "trainer.pid").read_text().split()[0])
+    except (OSError, IndexError):
+        return None
 
 
 @dataclass
@@ -191,7 +206,8 @@ class Plane:
 
     def released(self) -> bool:
         """Whether every agent and trainer of this folder has gone."""
-        return not processes(self.data, "worker.agent") + processes(self.data, "worker.trainer")
+        names = ("worker.agent", TRAINER, SPARE)
+        return not any(processes(self.data, name) for name in names)
 
     def destroy(self) -> None:
         for pid in processes(self.data):
