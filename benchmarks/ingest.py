@@ -27,6 +27,7 @@ import uvloop
 from benchmarks import databases, serving
 from benchmarks.databases import POSTGRESQL, SQLITE
 from benchmarks.load import MakeBody, Round, Spread, Target, press
+from benchmarks.peers import python_with
 from benchmarks.seeds import SECRET, Host, seed_hosts
 from orchestrator.store.engine import open_engine
 from orchestrator.store.migrate import upgrade
@@ -44,7 +45,6 @@ METRICS = {
 }
 MLFLOW_SIZES = (8, 16, 33, 83, 166)  # steps in a call; it takes no more than 1000 metrics
 MLFLOW_WORKERS = (1, 2, 4)  # 4 is its own default; all are tried in each run, the best one counts
-MLFLOW_FOLDER = serving.ROOT / "build" / "mlflow"
 CORES = 2
 
 
@@ -183,22 +183,6 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def mlflow_python(given: Path | None) -> Path:
-    """A Python that has MLflow: the one that was named, or that of a venv kept in `build/`."""
-    if given is not None:
-        return given
-    python = MLFLOW_FOLDER / "bin" / "python"
-    if not (MLFLOW_FOLDER / "installed").exists():
-        note("Installing MLflow into build/mlflow, once")
-        uv = str(Path(sys.executable).with_name("uv"))
-        quiet: dict[str, Any] = {"check": True, "stdout": sys.stderr, "timeout": 600}
-        subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(MLFLOW_FOLDER)], **quiet)
-        install = [uv, "pip", "install", "-q", "--python", str(python), "mlflow", "psycopg2-binary"]
-        subprocess.run(install, **quiet)
-        (MLFLOW_FOLDER / "installed").touch()
-    return python
-
-
 @contextmanager
 def _mlflow(
     args: argparse.Namespace, folder: Path, url: str, tally: Tally
@@ -209,7 +193,7 @@ def _mlflow(
         yield None
         return
     try:
-        python = mlflow_python(args.mlflow_python)
+        python = args.mlflow_python or python_with("mlflow", ["mlflow", "psycopg2-binary"])
     except (OSError, subprocess.SubprocessError) as error:
         tally.why_no_mlflow = f"MLflow could not be installed: {error}"
         yield None

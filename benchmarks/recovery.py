@@ -27,11 +27,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from benchmarks.databases import free_port
+from benchmarks.peers import python_with
 from benchmarks.serving import ROOT, process
 from orchestrator.client import Client
 from worker.protocol import JobSpec
 
-RAY_FOLDER = ROOT / "build" / "ray"
 WAIT_SECONDS = 240.0
 STEPS_AFTER_SAVE = 3
 SHELL_GANG = """
@@ -292,7 +292,7 @@ def ray(args: argparse.Namespace, folder: Path, hosts: int) -> Recovered:
     if args.no_ray:
         return Recovered(why_not="left out with --no-ray")
     try:
-        python = ray_python()
+        python = python_with("ray", ["-r", str(ROOT / "locks" / "run.txt")], ["ray[train]"])
     except (OSError, subprocess.SubprocessError) as error:
         return Recovered(why_not=f"Ray could not be installed: {error}")
     prepare(args, folder, hosts)
@@ -308,22 +308,6 @@ def ray(args: argparse.Namespace, folder: Path, hosts: int) -> Recovered:
     finally:
         subprocess.run([str(python.with_name("ray")), "stop", "--force"], capture_output=True)
         shutil.rmtree(env["RAY_TMPDIR"], ignore_errors=True)
-
-
-def ray_python() -> Path:
-    """A venv with Ray and all that the trainer needs, kept in `build/`."""
-    python = RAY_FOLDER / "bin" / "python"
-    if not (RAY_FOLDER / "installed").exists():
-        note("Installing Ray into build/ray, once")
-        uv = str(Path(sys.executable).with_name("uv"))
-        quiet: dict[str, Any] = {"check": True, "stdout": sys.stderr, "timeout": 900}
-        subprocess.run([uv, "venv", "-q", "--python", sys.executable, str(RAY_FOLDER)], **quiet)
-        wanted = ["-r", str(ROOT / "locks" / "run.txt")]
-        install = [uv, "pip", "install", "-q", "--python", str(python)]
-        subprocess.run([*install, *wanted], **quiet)
-        subprocess.run([*install, "ray[train]"], **quiet)
-        (RAY_FOLDER / "installed").touch()
-    return python
 
 
 # ---- all ---------------------------------------------------------------------------------------

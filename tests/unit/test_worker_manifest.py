@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.saved import loop_at
 from worker.ends import CheckpointUnusable
-from worker.manifest import MANIFEST, MARKER, ArrayRecord, LoopRecord, commit, verify
-from worker.protocol import DataPlan
+from worker.manifest import MANIFEST, MARKER, ArrayRecord, commit, verify
 
 ARRAYS = {"params.w": ArrayRecord(shape=(2,), dtype="float32", digest="0" * 16)}
 
@@ -19,17 +19,7 @@ def save(folder: Path, step: int = 4) -> str:
     for name in ("state/a", "state/deep/b"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(name.encode() * 100)
-    loop = LoopRecord(
-        run_id="r1",
-        attempt=1,
-        branch=1,
-        revision=1,
-        step=step,
-        next_batch=step,
-        data_plan=DataPlan(seed=3),
-        text="t",
-    )
-    return commit(folder, loop, ARRAYS, "0" * 64)[1]
+    return commit(folder, loop_at(step), ARRAYS, "0" * 64)[1]
 
 
 def flip(path: Path) -> None:
