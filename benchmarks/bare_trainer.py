@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
+from worker import environment
 from worker.protocol import (
     AttemptSpec,
     CheckpointAccepted,
@@ -89,7 +90,6 @@ def newest(folder: Path) -> ResumePoint | None:
 
 def run(folder: Path, attempt: int, rank: int) -> int:
     from worker.report import AgentLink, PhaseClock
-    from worker.trainer import prepare_environment
 
     job = JobSpec.model_validate_json((folder / "job.json").read_bytes())
     (folder / f"pid-{attempt}-{rank}").write_text(str(os.getpid()))
@@ -106,7 +106,7 @@ def run(folder: Path, attempt: int, rank: int) -> int:
         process_count=job.hosts.count,
         coordinator=f"127.0.0.1:{FIRST_PORT + attempt % 4000}" if gang else None,
     )
-    prepare_environment(job)
+    environment.prepare(job)
     from worker import training
 
     link: Any = BareLink(folder / "steps.jsonl", attempt, rank)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import fcntl
-import logging
 import os
 import signal
 import sys
@@ -19,8 +18,9 @@ import traceback
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NoReturn
 
+from worker import environment
 from worker.ends import TrainerEnd
-from worker.protocol import ExitCode, JobSpec, Phase, StartTrainer, TrainerFailed
+from worker.protocol import ExitCode, Phase, StartTrainer, TrainerFailed
 from worker.report import AgentLink, PhaseClock
 from worker.stacks import dump_on_signal
 from worker.waiting import until_ordered
@@ -46,7 +46,7 @@ def main() -> NoReturn:
     home = Path.cwd()
     if given.spare:
         link = AgentLink.connect(socket)
-        order, ready = until_ordered(link, prepare_environment)
+        order, ready = until_ordered(link)
         lock = hold_lock(home / LOCK)
     else:
         lock = hold_lock(home / LOCK)
@@ -98,7 +98,7 @@ def train_or_say_why(
 ) -> int:
     """Returns the exit code, after a TrainerFailed event if the end is not a good one."""
     try:
-        prepare_environment(order.spec.job)
+        environment.prepare(order.spec.job)
         from worker.training import run
 
         return run(order, link, clock, ready)
@@ -117,16 +117,6 @@ def report_end(
     link: AgentLink, code: ExitCode | int, error: str, hint: str | None, field: str | None
 ) -> None:
     link.send(TrainerFailed(exit_code=int(code), error=error, hint=hint, field=field))
-
-
-def prepare_environment(job: JobSpec) -> None:
-    """What libraries read once, when they are imported."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if job.deterministic:
-        flags = os.environ.get("XLA_FLAGS", "")
-        os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    for name in ("absl", "jax", "orbax", "grain"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,12 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from worker import environment
 from worker.host import HostFolder
-from worker.protocol import JobSpec, SpareReady, StartTrainer, ToSparePreload, ToSpareWarm
+from worker.protocol import SpareReady, StartTrainer, ToSparePreload, ToSpareWarm
 from worker.report import AgentLink
 
 if TYPE_CHECKING:
@@ -27,9 +27,7 @@ KILLED_FIRST = "1000"
 OWN_KILL_SCORE = Path("/proc/self/oom_score_adj")
 
 
-def until_ordered(
-    link: AgentLink, prepare_environment: Callable[[JobSpec], None]
-) -> tuple[StartTrainer, Ready | None]:
+def until_ordered(link: AgentLink) -> tuple[StartTrainer, Ready | None]:
     """Gets ready as it is told to, until the order comes."""
     score = _stand_back()
     ready: Ready | None = None
@@ -43,7 +41,7 @@ def until_ordered(
                 _speak_into(HostFolder(Path.cwd()).log_file(message.spec.attempt, message.rank))
                 return message, ready
             case ToSpareWarm():
-                warm, ready = message, _warm_up(message, prepare_environment)
+                warm, ready = message, _warm_up(message)
             case ToSparePreload():
                 if ready is not None and warm is not None:
                     ready.hold(warm.start.spec, message.point)
@@ -53,8 +51,8 @@ def until_ordered(
         link.say(SpareReady(level=level, checkpoint_id=held, seconds=seconds))
 
 
-def _warm_up(message: ToSpareWarm, prepare_environment: Callable[[JobSpec], None]) -> Ready | None:
-    prepare_environment(message.start.spec.job)
+def _warm_up(message: ToSpareWarm) -> Ready | None:
+    environment.prepare(message.start.spec.job)
     import worker.training  # noqa: F401 - its imports are most of what a start takes
     from worker.ready import get_ready
 

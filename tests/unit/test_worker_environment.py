@@ -1,0 +1,22 @@
+"""What a trainer sets before JAX is imported, and a spare twice."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.fakes.stage import start_trainer
+from worker import environment
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_flags_of_an_operator_stay_and_ours_come_once(
+    monkeypatch: pytest.MonkeyPatch, deterministic: bool
+) -> None:
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_own=1")
+    job = start_trainer().spec.job.model_copy(update={"deterministic": deterministic})
+    environment.prepare(job)
+    environment.prepare(job)
+    ours = [environment.DETERMINISTIC] if deterministic else []
+    assert os.environ["XLA_FLAGS"].split() == ["--xla_cpu_own=1", *ours]
