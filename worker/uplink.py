@@ -236,7 +236,7 @@ class Uplink:
             await self._isolate(batch, refusal)
             return
         self._batch_events = BATCH_EVENTS
-        self._take(answer)
+        self._heed(answer)
         if answer.acked_seq < batch[0].seq:
             await asyncio.sleep(backoff(3))  # taken but not stored: do not send it again at once
 
@@ -267,11 +267,19 @@ class Uplink:
         return head + b',"events":[' + b",".join(event.body for event in batch) + b"]}"
 
     def _take(self, answer: ReportAnswer) -> None:
-        self._store_ack(answer.acked_seq)
+        """Obeys too, which only heartbeats do: they come one after the other.
+
+        The answer to a delivery may be overtaken by one with newer commands. Obeyed last, it would
+        undo them until the next heartbeat, which is held for as long as nothing changes.
+        """
+        self._heed(answer)
         self._known_commands = answer.commands_digest
+        self._obey(answer.commands)
+
+    def _heed(self, answer: ReportAnswer) -> None:
+        self._store_ack(answer.acked_seq)
         self._pace = pace_of(answer.next_report_seconds)
         self._patience = patience_of(answer.next_report_seconds)
-        self._obey(answer.commands)
 
     def _store_ack(self, seq: int) -> None:
         self._spool.ack(seq)

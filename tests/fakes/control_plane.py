@@ -43,6 +43,7 @@ class Book:
     problem_type: str = "application/problem+json"
     refuse_event: Callable[[Envelope], bool] = lambda envelope: False
     lose_answers: int = 0
+    on_the_way: threading.Event | None = None  # answers to deliveries arrive once it is set
     changed: threading.Condition = field(default_factory=threading.Condition)
 
     def command(self, *commands: Command) -> None:
@@ -129,6 +130,8 @@ class ControlPlane:
                 case _:
                     raise Problem(404)
             book.changed.notify_all()
+        if book.on_the_way and call == "report" and AgentReport.model_validate_json(body).events:
+            book.on_the_way.wait()
         if self._stopping:
             raise ConnectionAbortedError
         return answer

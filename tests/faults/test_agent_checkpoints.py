@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,6 +103,22 @@ def test_an_agent_that_is_retired_deletes_first(stage: Stage, tmp_path: Path) ->
     stage.book.wait(lambda book: book.of("files_deleted"))
     until(lambda: not stage.alive("agent"))
     assert not Path(one.uri).exists()
+
+
+def test_commands_that_overtook_the_answer_to_a_delivery_stay_known(
+    stage: Stage, tmp_path: Path
+) -> None:
+    one = written(tmp_path)
+    stage.run("--linger")
+    stage.book.on_the_way = threading.Event()
+    stage.kill("trainer")
+    stage.book.wait(lambda book: book.of("trainer_exited"))  # its answer knows the start alone
+    stage.command(delete(one.uri))
+    until(lambda: not Path(one.uri).exists())
+    stage.book.on_the_way.set()
+    stage.book.wait(lambda book: book.of("files_deleted"))
+    known = [report.known_commands for report in stage.book.reports]
+    assert set(known[known.index(stage.book.digest) :]) == {stage.book.digest}
 
 
 def test_only_what_the_spec_keeps_is_left_though_the_agent_that_deletes_is_killed(
