@@ -80,7 +80,8 @@ class HostGroup:
 class Host:
     """One machine of a group, as its agent and the provider last told of it.
 
-    `instance` is the registered agent process; `launched_at` the last time one was started.
+    `instance` is the registered agent process; `launched_at` the last time one was started. What it
+    told when it was seen last was true at `spoke_at` or later: a report can be long on its way.
     `unreachable_at` is since when the timeline says that nothing is heard of it. `agent_alive` and
     `trainer_alive` are the provider's probe, None where it could not tell.
     """
@@ -92,6 +93,7 @@ class Host:
     instance: str | None = None
     registered_at: datetime | None = None
     last_seen_at: datetime | None = None
+    spoke_at: datetime | None = None
     running_attempt: int | None = None
     launched_at: datetime | None = None
     launches: int = 0

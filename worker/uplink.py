@@ -17,6 +17,7 @@ import random
 import ssl
 import time
 from collections.abc import Callable
+from datetime import datetime
 from typing import TypeVar
 
 import httpx
@@ -124,6 +125,7 @@ class Uplink:
         self._known_commands = ""
         self._pace, self._patience = COALESCE_SECONDS, WAIT_SECONDS
         self._answered_at = time.monotonic()
+        self._answer_at: datetime | None = None  # by the control plane's clock
         self._batch_events = BATCH_EVENTS
         self._some = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -157,6 +159,7 @@ class Uplink:
         )
         answer = await self._insist("register", lambda: body.model_dump_json().encode(), Registered)
         self._store_ack(answer.acked_seq)
+        self._answer_at = answer.at
         self._obey(answer.commands)
 
     # ---- the two conversations -------------------------------------------------------------------
@@ -262,6 +265,7 @@ class Uplink:
             free_port=self._port(),
             wait_seconds=wait_seconds,
             known_commands=self._known_commands,
+            answered_at=self._answer_at,
         )
         head = report.model_dump_json(exclude={"events"}).encode().removesuffix(b"}")
         return head + b',"events":[' + b",".join(event.body for event in batch) + b"]}"
@@ -278,6 +282,7 @@ class Uplink:
 
     def _heed(self, answer: ReportAnswer) -> None:
         self._store_ack(answer.acked_seq)
+        self._answer_at = answer.at
         self._pace = pace_of(answer.next_report_seconds)
         self._patience = patience_of(answer.next_report_seconds)
 

@@ -121,6 +121,7 @@ async def report(request: Request, service: TheService, secret: Secret) -> Respo
         commands=found,
         commands_digest=commands.commands_digest(found),
         next_report_seconds=service.pace.next_report(poll.group, poll.host, watched),
+        at=service.clock.now(),
     )
     return Response(answer.model_dump_json(), media_type="application/json")
 

@@ -94,14 +94,15 @@ def runs_nothing(
     """How it is known that a trainer is dead, or never began, whose agent is well and silent of it.
 
     What was told is lost where the database went back in time (a backup, a standby that lagged).
+    An agent that does not say how old its word is might have meant the time before the attempt.
     """
-    if host is None or host.last_seen_at is None or host.registered_at is None:
+    if host is None or host.spoke_at is None or host.registered_at is None:
         return None
     if host.running_attempt == attempt.number or host.trainer_alive:
         return None
     told = (host.registered_at, attempt.created_at, trainer.phase_at, trainer.last_step_at)
     since = max(snap.hearing_since, *(at for at in told if at is not None))
-    if host.last_seen_at - since <= RUNS_NOTHING:
+    if host.spoke_at - since <= RUNS_NOTHING:
         return None
     return f"its agent runs nothing of attempt {attempt.number}, and told of no end"
 

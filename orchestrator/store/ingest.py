@@ -75,7 +75,7 @@ def register(connection: Connection, call: Register, secret: str, now: datetime)
         raise GroupNotWanted(f"host group {call.group} is {caller.group_state}")
     if caller.instance != call.instance:
         _take_over(connection, caller, call, now)
-    return Registered(protocol=call.protocol, acked_seq=caller.acked_seq)
+    return Registered(protocol=call.protocol, acked_seq=caller.acked_seq, at=now)
 
 
 def _take_over(connection: Connection, caller: Caller, call: Register, now: datetime) -> None:
@@ -95,6 +95,7 @@ def _take_over(connection: Connection, caller: Caller, call: Register, now: date
             facts=call.facts.model_dump_json(),
             registered_at=came_at,
             last_seen_at=now,
+            spoke_at=None,
             running_attempt=None,
         )
     )
@@ -162,6 +163,7 @@ def _acknowledge(
             "of_host": one.call.host,
             "acked": acked[one.host],
             "now": one.now,
+            "spoke": _spoke_at(one),
             "running": one.call.running_attempt,
             "port": one.call.free_port,
         }
@@ -171,12 +173,19 @@ def _acknowledge(
         connection.execute(_SEEN, [values[host] for host in sorted(values)])
 
 
+def _spoke_at(one: Delivery) -> datetime | None:
+    """None also where that would be in the future: the clock was set back since."""
+    answered_at = one.call.answered_at
+    return None if answered_at is None or answered_at > one.now else answered_at
+
+
 _SEEN = (
     update(hosts)
     .where(hosts.c.group == bindparam("of_group"), hosts.c.index == bindparam("of_host"))
     .values(
         acked_seq=bindparam("acked"),
         last_seen_at=bindparam("now"),
+        spoke_at=bindparam("spoke"),
         running_attempt=bindparam("running"),
         free_port=func.coalesce(bindparam("port", type_=Integer), hosts.c.free_port),
     )

@@ -98,6 +98,7 @@ def host(of: RowMapping) -> Host:
         instance=of["instance"],
         registered_at=of["registered_at"],
         last_seen_at=of["last_seen_at"],
+        spoke_at=of["spoke_at"],
         running_attempt=of["running_attempt"],
         launched_at=of["launched_at"],
         launches=of["launches"],

@@ -193,6 +193,7 @@ hosts = Table(
     Column("facts", Text),
     Column("registered_at", Instant),
     Column("last_seen_at", Instant),
+    Column("spoke_at", Instant),
     Column("running_attempt", Integer),
     Column("launched_at", Instant),
     Column("launches", Integer, nullable=False, default=0),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from datetime import timedelta
 
 import pytest
 from sqlalchemy import Engine
@@ -551,3 +552,13 @@ def test_a_checkpoint_that_was_set_apart_while_it_was_saved_ends_no_trainer(
     assert running.rows("checkpoints")[0]["state"] == "quarantined"
     assert running.rows("attempts")[0]["accepted_step"] is None
     assert running.snapshot().checkpoints == ()
+
+
+def test_a_report_says_how_old_its_word_can_be(running: House) -> None:
+    """A report can be long on its way; one that seems to come from the future says nothing."""
+    first, now = running.now, running.tick(90)
+    for answered_at, known in [(None, None), (first, first), (now + timedelta(days=1), None)]:
+        running.now = now
+        deliver(running, call(running, answered_at=answered_at))
+        [host] = running.rows("hosts")
+        assert (host["spoke_at"], host["last_seen_at"]) == (known, now)

@@ -37,6 +37,7 @@ class Book:
     commands: tuple[Command, ...] = ()
     registered: list[Register] = field(default_factory=list)
     reports: list[AgentReport] = field(default_factory=list)
+    answered: list[datetime] = field(default_factory=list)
     offers: list[CheckpointOffer] = field(default_factory=list)
     events_at_offer: list[int] = field(default_factory=list)
     refuse: dict[str, int] = field(default_factory=dict)
@@ -156,8 +157,12 @@ class ControlPlane:
                 break
             if status := book.refuse.get("report"):
                 raise Problem(status)
+        book.answered.append(datetime.now(UTC))
         return ReportAnswer(
-            acked_seq=book.acked, commands=book.commands, commands_digest=book.digest
+            acked_seq=book.acked,
+            commands=book.commands,
+            commands_digest=book.digest,
+            at=book.answered[-1],
         )
 
     def _accept(self, offer: CheckpointOffer) -> CheckpointAccepted:

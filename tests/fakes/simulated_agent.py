@@ -63,6 +63,7 @@ class SimulatedAgent:
         self._ports = itertools.count(5000)
         self._fence = 0
         self._known = ""
+        self._answer_at: datetime | None = None
         self._drain = False
         self._trainer: asyncio.Task[None] | None = None
         self._client = httpx.AsyncClient(
@@ -122,7 +123,7 @@ class SimulatedAgent:
             facts=facts,
         )
         answer = Registered.model_validate(await self.call("register", call))
-        self._seq = answer.acked_seq
+        self._seq, self._answer_at = answer.acked_seq, answer.at
         return answer
 
     async def report(
@@ -137,8 +138,11 @@ class SimulatedAgent:
             free_port=next(self._ports),
             wait_seconds=wait_seconds,
             known_commands=self._known if known is None else known,
+            answered_at=self._answer_at,
         )
-        return ReportAnswer.model_validate(await self.call("report", call))
+        answer = ReportAnswer.model_validate(await self.call("report", call))
+        self._answer_at = answer.at
+        return answer
 
     def _envelope(self, event: Any, attempt: int) -> Envelope:
         self._seq += 1

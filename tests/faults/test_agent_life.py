@@ -47,6 +47,15 @@ def test_a_run_is_told_in_order_and_once(stage: Stage):
     assert stage.book.registered[0].facts.free_port > 0
 
 
+def test_each_report_repeats_when_the_newest_answer_was_given(stage: Stage):
+    stage.run("--steps=30")
+    exit_of(stage)
+    repeated = [report.answered_at for report in stage.book.reports]
+    given = [None, *stage.book.answered]
+    assert repeated[-1] in given
+    assert len(set(repeated)) > 2
+
+
 def test_the_last_words_of_a_trainer_are_told_before_its_exit(stage: Stage):
     stage.run("--steps=3000")
     exit_of(stage)

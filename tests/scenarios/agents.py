@@ -7,6 +7,7 @@ once everything before it is stored.
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, Protocol
 
 from orchestrator.store.callers import (
@@ -72,6 +73,7 @@ class Agent:
         self.known = ""
         self.news = True  # the next heartbeat is due at once
         self.heard_at = 0.0
+        self.answer_at: datetime | None = None
         self.commands: tuple[Command, ...] = ()
         self.offers: list[tuple[CheckpointWritten, AttemptSpec, int]] = []
         self.proofs: list[tuple[CheckpointWritten, AttemptSpec]] = []
@@ -121,6 +123,7 @@ class Agent:
         if isinstance(answer, Registered):
             self.registered = True
             self._ack(answer.acked_seq)
+            self.answer_at = answer.at
             self._hear(answer.commands)
 
     def deliver(self, at_most: int = 200) -> None:
@@ -308,6 +311,7 @@ class Agent:
             running_attempt=self.trainer.spec.attempt if self.trainer else None,
             free_port=self._free_port(),
             known_commands=self.known,
+            answered_at=self.answer_at if self.protocol == PROTOCOL_VERSION else None,
         )
 
     def _free_port(self) -> int:
@@ -331,6 +335,7 @@ class Agent:
 
     def _take(self, answer: ReportAnswer) -> None:
         self._ack(answer.acked_seq)
+        self.answer_at = answer.at
         if answer.commands_digest != self.known:
             self.news = True
         self.known = answer.commands_digest

@@ -371,6 +371,11 @@ class Oracle:
             " FROM runs ORDER BY id"
         )
 
+    def set_apart(self) -> set[tuple[str, str]]:
+        """The runs that know of a checkpoint that it is bad, and where it lies."""
+        rows = self.database.rows("SELECT run_id, uri FROM checkpoints WHERE state = 'quarantined'")
+        return {(run_id, uri) for run_id, uri in rows}
+
     def held(self) -> list[str]:
         return list(self.world.groups)
 

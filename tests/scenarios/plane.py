@@ -323,6 +323,7 @@ class Api:
                     acked_seq=stored.acked_seq,
                     commands=found,
                     commands_digest=commands.commands_digest(found),
+                    at=now,
                 )
             case CheckpointOffer():
                 answer = self._database.write(

@@ -228,8 +228,11 @@ class Simulation:
         rightly.
         """
         self.world.poison.clear()
-        for blob in self.world.storage.values():
+        known = self.oracle.set_apart()
+        for uri, blob in self.world.storage.items():
             blob.whole = True
+            # That of which the last host to know it never got to tell is found to be good again.
+            blob.rejected_by = {run_id for run_id in blob.rejected_by if (run_id, uri) in known}
         for run_id, state, *_ in self.oracle.runs():
             if state in ("paused", "failed"):
                 refusal = self._resume(run_id)

@@ -66,6 +66,7 @@ def make_host(index: int = 0, **changes: object) -> Host:
         instance=f"agent-{index}",
         registered_at=ago(50),
         last_seen_at=ago(0.1),
+        spoke_at=ago(0.2),
         launched_at=ago(52),
         launches=1,
         agent_alive=True,

@@ -525,7 +525,8 @@ def test_an_agent_that_lives_and_runs_nothing_ends_the_attempt(trainer: Trainer)
         ({"last_step_at": ago(60)}, {}),  # its end may be on the way
         ({}, {"running_attempt": 1}),
         ({}, {"trainer_alive": True}),
-        ({}, {"last_seen_at": ago(90)}),  # not heard of for long enough
+        ({}, {"spoke_at": ago(90)}),  # it may have been told before the attempt was
+        ({}, {"spoke_at": None}),  # an agent of a version that does not say
     ],
 )
 def test_who_may_still_tell_of_the_end_is_waited_for(

@@ -105,6 +105,7 @@ class Registered(Report):
     protocol: int
     acked_seq: int  # everything up to here is stored; the spool may drop it
     commands: tuple[Command, ...] = ()
+    at: AwareDatetime | None = None
 
 
 class AgentReport(Report):
@@ -112,6 +113,8 @@ class AgentReport(Report):
 
     With `wait_seconds` > 0 and nothing to command, the answer is held back that long at most.
     `known_commands` is the digest of the last answer's commands: the same ones don't end the wait.
+    `answered_at` repeats the `at` of the newest answer that the agent had as it made the report,
+    which shows how long the report can have been on its way.
     """
 
     group: str
@@ -122,13 +125,17 @@ class AgentReport(Report):
     free_port: int | None = None
     wait_seconds: Annotated[float, Field(ge=0, le=60)] = 0.0
     known_commands: str = ""
+    answered_at: AwareDatetime | None = None
 
 
 class ReportAnswer(Report):
+    """`at` is when it was given, by the control plane's clock."""
+
     acked_seq: int
     commands: tuple[Command, ...] = ()
     commands_digest: str = ""
     next_report_seconds: float = 1.0
+    at: AwareDatetime | None = None
 
 
 class CheckpointOffer(Report):
