@@ -79,6 +79,9 @@ def _ready(snap: Snapshot, group: HostGroup) -> Plan:
     waiting = [host for host in snap.hosts if not hosts.serves(host) or outdated(host, snap.job)]
     if waiting:
         return hosts.start_agents(snap, group, waiting)
+    lost = hosts.lost_in_silence(snap, group)
+    if lost is not None:
+        return Plan(lose_idle_group(snap, group, lost))
     due = _next_start(snap)
     if due > snap.now:
         return Plan(look_again_at=due)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from orchestrator.reconcile import silence
 from orchestrator.reconcile.budgets import lost_idle, wait_after
 from orchestrator.reconcile.classify import NOTICE_VERDICTS
 from orchestrator.reconcile.evidence import Finding, notice_of, taken_of
@@ -153,6 +154,16 @@ def lost_while_idle(snap: Snapshot, group: HostGroup) -> Finding | None:
         return _told(seen, group.taken)
     noticed = next((host for host in snap.hosts if host.notice is not None), None)
     return None if noticed is None else _told(notice_of(noticed), noticed.notice)
+
+
+def lost_in_silence(snap: Snapshot, group: HostGroup) -> Finding | None:
+    """Why one of the hosts counts as lost although its provider says nothing of the kind."""
+    found = silence.given_up_idle(snap, group)
+    if found is None:
+        return None
+    host, why = found
+    seen = (Evidence(snap.now, f"host {host.index}", why),)
+    return Finding(Verdict.HOST_LOST, f"host {host.index} is lost: {why}", seen)
 
 
 def _told(seen: Evidence, notice: str | None) -> Finding:

@@ -10,34 +10,51 @@ from datetime import datetime, timedelta
 
 from orchestrator.reconcile.plan import Change, MarkHost
 from orchestrator.reconcile.snapshot import Snapshot
-from orchestrator.records import Attempt, Host
+from orchestrator.records import Attempt, Host, HostGroup
 
 # A provider that can not tell may be as cut off as the host: it gets this many times the deadline.
 CAN_NOT_TELL = 10
 
 
-def heard_until(snap: Snapshot, host: Host, attempt: Attempt) -> datetime:
-    """From when on the host could have been heard of and was not.
+def heard_until(snap: Snapshot, host: Host, since: datetime) -> datetime:
+    """From when on the host could have been heard of and was not; `since` where it never was.
 
     What was stamped far in the future was stamped before the clock was set back, and that step
     began the hearing anew. Clocks of replicas differ by less than that.
     """
-    seen = host.last_seen_at or attempt.created_at
+    seen = host.last_seen_at or since
     if seen > snap.now + snap.host_lost_after:
         return snap.hearing_since
     return max(seen, snap.hearing_since)
 
 
 def silent(snap: Snapshot, host: Host, attempt: Attempt) -> timedelta:
-    return snap.now - heard_until(snap, host, attempt)
+    return snap.now - heard_until(snap, host, attempt.created_at)
 
 
 def given_up(snap: Snapshot, host: Host, attempt: Attempt) -> str | None:
     """Why the host counts as lost, None while it does not."""
+    return _given_up(snap, host, attempt.created_at)
+
+
+def given_up_idle(snap: Snapshot, group: HostGroup) -> tuple[Host, str] | None:
+    """The first host that counts as lost while no attempt is current, and why.
+
+    One whose agent is known to be dead is given another agent instead.
+    """
+    since = group.ready_at or group.created_at
+    for host in snap.hosts:
+        why = _given_up(snap, host, since) if host.agent_alive is None else None
+        if why is not None:
+            return host, why
+    return None
+
+
+def _given_up(snap: Snapshot, host: Host, since: datetime) -> str | None:
     taken = snap.group is not None and snap.group.taken is not None
     if host.trainer_alive or (host.agent_alive and not taken):
         return None
-    for_long = silent(snap, host, attempt)
+    for_long = snap.now - heard_until(snap, host, since)
     if host.agent_alive is None and not taken:
         if for_long <= CAN_NOT_TELL * snap.host_lost_after:
             return None
@@ -68,7 +85,7 @@ def due(snap: Snapshot, attempt: Attempt) -> datetime | None:
     """When the silence of a host will next mean something."""
     limits = (snap.host_lost_after, CAN_NOT_TELL * snap.host_lost_after)
     times = [
-        heard_until(snap, host, attempt) + limit + timedelta(milliseconds=1)
+        heard_until(snap, host, attempt.created_at) + limit + timedelta(milliseconds=1)
         for host in snap.hosts[: attempt.processes]
         for limit in limits
     ]

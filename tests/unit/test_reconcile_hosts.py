@@ -99,6 +99,22 @@ def test_a_host_is_lost_by_time_and_failed_probes_together(seconds, alive, train
         assert "nothing was heard of it" in found[0].why
 
 
+@pytest.mark.parametrize(("seconds", "lost"), [(299, False), (301, True)])
+def test_a_silent_host_between_two_attempts_is_lost_where_nobody_can_tell(
+    seconds: float, lost: bool
+) -> None:
+    """Its port is the one that the gang before used: no heartbeat will bring another."""
+    hosts = (make_host(0, last_seen_at=ago(seconds), agent_alive=None), make_host(1))
+    used = ended(1, Verdict.SUPERSEDED, coordinator="127.0.0.1:4000")
+    group = make_group(hosts=2)
+    state = snap(make_run(RunState.RECOVERING), group=group, attempts=(used,), hosts=hosts)
+    plan = reconcile(replace(state, listening_since=ago(3600)))
+    assert kinds(plan.changes) == (["MoveGroup", "OpenIncident"] if lost else [])
+    if lost:
+        assert only(plan, MoveGroup).cause is GroupCause.HOSTS_LOST
+        assert only(plan, OpenIncident).verdict is Verdict.HOST_LOST
+
+
 @pytest.mark.parametrize("field", ["listening_since", "awake_since"])
 def test_a_control_plane_that_did_not_listen_all_that_while_gives_nobody_up(field) -> None:
     state = silent(3600, False)
