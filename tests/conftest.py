@@ -58,6 +58,8 @@ class WiderFixtures:
 
 def pytest_configure(config: pytest.Config) -> None:
     jax_rules.set_at_import()
+    if config.getoption("markexpr") != "soak":
+        jax_rules.compile_lightly()
     leftovers.mark_descendants(os.getpid())
     config.stash[_WIDER_FIXTURES] = WiderFixtures()
     config.pluginmanager.register(config.stash[_WIDER_FIXTURES])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import os
 import shutil
 import sys
 import tempfile
@@ -52,6 +53,16 @@ class _AtImport(MetaPathFinder):
 
         loader.exec_module = exec_module
         return spec
+
+
+def compile_lightly() -> None:
+    """Also in real trainers: theirs and these programs live too short to earn a thorough compile.
+
+    Level 1 takes two thirds of the time of the default and runs about as fast; level 0 runs at a
+    sixth of the speed.
+    """
+    flags = (os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=1")
+    os.environ["XLA_FLAGS"] = " ".join(filter(None, flags))
 
 
 def set_at_import() -> None:

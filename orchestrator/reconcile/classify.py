@@ -154,7 +154,7 @@ def _told_to_go(facts: Facts) -> Finding | None:
     told = [(notice_of(host), host.notice) for host in facts.hosts if host.notice is not None]
     if facts.group is not None and facts.group.taken is not None:
         told.append((_taken(facts, facts.group), facts.group.taken))
-    in_time = [(seen, notice) for seen, notice in told if seen.at <= facts.until]
+    in_time = [(seen, notice) for seen, notice in told if _in_time(facts, seen)]
     if not in_time:
         return None
     seen, notice = min(in_time, key=lambda pair: pair[0].at)
@@ -163,6 +163,17 @@ def _told_to_go(facts: Facts) -> Finding | None:
         return None
     verdict = NOTICE_VERDICTS.get(notice or "", Verdict.PREEMPTED)
     return Finding(verdict, f"{seen.source}: {seen.text}", all_evidence(facts))
+
+
+def _in_time(facts: Facts, seen: Evidence) -> bool:
+    """What is known when an attempt ends is, also where a clock that was set back dates it later.
+
+    So is what has counted already.
+    """
+    attempt = facts.attempt
+    if attempt.ended_at is None or attempt.verdict in NOTICE_VERDICTS.values():
+        return True
+    return seen.at <= facts.until
 
 
 def _taken(facts: Facts, group: HostGroup) -> Evidence:

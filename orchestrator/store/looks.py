@@ -332,6 +332,7 @@ def _host_as_seen(
     """Joins the probe, unless it began before the agent that it would be about.
 
     An agent that came later than `known` came before the clock was set back, as the probe did not.
+    Nor does a probe say that an agent is dead which has reported since it began.
     """
     if probe is None or began is None:
         return host
@@ -340,4 +341,7 @@ def _host_as_seen(
     newest = max(came, default=None)
     if newest is not None and began <= newest:
         return host
-    return replace(host, agent_alive=probe.agent_alive, trainer_alive=probe.trainer_alive)
+    agent_alive, seen = probe.agent_alive, host.last_seen_at
+    if agent_alive is False and seen is not None and began <= seen <= known:
+        agent_alive = None
+    return replace(host, agent_alive=agent_alive, trainer_alive=probe.trainer_alive)

@@ -250,6 +250,15 @@ def test_a_probe_that_began_before_the_agent_says_nothing_of_it(house: House) ->
     assert sight(house, began=0).hosts[0].agent_alive is None
 
 
+def test_a_probe_that_began_before_the_last_report_says_nothing_of_its_end(house: House) -> None:
+    house.ready()
+    house.tick(10)
+    house.send()
+    assert sight(house, began=-1).hosts[0].agent_alive is None
+    assert sight(house, began=-1, alive=True).hosts[0].agent_alive is True
+    assert sight(house, began=1).hosts[0].agent_alive is False
+
+
 def test_a_clock_that_is_set_back_makes_no_probe_older_than_the_agent(house: House) -> None:
     """Else a host that died would be seen only once the clock has caught up."""
     house.ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,13 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_compile_cache(tmp_path_factory: pytest.TempPathFactory):
-    """Only the first trainer of the session compiles the tests' model; agents hand this on."""
+    """Only the first trainer compiles the tests' model; agents hand this on.
+
+    For all of pytest's processes: a trainer reads what others write there with care.
+    """
     with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("compiled")
+        base = tmp_path_factory.getbasetemp()
+        folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
         yield
 

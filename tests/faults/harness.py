@@ -68,8 +68,11 @@ def write_text(path: Path) -> Path:
     return path
 
 
-def until(seen: Callable[[], Any], what: str, seconds: float = 90.0, every: float = 0.02) -> Any:
-    """Polls until `seen` answers something true, and hands it back."""
+def until(seen: Callable[[], Any], what: str, seconds: float = 90.0, every: float = 0.1) -> Any:
+    """Polls until `seen` answers something true, and hands it back.
+
+    Each look costs the service and the trainers CPU: those that must be exact ask for more of them.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if result := seen():

@@ -107,6 +107,11 @@ CASES = {
         alone(killed(), taken=Notice.MAINTENANCE, taken_at=ago(1)),
         Verdict.MAINTENANCE,
     ),
+    "cloud took them, before the clock was set back": (
+        3,
+        alone(killed(), taken=Notice.PREEMPTED, taken_at=ago(-60)),
+        Verdict.PREEMPTED,
+    ),
     "a fault of its own before the cloud took them": (
         5,
         alone(killed(by=signal.SIGSEGV, seconds_ago=5), taken="preempted", taken_at=ago(1)),
@@ -285,6 +290,15 @@ def test_what_the_ledger_knew_first_came_first_though_the_clock_was_set_back(
     state = replace(state, attempts=attempts, trainers=(crashed,), group=taken, groups=(taken,))
     found = [one for one in reconcile(state).changes if isinstance(one, ReviseVerdict)]
     assert len(found) == revised
+
+
+def test_a_word_that_has_counted_counts_on_though_the_clock_was_set_back() -> None:
+    """It is dated a minute after the end that it explains."""
+    state = after_a_crash(70)
+    taken = make_group(taken=Notice.PREEMPTED, taken_at=ago(10))
+    attempts = (replace(state.attempts[0], verdict=Verdict.PREEMPTED),)
+    state = replace(state, attempts=attempts, group=taken, groups=(taken,))
+    assert not [one for one in reconcile(state).changes if isinstance(one, ReviseVerdict)]
 
 
 @pytest.mark.parametrize(("seconds", "revised"), [(10, 1), (60, 0)])
