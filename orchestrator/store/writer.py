@@ -18,11 +18,15 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
 
 A = TypeVar("A")
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
 MAX_GROUP = 256
+TRIES = 5
+# PostgreSQL ends one of two transactions that wait for each other's rows, as two replicas' may.
+GAVE_WAY = frozenset({"40P01", "40001"})  # deadlock_detected, serialization_failure
 
 Batch = Callable[[Connection, Sequence[A]], Sequence[T | E]]
 
@@ -117,11 +121,25 @@ class Writer:
                 outcomes = self._commit(group)
             except Exception as error:  # noqa: BLE001 - the commit failed, so every piece of it did
                 outcomes: list[_Outcome] = [(piece, None, error) for piece in group]
-            for piece, result, error in outcomes:
+            for outcome in outcomes:
+                piece, result, error = self._once_more(outcome)
                 if error is not None:
                     piece.future.set_exception(error)
                 else:
                     piece.future.set_result(result)
+
+    def _once_more(self, outcome: _Outcome) -> _Outcome:
+        """A piece that gave way to another replica's runs again, with no lock but its own."""
+        piece, _, error = outcome
+        for _ in range(TRIES):
+            if error is None or not _gave_way(error):
+                break
+            try:
+                [outcome] = self._commit([piece])
+            except Exception as failed:  # noqa: BLE001 - handed to whoever asked
+                outcome = (piece, None, failed)
+            error = outcome[2]
+        return outcome
 
     def _next_group(self) -> list[_Piece] | None:
         first = self._pieces.get()
@@ -161,6 +179,10 @@ class Writer:
                 return [(pieces[0], None, error)]
             return [one for piece in pieces for one in self._attempt(connection, work, [piece])]
         return [_outcome(piece, result) for piece, result in zip(pieces, results, strict=True)]
+
+
+def _gave_way(error: Exception) -> bool:
+    return isinstance(error, DBAPIError) and getattr(error.orig, "sqlstate", None) in GAVE_WAY
 
 
 def _outcome(piece: _Piece, result: Any) -> _Outcome:

@@ -39,7 +39,8 @@ INSTALLATION = "inst0001"
 # ---- databases ---------------------------------------------------------------------------------
 
 
-BOTH = ["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)]
+ON_POSTGRES = pytest.param("postgresql", marks=pytest.mark.postgres)
+BOTH = ["sqlite", ON_POSTGRES]
 
 
 def _new_postgres_database(server: str) -> str:

@@ -9,11 +9,12 @@ from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, Engine, event, func, insert, select
+from sqlalchemy import Connection, Engine, event, func, insert, select, update
 
 from orchestrator.store.engine import open_engine
 from orchestrator.store.tables import EPOCH, installation
 from orchestrator.store.writer import Writer, WriterClosed
+from tests.contract.conftest import ON_POSTGRES
 
 SETTINGS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
 
@@ -209,3 +210,39 @@ def test_what_a_full_disk_takes_back_is_told_to_nobody(tmp_path: Path) -> None:
     assert "d" in names(engine)
     writer.close()
     engine.dispose()
+
+
+def touch(connection: Connection, name: str) -> None:
+    connection.execute(
+        update(installation).where(installation.c.id == name).values(restored_at=EPOCH)
+    )
+
+
+@pytest.mark.parametrize("database_url", [ON_POSTGRES], indirect=True)
+def test_two_replicas_whose_writes_wait_for_each_other_both_succeed(database_url: str) -> None:
+    """PostgreSQL ends one of the two transactions; its piece runs again."""
+    engines = [open_engine(database_url) for _ in range(2)]
+    writers = [Writer(engine) for engine in engines]
+    for name in ("a", "b"):
+        writers[0].submit(put(name)).result(10)
+    met = threading.Barrier(2, timeout=10)
+    tries = [0, 0]
+
+    def crosswise(which: int) -> Callable[[Connection], str]:
+        def work(connection: Connection) -> str:
+            first, second = ("a", "b") if which == 0 else ("b", "a")
+            touch(connection, first)
+            tries[which] += 1
+            if tries[which] == 1:
+                met.wait()
+            touch(connection, second)
+            return first
+
+        return work
+
+    futures = [writer.submit(crosswise(which)) for which, writer in enumerate(writers)]
+    assert [future.result(30) for future in futures] == ["a", "b"]
+    assert sorted(tries) == [1, 2]
+    for writer, engine in zip(writers, engines, strict=True):
+        writer.close()
+        engine.dispose()
