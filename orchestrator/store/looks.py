@@ -308,9 +308,9 @@ def _as_seen(group: HostGroup, sighting: Sighting | None) -> HostGroup:
 def _if_fresh(sighting: Sighting, now: datetime, span: timedelta) -> Sighting:
     """A probe from long ago says nothing of who lives now: its provider can not be asked.
 
-    One from far in the future is from before the clock was set back.
+    One from the future is from before the clock was set back, and from before who came since.
     """
-    if abs(now - sighting.began_at) <= span:
+    if timedelta(0) <= now - sighting.began_at <= span:
         return sighting
     blind = tuple(
         replace(host, agent_alive=None, trainer_alive=None) for host in sighting.probe.hosts

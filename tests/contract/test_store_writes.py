@@ -225,10 +225,12 @@ def probe(house: House, alive: bool) -> GroupProbe:
 
 
 def sight(house: House, began: float, alive: bool = False) -> Snapshot:
+    """A probe that began so long from now, as it is seen in two seconds."""
     sighting = looks.Sighting(house.now + timedelta(seconds=began), probe(house, alive))
+    looked_at = house.now + timedelta(seconds=2)
     with house.engine.connect() as connection:
         snap = looks.snapshot(
-            connection, house.run_id, house.now, INSTALLATION, START, {house.group: sighting}
+            connection, house.run_id, looked_at, INSTALLATION, START, {house.group: sighting}
         )
     assert snap is not None
     return snap
@@ -268,6 +270,7 @@ def test_a_clock_that_is_set_back_makes_no_probe_older_than_the_agent(house: Hou
     assert snap.hosts[0].agent_alive is False
     assert snap.hosts[0].registered_at == old, "attempts are told apart by it"
     assert sight(house, began=3601).hosts[0].agent_alive is None, "from before the step"
+    assert sight(house, began=3).hosts[0].agent_alive is None, "from before a small one"
 
 
 def checkpoint(house: House, step: int, branch: int = 1, state: str = "accepted") -> None:
@@ -504,8 +507,8 @@ def test_an_old_probe_says_nothing_of_who_lives(house: House) -> None:
     house.ready()
     assert sight(house, began=1, alive=True).hosts[0].agent_alive is True
     house.tick(60)
-    assert sight(house, began=-29, alive=True).hosts[0].agent_alive is True
-    assert sight(house, began=-31, alive=True).hosts[0].agent_alive is None
+    assert sight(house, began=-27, alive=True).hosts[0].agent_alive is True
+    assert sight(house, began=-29, alive=True).hosts[0].agent_alive is None
 
 
 def test_a_paused_run_is_looked_at_while_its_verdict_may_be_revised(house: House) -> None:
