@@ -5,14 +5,21 @@ that the categories sum to the wall clock exactly. Must not import the store, th
 
 | category | its time |
 | --- | --- |
-| queued | submitted, and no hosts asked for yet |
-| starting | hosts asked for, or a person's resume, until the attempt's first step is dispatched |
+| queued | wanted, and no hosts asked for yet |
+| provisioning | hosts asked for, until all of them were up |
+| bootstrapping | hosts up, until the trainer begins its state: agents, processes, imports |
+| init | the trainer set up its data and its model |
+| restore | it read a checkpoint |
+| compile | it compiled, until the first step was dispatched |
 | productive | steps trained for the first time, and the step under way |
 | replayed | steps trained again, because the crash came after the checkpoint |
+| data_wait | steps trained for the first time waited for data |
 | checkpoint | the training loop waited for a save |
 | eval | the training loop evaluated |
-| stopping | last step until the attempt's end was known: final save, exit, or a fault noticed |
-| recovering | end of an attempt until the next is made, with nobody asked |
+| hang | the last that was heard of a trainer which hung, until its end |
+| lost | the last step until a fault was noticed and every trainer was known dead |
+| stopping | the last step until the end, where people, a limit or the last step ended it |
+| recovering | the end of an attempt until the next is made or hosts are asked for, nobody asked |
 | paused | nothing runs until a person wishes it, or wished it so |
 | unaccounted | the rest |
 
@@ -22,7 +29,7 @@ lost by the run. It is None until an attempt had time at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -30,9 +37,16 @@ from enum import StrEnum
 class Category(StrEnum):
     PRODUCTIVE = "productive"
     REPLAYED = "replayed"
+    DATA_WAIT = "data_wait"
     CHECKPOINT = "checkpoint"
     EVAL = "eval"
-    STARTING = "starting"
+    PROVISIONING = "provisioning"
+    BOOTSTRAPPING = "bootstrapping"
+    INIT = "init"
+    RESTORE = "restore"
+    COMPILE = "compile"
+    HANG = "hang"
+    LOST = "lost"
     STOPPING = "stopping"
     RECOVERING = "recovering"
     PAUSED = "paused"
@@ -49,14 +63,26 @@ class Span:
 
 
 @dataclass(frozen=True)
+class GroupTime:
+    """One host group: asked for, all up, and gone; None where that has not come to pass."""
+
+    asked_at: int
+    ready_at: int | None = None
+    gone_at: int | None = None
+
+
+@dataclass(frozen=True)
 class AttemptTime:
     """One attempt, all in microseconds; instants on the wall clock, durations monotonic.
 
-    `first_dispatch_at` is when its first step began, `last_step_at` when its newest one was
-    complete. `steps` counts its steps; `new_steps` and `replayed_steps` are the sums of their
-    durations, which contain the stalls and evaluations between steps: `stalls` and `evals` in all,
-    `after_last_step` the part of those two that no step's duration contains. `ended_at` is None
-    for a living attempt.
+    `init`, `restore` and `compile` are the finished phases of its start; where it never dispatched
+    a step, `phase` is the one that it was in since `phase_at`. `first_dispatch_at` is when its
+    first step began, `last_step_at` when its newest one was complete. `steps` counts its steps;
+    `new_steps` and `replayed_steps` are the sums of their durations, which contain the stalls and
+    evaluations between steps: `stalls` and `evals` in all, `after_last_step` the part of those two
+    that no step's duration contains. `data_waits` is the part of `new_steps` in which they waited
+    for data. `ended_at` is None for a living attempt; `tail` is what the time from the last step
+    to the end was.
     """
 
     made_at: int
@@ -66,18 +92,25 @@ class AttemptTime:
     steps: int = 0
     new_steps: int = 0
     replayed_steps: int = 0
+    data_waits: int = 0
     stalls: int = 0
     evals: int = 0
     after_last_step: int = 0
+    init: int = 0
+    restore: int = 0
+    compile: int = 0
+    phase: Category | None = None
+    phase_at: int | None = None
+    tail: Category = Category.LOST
 
 
 @dataclass(frozen=True)
 class RunTime:
-    """One run from its submission to `until`: its end, or now. `attempts` in order."""
+    """One run from its submission to `until`: its end, or now. `attempts` and `groups` in order."""
 
     submitted_at: int
     until: int
-    hosts_asked_at: int | None = None
+    groups: tuple[GroupTime, ...] = ()
     attempts: tuple[AttemptTime, ...] = ()
     pauses: tuple[Span, ...] = ()
 
@@ -111,68 +144,102 @@ def account(time: RunTime) -> Ledger:
     return Ledger(wall, parts)
 
 
+# ---- between attempts ----------------------------------------------------------------------------
+
+
 def _gap(parts: dict[Category, int], time: RunTime, gap: Span, *, after_attempt: bool) -> None:
-    """Nothing runs here: paused where a pause says so, then what came before and after it."""
-    pauses = [Span(max(p.start, gap.start), min(p.end, gap.end)) for p in time.pauses]
-    pauses = [pause for pause in pauses if pause.end > pause.start]
-    paused = _covered(pauses)
-    parts[Category.PAUSED] += paused
-    rest = gap.end - gap.start - paused
-    if after_attempt:
-        resumed = max((pause.end for pause in pauses), default=gap.end)
-        starting = min(rest, gap.end - resumed)
-        parts[Category.STARTING] += starting
-        parts[Category.RECOVERING] += rest - starting
-        return
-    asked = gap.end if time.hosts_asked_at is None else time.hosts_asked_at
-    asked = _clip(asked, gap.start, gap.end)
-    after_asked = gap.end - asked - _covered([_after(pause, asked) for pause in pauses])
-    parts[Category.STARTING] += after_asked
-    parts[Category.QUEUED] += rest - after_asked
+    """Nothing runs here: paused where a pause says so, else on the way to the next attempt."""
+    cursor, wanted = gap.start, not after_attempt
+    for pause in sorted(time.pauses, key=lambda one: one.start):
+        start, end = _clip(pause.start, cursor, gap.end), _clip(pause.end, cursor, gap.end)
+        if end == start:
+            continue
+        _way(parts, time.groups, Span(cursor, start), wanted)
+        parts[Category.PAUSED] += end - start
+        cursor, wanted = end, True
+    _way(parts, time.groups, Span(cursor, gap.end), wanted)
+
+
+def _way(parts: dict[Category, int], groups: Sequence[GroupTime], way: Span, wanted: bool) -> None:
+    """`wanted`: people asked for what follows, so that the run queues where it has no hosts."""
+    cursor = way.start
+    held = any(one.asked_at < way.start and not _gone(one, way.start) for one in groups)
+    waits = Category.QUEUED if wanted and not held else Category.RECOVERING
+    came = False
+    for group in groups:
+        asked = _clip(group.asked_at, cursor, way.end)
+        gone = way.end if group.gone_at is None else _clip(group.gone_at, asked, way.end)
+        if gone <= cursor or group.asked_at > way.end:
+            continue
+        kept = group.asked_at < way.start and (group.ready_at or way.start) <= way.start
+        if kept and not wanted:
+            continue  # the next attempt waits for no hosts
+        ready = gone if group.ready_at is None else _clip(group.ready_at, asked, gone)
+        parts[Category.RECOVERING if came else waits] += asked - cursor
+        parts[Category.PROVISIONING] += ready - asked
+        parts[Category.BOOTSTRAPPING] += gone - ready
+        cursor, came = gone, True
+    parts[Category.RECOVERING if came else waits] += way.end - cursor
+
+
+def _gone(group: GroupTime, at: int) -> bool:
+    return group.gone_at is not None and group.gone_at <= at
+
+
+# ---- an attempt ----------------------------------------------------------------------------------
 
 
 def _attempt(parts: dict[Category, int], attempt: AttemptTime, span: Span) -> None:
-    length = span.end - span.start
     if attempt.first_dispatch_at is None:
-        parts[Category.STARTING] += length
+        _never_stepped(parts, attempt, span)
         return
-    starting = _clip(attempt.first_dispatch_at, span.start, span.end) - span.start
+    first = _clip(attempt.first_dispatch_at, span.start, span.end)
+    _start(parts, attempt, first - span.start)
     stepped = attempt.new_steps + attempt.replayed_steps
     inside = max(0, attempt.stalls + attempt.evals - attempt.after_last_step)
     net = max(0, stepped - inside)
     replayed = net * attempt.replayed_steps // stepped if stepped else 0
+    waited = min(attempt.data_waits, net - replayed)
     last = span.end if attempt.last_step_at is None else attempt.last_step_at
     tail = span.end - _clip(last, span.start, span.end) if attempt.ended_at is not None else 0
     under_way = 0
     if attempt.ended_at is None and attempt.steps:
         under_way = min(span.end - _clip(last, span.start, span.end), stepped // attempt.steps)
-    left = length
+    left = span.end - first
     for category, amount in (
-        (Category.STARTING, starting),
-        (Category.PRODUCTIVE, net - replayed + under_way),
+        (Category.PRODUCTIVE, net - replayed - waited + under_way),
         (Category.REPLAYED, replayed),
+        (Category.DATA_WAIT, waited),
         (Category.CHECKPOINT, attempt.stalls),
         (Category.EVAL, attempt.evals),
-        (Category.STOPPING, max(0, tail - attempt.after_last_step)),
+        (attempt.tail, max(0, tail - attempt.after_last_step)),
     ):
         taken = min(left, max(0, amount))
         parts[category] += taken
         left -= taken
 
 
-def _covered(spans: Iterable[Span]) -> int:
-    """The length of the union of `spans`."""
-    total, reached = 0, None
-    for span in sorted(spans, key=lambda one: one.start):
-        start = span.start if reached is None else max(span.start, reached)
-        total += max(0, span.end - start)
-        reached = span.end if reached is None else max(reached, span.end)
-    return total
+def _never_stepped(parts: dict[Category, int], attempt: AttemptTime, span: Span) -> None:
+    begun = span.end if attempt.phase_at is None else attempt.phase_at
+    begun = _clip(begun, span.start, span.end)
+    _start(parts, attempt, begun - span.start)
+    hung = attempt.ended_at is not None and attempt.tail is Category.HANG
+    under_way = Category.HANG if hung else attempt.phase or Category.BOOTSTRAPPING
+    parts[under_way] += span.end - begun
 
 
-def _after(span: Span, instant: int) -> Span:
-    start = max(span.start, instant)
-    return Span(start, max(start, span.end))
+def _start(parts: dict[Category, int], attempt: AttemptTime, length: int) -> None:
+    """The phases that were told of; whatever came before them is the way to the trainer."""
+    left = length
+    for category, amount in (
+        (Category.COMPILE, attempt.compile),
+        (Category.RESTORE, attempt.restore),
+        (Category.INIT, attempt.init),
+    ):
+        taken = min(left, max(0, amount))
+        parts[category] += taken
+        left -= taken
+    parts[Category.BOOTSTRAPPING] += left
 
 
 def _clip(value: int, low: int, high: int) -> int:

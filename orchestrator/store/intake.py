@@ -7,12 +7,12 @@ their own attempt and change no state. Decides nothing, and proves nobody: that 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from math import isfinite
 
-from sqlalchemy import Connection, Executable, bindparam, select, update
+from sqlalchemy import Connection, Executable, bindparam, func, select, update
 
 from orchestrator.records import Attempt
 from orchestrator.state import AttemptState
@@ -41,6 +41,7 @@ from worker.protocol import (
     KnownEvent,
     LogLines,
     LossSpiked,
+    Phase,
     PhaseEntered,
     Resumed,
     SaveFailed,
@@ -59,6 +60,12 @@ from worker.protocol import (
 LINE_LENGTH = 8192
 INT_LIMIT = 1 << 31
 BIG_LIMIT = 1 << 63
+START_PHASES: Mapping[Phase | None, str] = {
+    Phase.INIT: "init_seconds",
+    Phase.RESTORE: "restore_seconds",
+    Phase.COMPILE: "compile_seconds",
+}
+LONGEST_START_SECONDS = 1e9
 QUIET = (StepBeat, LogLines, Saving)  # no line in the timeline
 DECISIVE = (
     TrainerStarted,
@@ -102,6 +109,7 @@ class Gathered:
     lines: list[dict[str, object]] = field(default_factory=list)
     trainers: dict[TrainerKey, dict[str, object]] = field(default_factory=dict)
     marks: dict[AttemptKey, dict[str, datetime]] = field(default_factory=dict)
+    starts: list[tuple[AttemptKey, str, float]] = field(default_factory=list)
     notices: list[tuple[Caller, HostNotice, datetime]] = field(default_factory=list)
     ledger: list[tuple[Attempt, datetime, LedgerEvent]] = field(default_factory=list)
 
@@ -116,6 +124,8 @@ class Gathered:
             connection.execute(events.insert(), self.lines)
         for key, marks in self.marks.items():
             _mark_attempt(connection, key, marks)
+        for key, column, seconds in self.starts:
+            _time_start(connection, key, column, seconds)
         for caller, event, at in self.notices:
             _keep_notice(connection, caller, event, at)
         for attempt, at, event in self.ledger:
@@ -221,6 +231,7 @@ class Intake:
             case PhaseEntered():
                 self._mark(attempt, "spawned_at", at)
                 self._trainer(attempt, phase=event.phase.value, phase_at=at)
+                self._phase_is_over(envelope, event)
             case TrainerStarted():
                 self._mark(attempt, "spawned_at", at)
                 key = None if event.numerics_key is None else fit(event.numerics_key, LINE_LENGTH)
@@ -261,6 +272,15 @@ class Intake:
             case StepCompleted() | SaveFailed() | Saving() | StacksTaken() | Unknown():
                 pass
 
+    def _phase_is_over(self, envelope: Envelope, event: PhaseEntered) -> None:
+        """Process 0's word stands for the gang: its phases hold what it waited for the others."""
+        column, seconds = START_PHASES.get(event.previous), event.previous_seconds
+        known = seconds is not None and 0 <= seconds < LONGEST_START_SECONDS
+        if column is None or seconds is None or not known or self._caller.host != 0:
+            return
+        key = (self._caller.run_id, envelope.attempt)
+        self._into.starts.append((key, column, seconds))
+
     def _mark(self, attempt: Attempt, column: str, at: datetime) -> None:
         """The first of its kind in the attempt; an ended attempt keeps what it had."""
         if getattr(attempt, column) is not None or attempt.state is AttemptState.ENDED:
@@ -273,6 +293,16 @@ class Intake:
     def _trainer(self, attempt: Attempt, **values: object) -> None:
         key = (attempt.run_id, attempt.number, self._caller.host)
         self._into.trainers.setdefault(key, {}).update(values)
+
+
+def _time_start(connection: Connection, key: AttemptKey, column: str, seconds: float) -> None:
+    run_id, number = key
+    before = func.coalesce(attempts.c[column], 0.0)
+    connection.execute(
+        update(attempts)
+        .where(attempts.c.run_id == run_id, attempts.c.number == number, CURRENT)
+        .values({column: before + seconds})
+    )
 
 
 def _mark_attempt(connection: Connection, key: AttemptKey, marks: dict[str, datetime]) -> None:

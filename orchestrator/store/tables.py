@@ -233,6 +233,10 @@ attempts = Table(
     Column("bad_step", Integer),
     Column("save_seconds", Float(53)),
     Column("save_why", Text),
+    # Of process 0's start, as far as it has told.
+    Column("init_seconds", Float(53)),
+    Column("restore_seconds", Float(53)),
+    Column("compile_seconds", Float(53)),
     PrimaryKeyConstraint("run_id", "number"),
 )
 # At most one current attempt per run, whatever the code above it believes.

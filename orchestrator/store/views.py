@@ -7,17 +7,17 @@ API, and writes nothing.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
 from sqlalchemy import ColumnElement, Connection, Table, and_, case, collate, func, or_, select
 
-from orchestrator.ledger.goodput import AttemptTime, RunTime, Span
+from orchestrator.ledger.goodput import AttemptTime, Category, GroupTime, RunTime, Span
 from orchestrator.ledger.history import Segment
 from orchestrator.ledger.rollups import Summary
-from orchestrator.state import RunState
+from orchestrator.state import RETRY_CLASS, RetryClass, RunState, Verdict
 from orchestrator.store import reads
 from orchestrator.store.bulk import micros
 from orchestrator.store.conditions import USABLE
@@ -40,6 +40,17 @@ from orchestrator.store.tables import (
 )
 
 RUN_MOVED = "run_moved"  # the timeline's word for a move of the run's state
+# What the time from the last step to the end of an attempt was, by its verdict; lost by any other.
+TAILS: Mapping[str, Category] = {Verdict.HUNG.value: Category.HANG} | {
+    verdict.value: Category.STOPPING
+    for verdict, kind in RETRY_CLASS.items()
+    if kind in (RetryClass.OBEY, RetryClass.FINISH) or verdict is Verdict.OVER_LIMIT
+}
+START: Mapping[str | None, Category] = {
+    "init": Category.INIT,
+    "restore": Category.RESTORE,
+    "compile": Category.COMPILE,
+}
 UNTIL_A_WISH = frozenset({RunState.PAUSED, RunState.FAILED})
 
 
@@ -264,14 +275,17 @@ def times_of(connection: Connection, run: AnyRow, now: datetime) -> RunTime:
     spans = [
         _time_of(connection, row, whole.get(row.number), replayed.get(row.number)) for row in rows
     ]
-    first_group = connection.execute(
-        select(func.min(host_groups.c.created_at)).where(host_groups.c.run_id == run.id)
-    ).scalar()
+    g = host_groups.c
+    groups = connection.execute(
+        select(g.created_at, g.ready_at, g.released_at)
+        .where(g.run_id == run.id)
+        .order_by(g.generation)
+    )
     until = run.finished_at or now
     return RunTime(
         submitted_at=micros(run.created_at),
         until=micros(until),
-        hosts_asked_at=None if first_group is None else micros(first_group),
+        groups=tuple(GroupTime(micros(a), _instant(r), _instant(e)) for a, r, e in groups),
         attempts=tuple(spans),
         pauses=tuple(_pauses(connection, run.id, until)),
     )
@@ -281,25 +295,46 @@ def _time_of(
     connection: Connection, row: AnyRow, whole: Summary | None, replayed: Summary | None
 ) -> AttemptTime:
     """`whole` sums up what the attempt told, `replayed` what of it was told before."""
-    ended = None if row.ended_at is None else micros(row.ended_at)
     first = first_point(connection, row.run_id, row.number)
+    begun = AttemptTime(
+        made_at=micros(row.created_at),
+        ended_at=_instant(row.ended_at),
+        init=_whole(row.init_seconds or 0.0),
+        restore=_whole(row.restore_seconds or 0.0),
+        compile=_whole(row.compile_seconds or 0.0),
+        tail=TAILS.get(row.verdict or "", Category.LOST),
+    )
     if first is None or whole is None:
-        return AttemptTime(made_at=micros(row.created_at), ended_at=ended)
+        phase, phase_at = _phase(connection, row)
+        return replace(begun, phase=phase, phase_at=_instant(phase_at))
     again = replayed.seconds if replayed else 0.0
+    waited_again = replayed.data_wait if replayed else 0.0
     stalls, late_stalls = _waits(connection, checkpoints, "stall_seconds", row, whole.last)
     looks, late_looks = _waits(connection, evals, "seconds", row, whole.last)
-    return AttemptTime(
-        made_at=micros(row.created_at),
+    return replace(
+        begun,
         first_dispatch_at=micros(first.at) - _whole(first.seconds),
         last_step_at=whole.last_at,
-        ended_at=ended,
         steps=whole.count,
         new_steps=_whole(whole.seconds - again),
         replayed_steps=_whole(again),
+        data_waits=_whole(whole.data_wait - waited_again),
         stalls=_whole(stalls),
         evals=_whole(looks),
         after_last_step=_whole(late_stalls + late_looks),
     )
+
+
+def _phase(connection: Connection, row: AnyRow) -> tuple[Category | None, datetime | None]:
+    """Where process 0 of an attempt that never took a step is, or was in the end."""
+    t = trainers.c
+    mine = and_(t.run_id == row.run_id, t.attempt == row.number, t.rank == 0)
+    told = connection.execute(select(t.phase, t.phase_at).where(mine)).first()
+    return (None, None) if told is None else (START.get(told.phase), told.phase_at)
+
+
+def _instant(at: datetime | None) -> int | None:
+    return None if at is None else micros(at)
 
 
 def _waits(

@@ -562,3 +562,20 @@ def test_a_report_says_how_old_its_word_can_be(running: House) -> None:
         deliver(running, call(running, answered_at=answered_at))
         [host] = running.rows("hosts")
         assert (host["spoke_at"], host["last_seen_at"]) == (known, now)
+
+
+def test_the_phases_of_process_0s_start_are_summed_up(gang: House) -> None:
+    gang.ready()
+    gang.attempt()
+    for host in (0, 1):
+        gang.tell(
+            {"kind": "phase", "phase": "init", "previous": "import", "previous_seconds": 9},
+            {"kind": "phase", "phase": "restore", "previous": "init", "previous_seconds": 1.5},
+            {"kind": "phase", "phase": "compile", "previous": "restore", "previous_seconds": -1},
+            {"kind": "phase", "phase": "init", "previous": "compile", "previous_seconds": 2},
+            {"kind": "phase", "phase": "train", "previous": "init", "previous_seconds": 0.25},
+            host=host,
+        )
+    [row] = gang.rows("attempts")
+    assert (row["init_seconds"], row["compile_seconds"]) == (1.75, 2)
+    assert row["restore_seconds"] is None, "no phase takes less than no time"

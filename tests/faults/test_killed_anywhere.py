@@ -50,6 +50,18 @@ def check_outcome(service: Plane, run: str, expected: list, attempts: set[int]) 
         assert attempt["first_difference_step"] is None
         assert attempt["replayed_bit_identical"] is not False
     until(service.released, "every process of the run to be gone")
+    check_ledger(service, run, len(told))
+
+
+def check_ledger(service: Plane, run: str, attempts: int) -> None:
+    """Invariant 15: every second is in one category, and at most one in a hundred in none."""
+    ledger = service.get(f"runs/{run}/goodput")
+    parts = {part["category"]: part["seconds"] for part in ledger["parts"]}
+    assert sum(parts.values()) == pytest.approx(ledger["wall_seconds"], abs=1e-5)
+    assert parts["unaccounted"] <= 0.01 * ledger["wall_seconds"], parts
+    assert min(parts["bootstrapping"], parts["compile"], parts["productive"]) > 0, parts
+    if attempts > 1:
+        assert parts["recovering"] > 0, parts
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

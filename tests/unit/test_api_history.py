@@ -200,11 +200,12 @@ def test_the_goodput_of_a_crashed_run(client: Client, here: World) -> None:
     assert view["wall_seconds"] == 40.0
     assert sum(parts.values()) == pytest.approx(40.0, abs=1e-9)
     assert parts["queued"] == 1.0
-    assert parts["starting"] == (4 - 1) + (25 - 23)
+    starts = ("provisioning", "bootstrapping", "init", "restore", "compile")
+    assert sum(parts[name] for name in starts) == (4 - 1) + (25 - 23)
     assert parts["checkpoint"] == 0.25
     assert parts["replayed"] == 6.0
     assert parts["productive"] == 16 - 0.25 + 4 + 1, "with the step under way"
-    assert parts["stopping"] == 2.0
+    assert parts["lost"] == 2.0
     assert parts["recovering"] == 1.0
     assert view["goodput"] == pytest.approx(parts["productive"] / 39)
 
@@ -225,7 +226,7 @@ def test_time_in_a_pause_is_paused(client: Client, here: World) -> None:
     view = client.get(f"{RUNS}/tiny/goodput").json()
     parts = {part["category"]: part["seconds"] for part in view["parts"]}
     assert parts["paused"] == 30.0
-    assert parts["starting"] == 3 + 3 + 7
+    assert parts["provisioning"] + parts["bootstrapping"] == 3 + 3 + 7
     assert parts["recovering"] == parts["unaccounted"] == 0.0
 
 
