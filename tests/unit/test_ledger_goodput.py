@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from orchestrator.ledger.goodput import (
     shares,
 )
 
+ROOT = Path(__file__).parents[2]
 INSTANT = st.integers(-(10**6), 10**6)
 LENGTH = st.integers(0, 10**6)
 SPANS = st.tuples(INSTANT, LENGTH).map(lambda pair: Span(pair[0], pair[0] + pair[1]))
@@ -207,3 +209,8 @@ def test_goodput_leaves_out_waiting_for_hosts_and_for_people() -> None:
     ledger = account(RunTime(0, 100, (GroupTime(20, 20),), (attempt,), (Span(60, 100),)))
     assert ledger.goodput == 30 / 40
     assert account(RunTime(0, 10)).goodput is None
+
+
+def test_the_documentation_tells_each_category() -> None:
+    rows = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
+    assert [name for name in Category if f"| `{name}` |" not in rows] == []
