@@ -85,9 +85,12 @@ class Progress(View):
 
 
 class GoodputPart(View):
+    """`cost` is what the hosts cost in that time, as far as their prices are known."""
+
     category: str
     seconds: float
     share: float
+    cost: float = 0.0
 
 
 class GoodputView(View):
@@ -96,6 +99,8 @@ class GoodputView(View):
     wall_seconds: float
     goodput: float
     parts: tuple[GoodputPart, ...]
+    cost: float = 0.0
+    currency: str = ""
 
 
 class RunSummary(View):

@@ -107,9 +107,13 @@ def goodput(connection: Connection, service: Service, id_or_name: str) -> Goodpu
         wall_seconds=ledger.wall / 1e6,
         goodput=ledger.goodput or 0.0,
         parts=tuple(
-            GoodputPart(category=category, seconds=amount / 1e6, share=share)
+            GoodputPart(
+                category=category, seconds=amount / 1e6, share=share, cost=ledger.costs[category]
+            )
             for category, amount, share in shares(ledger)
         ),
+        cost=ledger.cost,
+        currency=service.settings.currency,
     )
 
 

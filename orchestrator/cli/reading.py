@@ -317,9 +317,12 @@ def goodput_table(ledger: GoodputView, width: int) -> RenderableType:
     made.add_column("CATEGORY", no_wrap=True)
     made.add_column("TIME", justify="right", no_wrap=True)
     made.add_column("SHARE", justify="right", no_wrap=True)
+    if ledger.cost:
+        made.add_column(f"COST {ledger.currency}", justify="right", no_wrap=True)
     made.add_column("")
     for part in sorted(ledger.parts, key=lambda part: part.seconds, reverse=True):
-        blocks = Text("█" * max(round(part.share * min(width - 45, 40)), 0), style=render.BLUE)
+        blocks = Text("█" * max(round(part.share * min(width - 55, 40)), 0), style=render.BLUE)
         category = part.category.replace("_", " ")
-        made.add_row(category, text.seconds(part.seconds), text.share(part.share), blocks)
+        cost = (f"{part.cost:,.2f}",) if ledger.cost else ()
+        made.add_row(category, text.seconds(part.seconds), text.share(part.share), *cost, blocks)
     return made

@@ -45,6 +45,7 @@ class Row:
     width: float
     lens_x: float
     lens_width: float
+    cost: float
 
 
 def rows(view: GoodputView) -> list[Row]:
@@ -71,4 +72,5 @@ def _row(part: GoodputPart, x: float, lens_x: float, wall: float, lost: float) -
     )
     lens_width = 0.0 if productive else part.seconds / lost * 100
     width = part.seconds / wall * 100
-    return Row(said, texture, part.seconds, part.share, productive, x, width, lens_x, lens_width)
+    bars = (x, width, lens_x, lens_width)
+    return Row(said, texture, part.seconds, part.share, productive, *bars, part.cost)

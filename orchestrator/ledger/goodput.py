@@ -29,9 +29,11 @@ lost by the run. It is None until an attempt had time at all.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+HOUR = 3_600_000_000
 
 
 class Category(StrEnum):
@@ -64,11 +66,15 @@ class Span:
 
 @dataclass(frozen=True)
 class GroupTime:
-    """One host group: asked for, all up, and gone; None where that has not come to pass."""
+    """One host group: asked for, all up, and gone; None where that has not come to pass.
+
+    `price_per_hour` is that of the whole group, None where it is not known.
+    """
 
     asked_at: int
     ready_at: int | None = None
     gone_at: int | None = None
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True)
@@ -117,55 +123,94 @@ class RunTime:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Microseconds for each category; they sum to `wall`."""
+    """Microseconds for each category, which sum to `wall`, and what the hosts cost meanwhile.
+
+    `costs` are in the currency of the prices. Hosts cost from all up until gone; what they cost
+    after the run's end counts as `stopping`.
+    """
 
     wall: int
     parts: dict[Category, int] = field(default_factory=dict[Category, int])
+    costs: dict[Category, float] = field(default_factory=dict[Category, float])
 
     @property
     def goodput(self) -> float | None:
         base = self.wall - self.parts[Category.QUEUED] - self.parts[Category.PAUSED]
         return self.parts[Category.PRODUCTIVE] / base if base > 0 else None
 
+    @property
+    def cost(self) -> float:
+        return sum(self.costs.values())
+
 
 def account(time: RunTime) -> Ledger:
     """The ledger of `time`. Instants out of order are clipped, never counted twice."""
-    wall = max(0, time.until - time.submitted_at)
-    parts = dict.fromkeys(Category, 0)
+    until = max(time.until, time.submitted_at)
+    ledger = Ledger(
+        until - time.submitted_at, dict.fromkeys(Category, 0), dict.fromkeys(Category, 0.0)
+    )
     cursor = time.submitted_at
     for number, attempt in enumerate(time.attempts):
-        made = _clip(attempt.made_at, cursor, time.until)
-        _gap(parts, time, Span(cursor, made), after_attempt=number > 0)
-        ended = time.until if attempt.ended_at is None else attempt.ended_at
-        cursor = _clip(ended, made, time.until)
-        _attempt(parts, attempt, Span(made, cursor))
-    _gap(parts, time, Span(cursor, max(cursor, time.until)), after_attempt=bool(time.attempts))
-    parts[Category.UNACCOUNTED] += wall - sum(parts.values())
-    return Ledger(wall, parts)
+        made = _clip(attempt.made_at, cursor, until)
+        _add_gap(ledger, time, Span(cursor, made), after_attempt=number > 0)
+        ended = until if attempt.ended_at is None else attempt.ended_at
+        cursor = _clip(ended, made, until)
+        _add_attempt(ledger, time, attempt, Span(made, cursor))
+    _add_gap(ledger, time, Span(cursor, until), after_attempt=bool(time.attempts))
+    latest = max((group.gone_at or until for group in time.groups), default=until)
+    ledger.costs[Category.STOPPING] += _cost(time, Span(until, max(until, latest)))
+    return ledger
+
+
+def _add_gap(ledger: Ledger, time: RunTime, gap: Span, *, after_attempt: bool) -> None:
+    for category, piece in _gap(time, gap, after_attempt):
+        ledger.parts[category] += piece.end - piece.start
+        ledger.costs[category] += _cost(time, piece)
+
+
+def _add_attempt(ledger: Ledger, time: RunTime, attempt: AttemptTime, span: Span) -> None:
+    """Each part of it costs the same: nobody tells when each of its stalls was."""
+    length, left = span.end - span.start, span.end - span.start
+    cost = _cost(time, span)
+    for category, amount in (*_attempt(attempt, span), (Category.UNACCOUNTED, length)):
+        taken = min(left, max(0, amount))
+        ledger.parts[category] += taken
+        ledger.costs[category] += cost * taken / length if length else 0.0
+        left -= taken
+
+
+def _cost(time: RunTime, span: Span) -> float:
+    """What the hosts cost that were held in the span."""
+    total = 0.0
+    for group in time.groups:
+        if group.ready_at is not None and group.price_per_hour:
+            gone = max(time.until, span.start) if group.gone_at is None else group.gone_at
+            held = min(gone, span.end) - max(group.ready_at, span.start)
+            total += max(0, held) / HOUR * group.price_per_hour
+    return total
 
 
 # ---- between attempts ----------------------------------------------------------------------------
 
 
-def _gap(parts: dict[Category, int], time: RunTime, gap: Span, *, after_attempt: bool) -> None:
+def _gap(time: RunTime, gap: Span, after_attempt: bool) -> Iterator[tuple[Category, Span]]:
     """Nothing runs here: paused where a pause says so, else on the way to the next attempt."""
     cursor, wanted = gap.start, not after_attempt
     for pause in sorted(time.pauses, key=lambda one: one.start):
         start, end = _clip(pause.start, cursor, gap.end), _clip(pause.end, cursor, gap.end)
         if end == start:
             continue
-        _way(parts, time.groups, Span(cursor, start), wanted)
-        parts[Category.PAUSED] += end - start
+        yield from _way(time.groups, Span(cursor, start), wanted)
+        yield Category.PAUSED, Span(start, end)
         cursor, wanted = end, True
-    _way(parts, time.groups, Span(cursor, gap.end), wanted)
+    yield from _way(time.groups, Span(cursor, gap.end), wanted)
 
 
-def _way(parts: dict[Category, int], groups: Sequence[GroupTime], way: Span, wanted: bool) -> None:
+def _way(groups: Sequence[GroupTime], way: Span, wanted: bool) -> Iterator[tuple[Category, Span]]:
     """`wanted`: people asked for what follows, so that the run queues where it has no hosts."""
     cursor = way.start
     held = any(one.asked_at < way.start and not _gone(one, way.start) for one in groups)
     waits = Category.QUEUED if wanted and not held else Category.RECOVERING
-    came = False
     for group in groups:
         asked = _clip(group.asked_at, cursor, way.end)
         gone = way.end if group.gone_at is None else _clip(group.gone_at, asked, way.end)
@@ -175,11 +220,11 @@ def _way(parts: dict[Category, int], groups: Sequence[GroupTime], way: Span, wan
         if kept and not wanted:
             continue  # the next attempt waits for no hosts
         ready = gone if group.ready_at is None else _clip(group.ready_at, asked, gone)
-        parts[Category.RECOVERING if came else waits] += asked - cursor
-        parts[Category.PROVISIONING] += ready - asked
-        parts[Category.BOOTSTRAPPING] += gone - ready
-        cursor, came = gone, True
-    parts[Category.RECOVERING if came else waits] += way.end - cursor
+        yield waits, Span(cursor, asked)
+        yield Category.PROVISIONING, Span(asked, ready)
+        yield Category.BOOTSTRAPPING, Span(ready, gone)
+        cursor, waits = gone, Category.RECOVERING
+    yield waits, Span(cursor, way.end)
 
 
 def _gone(group: GroupTime, at: int) -> bool:
@@ -189,12 +234,11 @@ def _gone(group: GroupTime, at: int) -> bool:
 # ---- an attempt ----------------------------------------------------------------------------------
 
 
-def _attempt(parts: dict[Category, int], attempt: AttemptTime, span: Span) -> None:
+def _attempt(attempt: AttemptTime, span: Span) -> list[tuple[Category, int]]:
+    """Its categories in the order in which they are believed, where they are too long together."""
     if attempt.first_dispatch_at is None:
-        _never_stepped(parts, attempt, span)
-        return
+        return _never_stepped(attempt, span)
     first = _clip(attempt.first_dispatch_at, span.start, span.end)
-    _start(parts, attempt, first - span.start)
     stepped = attempt.new_steps + attempt.replayed_steps
     inside = max(0, attempt.stalls + attempt.evals - attempt.after_last_step)
     net = max(0, stepped - inside)
@@ -205,41 +249,37 @@ def _attempt(parts: dict[Category, int], attempt: AttemptTime, span: Span) -> No
     under_way = 0
     if attempt.ended_at is None and attempt.steps:
         under_way = min(span.end - _clip(last, span.start, span.end), stepped // attempt.steps)
-    left = span.end - first
-    for category, amount in (
+    return [
+        *_start(attempt, first - span.start),
         (Category.PRODUCTIVE, net - replayed - waited + under_way),
         (Category.REPLAYED, replayed),
         (Category.DATA_WAIT, waited),
         (Category.CHECKPOINT, attempt.stalls),
         (Category.EVAL, attempt.evals),
-        (attempt.tail, max(0, tail - attempt.after_last_step)),
-    ):
-        taken = min(left, max(0, amount))
-        parts[category] += taken
-        left -= taken
+        (attempt.tail, tail - attempt.after_last_step),
+    ]
 
 
-def _never_stepped(parts: dict[Category, int], attempt: AttemptTime, span: Span) -> None:
+def _never_stepped(attempt: AttemptTime, span: Span) -> list[tuple[Category, int]]:
     begun = span.end if attempt.phase_at is None else attempt.phase_at
     begun = _clip(begun, span.start, span.end)
-    _start(parts, attempt, begun - span.start)
     hung = attempt.ended_at is not None and attempt.tail is Category.HANG
     under_way = Category.HANG if hung else attempt.phase or Category.BOOTSTRAPPING
-    parts[under_way] += span.end - begun
+    return [*_start(attempt, begun - span.start), (under_way, span.end - begun)]
 
 
-def _start(parts: dict[Category, int], attempt: AttemptTime, length: int) -> None:
+def _start(attempt: AttemptTime, length: int) -> list[tuple[Category, int]]:
     """The phases that were told of; whatever came before them is the way to the trainer."""
-    left = length
+    found, left = list[tuple[Category, int]](), length
     for category, amount in (
         (Category.COMPILE, attempt.compile),
         (Category.RESTORE, attempt.restore),
         (Category.INIT, attempt.init),
     ):
         taken = min(left, max(0, amount))
-        parts[category] += taken
+        found.append((category, taken))
         left -= taken
-    parts[Category.BOOTSTRAPPING] += left
+    return [*found, (Category.BOOTSTRAPPING, left)]
 
 
 def _clip(value: int, low: int, high: int) -> int:

@@ -277,7 +277,7 @@ def times_of(connection: Connection, run: AnyRow, now: datetime) -> RunTime:
     ]
     g = host_groups.c
     groups = connection.execute(
-        select(g.created_at, g.ready_at, g.released_at)
+        select(g.created_at, g.ready_at, g.released_at, g.price_per_hour)
         .where(g.run_id == run.id)
         .order_by(g.generation)
     )
@@ -285,7 +285,10 @@ def times_of(connection: Connection, run: AnyRow, now: datetime) -> RunTime:
     return RunTime(
         submitted_at=micros(run.created_at),
         until=micros(until),
-        groups=tuple(GroupTime(micros(a), _instant(r), _instant(e)) for a, r, e in groups),
+        groups=tuple(
+            GroupTime(micros(asked), _instant(ready), _instant(gone), price)
+            for asked, ready, gone, price in groups
+        ),
         attempts=tuple(spans),
         pauses=tuple(_pauses(connection, run.id, until)),
     )

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.ledger.goodput import (
+    HOUR,
     AttemptTime,
     Category,
     GroupTime,
@@ -214,3 +216,40 @@ def test_goodput_leaves_out_waiting_for_hosts_and_for_people() -> None:
 def test_the_documentation_tells_each_category() -> None:
     rows = (ROOT / "docs" / "concepts.md").read_text(encoding="utf-8")
     assert [name for name in Category if f"| `{name}` |" not in rows] == []
+
+
+PRICED = st.builds(
+    GroupTime,
+    asked_at=INSTANT,
+    ready_at=st.none() | INSTANT,
+    gone_at=st.none() | INSTANT,
+    price_per_hour=st.none() | st.floats(0, 1000),
+)
+
+
+@given(RUNS, st.lists(PRICED, max_size=4).map(tuple))
+def test_the_categories_costs_sum_to_what_the_hosts_cost(
+    time: RunTime, groups: tuple[GroupTime, ...]
+) -> None:
+    time = replace(time, groups=groups)
+    until = max(time.until, time.submitted_at)
+    expected = 0.0
+    for group in groups:
+        if group.ready_at is not None:
+            gone = until if group.gone_at is None else group.gone_at
+            held = max(0, gone - max(group.ready_at, time.submitted_at))
+            expected += held / HOUR * (group.price_per_hour or 0.0)
+    assert account(time).cost == pytest.approx(expected)
+
+
+def test_each_second_costs_what_its_hosts_cost() -> None:
+    hour = HOUR
+    groups = (GroupTime(0, 0, 4 * hour, 2.0), GroupTime(4 * hour, 5 * hour, 8 * hour, 10.0))
+    first = AttemptTime(0, first_dispatch_at=hour, last_step_at=4 * hour, new_steps=3 * hour)
+    first = replace(first, ended_at=4 * hour)
+    second = AttemptTime(5 * hour, first_dispatch_at=5 * hour, last_step_at=7 * hour)
+    second = replace(second, new_steps=2 * hour, ended_at=7 * hour)
+    ledger = account(RunTime(0, 7 * hour, groups, (first, second)))
+    costs = {str(name): cost for name, cost in ledger.costs.items() if cost}
+    assert costs == {"bootstrapping": 2.0, "productive": 6.0 + 20.0, "stopping": 10.0}
+    assert ledger.parts[Category.PROVISIONING] == hour, "which costs nothing yet"
