@@ -13,7 +13,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from model.build import Params
 from worker.mesh import Placer, state_shardings
 from worker.protocol import JobSpec
-from worker.step import SIGNALS, TrainState, TrainStep, eval_step, initial_state, train_step
+from worker.step import (
+    SIGNALS,
+    TrainState,
+    TrainStep,
+    eval_step,
+    initial_state,
+    train_step,
+    vote_step,
+)
+
+Vote = Callable[[jax.Array], jax.Array]
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,14 @@ def compile_steps(job: JobSpec, mesh: Mesh, abstract: TrainState, placer: Placer
             step.lower(abstract, rows, scalar, signals).compile(),
             evaluate.lower(abstract.params, rows).compile(),
         )
+
+
+def compile_vote(mesh: Mesh, placer: Placer) -> Vote:
+    """For a gang to agree where it takes no step: every process must call it at the same place."""
+    signals = jax.ShapeDtypeStruct((mesh.size, SIGNALS), jnp.int32, sharding=placer.each)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    vote = jax.jit(vote_step(mesh), in_shardings=placer.each, out_shardings=everywhere)
+    return vote.lower(signals).compile()
 
 
 def _layout(abstract: TrainState) -> TrainState:

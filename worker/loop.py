@@ -48,6 +48,7 @@ class Training:
     held_out: tuple[Rows, ...]
     compiled: Compiled
     watch: LossWatch
+    leaves: Callable[[], bool]  # whether the gang agrees to leave; all its processes ask alike
     owes_eval: bool = False  # the attempt before gave up the evaluation after its last step
     now: Callable[[], float] = time.monotonic
 
@@ -84,14 +85,6 @@ class Left:
     step: int
     drained: bool
     saved: bool
-
-
-def leaves_at_once(spec: AttemptSpec, link: AgentLink) -> bool:
-    """Whether this process may end what it does now, because it is asked to leave.
-
-    Trainers of a gang may not: the others would wait for them in the next collective.
-    """
-    return spec.process_count == 1 and link.drain.is_set()
 
 
 def train(training: Training, state: TrainState, first: int) -> Left:
@@ -256,7 +249,7 @@ def _evaluate(training: Training, state: TrainState, step: int) -> bool:
     began = time.monotonic()
     losses: list[float] = []
     for rows in training.held_out:
-        if leaves_at_once(training.spec, training.link) and step < training.spec.job.steps:
+        if step < training.spec.job.steps and training.leaves():
             return False
         placed = training.placer.place_rows(rows)
         losses.append(float(training.compiled.evaluate(state.params, placed)))

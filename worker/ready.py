@@ -13,11 +13,12 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from worker import compile_cache, mesh
-from worker.compiled import Compiled, abstract_state, compile_steps
+from worker.compiled import Compiled, Vote, abstract_state, compile_steps, compile_vote
 from worker.data.batches import Text, prepare_text
 from worker.data.corpus import load_corpus
 from worker.ends import Invalid, TrainerEnd
 from worker.protocol import AttemptSpec, JobSpec, ResumePoint
+from worker.report import AgentLink
 from worker.restore import Restored, restore
 from worker.step import TrainState
 
@@ -32,6 +33,7 @@ class Ready:
     abstract: TrainState
     placer: mesh.Placer
     compiled: Compiled | None = None
+    _vote: Vote | None = None
     _held: tuple[ResumePoint, Restored] | None = None
 
     @property
@@ -43,6 +45,18 @@ class Ready:
         if self.compiled is None:
             self.compiled = compile_steps(self.job, self.devices, self.abstract, self.placer)
         return self.compiled
+
+    def leaves(self, spec: AttemptSpec, link: AgentLink) -> bool:
+        """Whether the attempt is to end here and now, as some host of it was asked to leave.
+
+        Every process of a gang asks at the same places, so that all leave together.
+        """
+        asked = link.drain.is_set()
+        if spec.process_count == 1:
+            return asked
+        if self._vote is None:
+            self._vote = compile_vote(self.devices, self.placer)
+        return float(self._vote(self.placer.place_signals(asked, False))[0]) > 0
 
     def hold(self, spec: AttemptSpec, point: ResumePoint) -> None:
         """Restores `point`, in place of what is held; one that cannot be used is not held.

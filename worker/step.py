@@ -145,6 +145,17 @@ def _mean_over_devices(tree: Tree, mesh: Mesh) -> Tree:
     return restore(jax.lax.psum(vector, mesh.axis_names) / mesh.size)
 
 
+def vote_step(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """The function int32 signals [devices, SIGNALS] -> the share of devices with each wish."""
+
+    def vote(signals: jax.Array) -> jax.Array:
+        return _mean_over_devices(signals.astype(jnp.float32).mean(axis=0), mesh)
+
+    return jax.shard_map(
+        vote, mesh=mesh, in_specs=EACH_DEVICE, out_specs=PartitionSpec(), check_vma=False
+    )
+
+
 def eval_step(job: JobSpec) -> EvalStep:
     """The function (params, rows int32 [microbatches, b, context + 1]) -> mean loss, no dropout."""
     apply = forward(job.model)

@@ -15,7 +15,7 @@ from worker.checkpoint import Saver
 from worker.compiled import first_state
 from worker.data.batches import TrainingBatches
 from worker.ends import CheckpointUnusable, PeerLost, StorageFailed
-from worker.loop import Left, Training, leaves_at_once, train
+from worker.loop import Left, Training, train
 from worker.protocol import (
     CheckpointRejected,
     ExitCode,
@@ -52,10 +52,10 @@ def run(
     """
     try:
         left = _train(order, link, clock, ready)
-    except jax.errors.JaxRuntimeError as error:
-        words = str(error).lower()
-        if order.spec.process_count > 1 and any(word in words for word in GANG_TROUBLE):
-            raise PeerLost(f"a collective failed: {_first_line(error)}") from error
+    except RuntimeError as error:
+        trouble = _gang_trouble(error) if order.spec.process_count > 1 else None
+        if trouble is not None:
+            raise PeerLost(f"a collective failed: {_first_line(trouble)}") from error
         raise
     link.send(TrainerFinished(step=left.step, drained=left.drained))
     if order.spec.process_count > 1:
@@ -77,7 +77,7 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock, ready: Ready
     first = spec.resume.step if spec.resume else 0
     state, seen, owes_eval = _state(order, ready, link, clock)
     nothing_new = Left(state, first, drained=True, saved=False)
-    if leaves_at_once(spec, link) and first < job.steps:
+    if first < job.steps and ready.leaves(spec, link):
         return nothing_new
     clock.enter(Phase.COMPILE)
     compiled = ready.steps()
@@ -91,11 +91,12 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock, ready: Ready
         batches=TrainingBatches(text.train, spec.data_plan, job.batch.sequences),
         held_out=text.held_out,
         compiled=compiled,
+        leaves=lambda: ready.leaves(spec, link),
         watch=LossWatch(job.policy.spike, seen),
         owes_eval=owes_eval,
     )
     saver.prepare(ready.abstract)
-    if leaves_at_once(spec, link) and first < job.steps:
+    if first < job.steps and training.leaves():
         return nothing_new
     left = train(training, state, first)
     clock.enter(Phase.FINISH)
@@ -149,5 +150,16 @@ def _until_accepted(training: Training, left: Left) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def _first_line(error: Exception) -> str:
+def _gang_trouble(error: BaseException) -> BaseException | None:
+    """The error of the runtime that tells of a lost peer, also where others stand around it."""
+    found: BaseException | None = error
+    while found is not None:
+        words = str(found).lower()
+        if isinstance(found, RuntimeError) and any(word in words for word in GANG_TROUBLE):
+            return found
+        found = found.__cause__ or found.__context__
+    return None
+
+
+def _first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 from tests.browser.site import Open, Site, Watched, serve, watch
 from tests.fakes.dashboard import FakeReader, Served, make_app
 from tests.fakes.stories import finished, recovered, waiting
 
 CHROMIUM = "/usr/bin/chromium"
+expect.set_options(timeout=30_000)  # ms; other tests may have the CPU meanwhile
 ARGUMENTS = [
     "--no-sandbox",
     "--disable-quic",

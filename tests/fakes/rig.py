@@ -99,6 +99,7 @@ class Rig:
             held_out=self.text.held_out,
             compiled=self.compiled,
             watch=LossWatch(spec.job.policy.spike, seen),
+            leaves=link.drain.is_set,
             owes_eval=owes_eval,
             now=now,
         )

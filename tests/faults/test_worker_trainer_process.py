@@ -155,7 +155,7 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def test_gang_of_two_loses_one_then_is_drained_then_ends_bit_equal(
+def test_gang_of_two_leaves_as_one_then_loses_one_then_is_drained_then_ends_bit_equal(
     job: JobSpec, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
@@ -170,11 +170,19 @@ def test_gang_of_two_loses_one_then_is_drained_then_ends_bit_equal(
     with TrainerHost(data_dir / "h0") as first, TrainerHost(data_dir / "h1") as second:
         hosts = (first, second)
         start(hosts, 1)
+        second.until(lambda seen: any(e.phase == "compile" for e in seen.of("phase")))
+        second.drain()
+        assert [host.wait() for host in hosts] == [ExitCode.DRAINED, ExitCode.DRAINED]
+        assert not first.seen.losses()
+        assert not first.seen.of("checkpoint_written")
+
+        start(hosts, 1)
         first.until(lambda seen: any(e.step == 100 for e in seen.of("checkpoint_written")))
         first.until_step(106)
         second.signal(signal.SIGKILL)
         second.wait()
-        assert first.wait() == ExitCode.PEER_LOST
+        code = first.wait()
+        assert code == ExitCode.PEER_LOST, first.log
         assert first.seen.of("trainer_failed")[0].exit_code == ExitCode.PEER_LOST
         killed = first.seen
 
