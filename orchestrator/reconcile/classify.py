@@ -24,7 +24,7 @@ from orchestrator.reconcile.evidence import (
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import HOST_GONE, Attempt, Evidence, HostGroup, Trainer
 from orchestrator.state import Verdict
-from worker.protocol import ExitCode, KilledFor, Notice
+from worker.protocol import STOPPED_PROCESS, ExitCode, KilledFor, Notice
 
 LATE_NOTICE = timedelta(seconds=30)
 MEMORY_WORDS = ("RESOURCE_EXHAUSTED", "Out of memory", "MemoryError", "out of memory")
@@ -209,6 +209,8 @@ def _own(facts: Facts) -> Finding | None:
     first = cause(facts)
     if first is None:
         return None
+    if first.killed_for == KilledFor.HUNG:
+        first = _stopped(facts) or first
     if first.killed_for is not None:
         verdict = KILLED_VERDICTS.get(first.killed_for)
         if verdict is not None:
@@ -218,6 +220,14 @@ def _own(facts: Facts) -> Finding | None:
     if first.signal is None and first.why_killed is None:
         return _by(facts, first, Verdict.UNKNOWN, f"; {LOOKED_AT}")
     return _by(facts, first, Verdict.CRASHED)
+
+
+def _stopped(facts: Facts) -> Trainer | None:
+    """The hung trainer whose process stood still: the others of its gang hung waiting for it."""
+    hung = (t for t in facts.trainers if t.killed_for == KilledFor.HUNG)
+    return min(
+        (t for t in hung if STOPPED_PROCESS in (t.why_killed or "")), key=_order, default=None
+    )
 
 
 def _all_well(facts: Facts) -> Finding | None:

@@ -56,7 +56,8 @@ OBEYED = {"killed_by_agent": True, "why_killed": "a sibling ended"}
 
 
 def by_agent(why: KilledFor | str, rank: int = 0, **changes: object):
-    return killed(rank, killed_by_agent=True, why_killed="words", killed_for=why, **changes)
+    told = {"killed_by_agent": True, "why_killed": "words", "killed_for": why}
+    return killed(rank, **told | changes)
 
 
 def pair(first: object, second: object, *hosts: dict[str, object], **parts: object):
@@ -183,6 +184,18 @@ def test_the_documentation_has_the_table_as_it_is() -> None:
     places = [words.find(" ".join(line.seen.split())) for line in TABLE]
     assert -1 not in places
     assert places == sorted(places)
+
+
+def test_of_a_gang_that_hung_the_process_that_stood_still_is_named() -> None:
+    """Its sibling waited for it, and its agent was the first to lose patience."""
+    late = "it completed no step for 10 s"
+    waiting = by_agent(KilledFor.HUNG, 0, why_killed=f"{late}; its process was sleeping")
+    wedged = by_agent(KilledFor.HUNG, 1, why_killed=f"{late}; its process was stopped (SIGSTOP)")
+    waiting = replace(waiting, exited_at=ago(3))
+    ended = only(reconcile(pair(waiting, wedged)), EndAttempt)
+    assert ended.verdict is Verdict.HUNG
+    assert "host 1" in ended.summary
+    assert "stopped (SIGSTOP)" in ended.summary
 
 
 def test_an_unknown_end_says_what_was_looked_at() -> None:

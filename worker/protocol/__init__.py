@@ -41,6 +41,7 @@ from worker.protocol.calls import (
 )
 from worker.protocol.events import (
     EVENT,
+    STOPPED_PROCESS,
     CheckpointRejected,
     CheckpointVerified,
     CheckpointWritten,
@@ -99,6 +100,7 @@ __all__ = [
     "PROTOCOL_VERSION",
     "SPEC_VERSION",
     "STATE_BYTES_PER_PARAMETER",
+    "STOPPED_PROCESS",
     "SUPPORTED_PROTOCOLS",
     "TO_SPARE",
     "TO_TRAINER",

@@ -214,6 +214,9 @@ class KilledFor(StrEnum):
     LEAVING = "leaving"  # the agent itself had to go
 
 
+STOPPED_PROCESS = "its process was stopped"  # within the reason why an agent ended a hung one
+
+
 class TrainerExited(Report):
     """From the agent, which saw the process end.
 
