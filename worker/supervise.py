@@ -24,6 +24,7 @@ from worker.host import HostFolder, ProcessId, TrainerRecord, kill_group, until_
 from worker.memory_killer import MemoryWatch
 from worker.protocol import (
     EVENT,
+    PROCESS_WAS,
     ExitCode,
     KilledFor,
     KnownEvent,
@@ -259,10 +260,10 @@ class Trainer:
             seen = await stacks.take(process.pid, self._log_file)
             if seen.stopped and reason is KilledFor.SUPERSEDED:
                 reason = KilledFor.HUNG
-                why = f"its process was {seen.state} and had done nothing for {still:.0f} s; {why}"
+                why = f"{PROCESS_WAS} {seen.state} and had done nothing for {still:.0f} s; {why}"
             elif reason is KilledFor.HUNG:
                 where = f" in {seen.place}" if seen.place else ""
-                why = f"{why}; its process was {seen.state}{where}"
+                why = f"{why}; {PROCESS_WAS} {seen.state}{where}"
             if not self.ended.is_set():
                 self._on_event(StacksTaken(why=why, state=seen.state, stacks=seen.text))
         self.kill(why, reason)

@@ -304,6 +304,10 @@ def goodput(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None
         " submitted, without the time that it waited for hosts or was paused;"
         " each share below is of all its time"
     )
+    if ledger.cost:
+        out.print(
+            f"Its hosts have cost {ledger.cost:,.2f} {ledger.currency}, from all up until gone"
+        )
     render.put(out, goodput_table(ledger, out.width))
 
 
@@ -320,7 +324,8 @@ def goodput_table(ledger: GoodputView, width: int) -> RenderableType:
     if ledger.cost:
         made.add_column(f"COST {ledger.currency}", justify="right", no_wrap=True)
     made.add_column("")
-    for part in sorted(ledger.parts, key=lambda part: part.seconds, reverse=True):
+    told = (part for part in ledger.parts if part.seconds > 0 or part.category == "unaccounted")
+    for part in sorted(told, key=lambda part: part.seconds, reverse=True):
         blocks = Text("█" * max(round(part.share * min(width - 55, 40)), 0), style=render.BLUE)
         category = part.category.replace("_", " ")
         cost = (f"{part.cost:,.2f}",) if ledger.cost else ()

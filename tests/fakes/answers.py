@@ -213,11 +213,17 @@ def incident(**changes: Any) -> IncidentView:
 
 
 def ledger() -> GoodputView:
-    parts = {"training": 50.0, "replay": 3.2, "startup": 4.0, "recovery": 2.9, "unaccounted": 0.1}
+    parts = {
+        "productive": 50.0,
+        "replayed": 3.2,
+        "bootstrapping": 4.0,
+        "recovering": 2.9,
+        "unaccounted": 0.1,
+    }
     wall = sum(parts.values())
     return GoodputView(
         wall_seconds=wall,
-        goodput=parts["training"] / wall,
+        goodput=parts["productive"] / wall,
         parts=tuple(
             GoodputPart(category=name, seconds=s, share=s / wall) for name, s in parts.items()
         ),

@@ -107,9 +107,10 @@ def loss_at(step: int) -> float:
 
 SECONDS = {
     "productive": 100.0,
-    "starting": 9.0,
+    "bootstrapping": 5.0,
+    "compile": 4.0,
     "replayed": 3.7,
-    "stopping": 2.3,
+    "lost": 2.3,
     "eval": 3.0,
     "checkpoint": 1.5,
     "recovering": 0.5,

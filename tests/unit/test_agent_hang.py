@@ -19,6 +19,8 @@ from worker import stacks, watches
 from worker.hang import Vigil
 from worker.host import HostFolder
 from worker.protocol import (
+    PROCESS_WAS,
+    STOPPED_PROCESS,
     HangSpec,
     KilledFor,
     KnownEvent,
@@ -179,6 +181,7 @@ def test_a_stopped_process_is_seen_to_be_stopped(spawn: Callable[[str], tuple[in
     seen = asyncio.run(stacks.take(pid, output))
     assert seen.stopped
     assert seen.state == "stopped (SIGSTOP)"
+    assert f"{PROCESS_WAS} {seen.state}".startswith(STOPPED_PROCESS), "the verdict looks for it"
     assert seen.place is None
 
 

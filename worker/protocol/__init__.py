@@ -41,6 +41,7 @@ from worker.protocol.calls import (
 )
 from worker.protocol.events import (
     EVENT,
+    PROCESS_WAS,
     STOPPED_PROCESS,
     CheckpointRejected,
     CheckpointVerified,
@@ -97,6 +98,7 @@ __all__ = [
     "BYTE_VOCABULARY",
     "EVENT",
     "NAME_PATTERN",
+    "PROCESS_WAS",
     "PROTOCOL_VERSION",
     "SPEC_VERSION",
     "STATE_BYTES_PER_PARAMETER",

@@ -214,7 +214,9 @@ class KilledFor(StrEnum):
     LEAVING = "leaving"  # the agent itself had to go
 
 
-STOPPED_PROCESS = "its process was stopped"  # within the reason why an agent ended a hung one
+# Within the reason why an agent ended a hung trainer, which names the process that stood still.
+PROCESS_WAS = "its process was"
+STOPPED_PROCESS = f"{PROCESS_WAS} stopped"
 
 
 class TrainerExited(Report):
