@@ -53,26 +53,29 @@ class Agenda:
         if run_id in self._generations:
             self.again(run_id, again_at + (-again_at % grain if grain else 0.0))
 
-    def pop(self, now: float, limit: int) -> list[str]:
-        """The next runs to look at, at most `limit`; plan each again once it was looked at."""
+    def pop(self, now: float, limit: int, not_before: float = 0.0) -> list[str]:
+        """The next runs to look at, at most `limit`; plan each again once it was looked at.
+
+        Those that nothing woke are not looked at `not_before` this time.
+        """
         found = list(itertools.islice(self._woken, limit))
         for run_id in found:
             del self._woken[run_id]
             self._due.pop(run_id, None)
-        while len(found) < limit and (at := self._next()) is not None and at <= now:
+        while len(found) < limit and (at := self._next(not_before)) is not None and at <= now:
             _, run_id = heapq.heappop(self._heap)
             del self._due[run_id]
             found.append(run_id)
         return found
 
-    def next_at(self, now: float) -> float | None:
+    def next_at(self, now: float, not_before: float = 0.0) -> float | None:
         """When `pop` has something to give; None while nothing is planned."""
-        return now if self._woken else self._next()
+        return now if self._woken else self._next(not_before)
 
-    def _next(self) -> float | None:
+    def _next(self, not_before: float) -> float | None:
         while self._heap:
             at, run_id = self._heap[0]
             if self._due.get(run_id) == at:
-                return at
+                return max(at, not_before)
             heapq.heappop(self._heap)  # it was planned anew, or is gone
         return None

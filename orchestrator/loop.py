@@ -5,6 +5,9 @@ looked at when its last decision asked for it, and in any case every `LEAST_IDLE
 large fleet, `LOOKS_PER_SECOND` runs a second in turn: a lost wake-up costs that much time. Hosts
 that fall silent, or are heard of again, wake their runs. One run's failing decision never stops
 the others'.
+
+Where agents report faster than their reports can be stored, as all of them do after a start, looks
+that nothing asked for step back, and a report that waits here is not taken for a host's silence.
 """
 
 from __future__ import annotations
@@ -52,6 +55,8 @@ LIST_SHARE = 0.02  # of the time, at most, goes into listing the active runs una
 SHORTEST_WAIT_SECONDS = 0.01
 MAX_ROUNDS = 16
 AT_ONCE = 8
+CROWDED_SECONDS = 0.5  # that reports wait to be stored
+CROWDED_TURN_SECONDS = 1.0  # between two batches of looks that nothing asked for, meanwhile
 BATCH = 32  # woken runs go before the rest of a long list
 
 
@@ -146,6 +151,7 @@ class Loop:
         self._groups_of: dict[str, set[str]] = defaultdict(set)
         self._silent: set[str] = set()
         self._list_at = self._list_not_before = -float("inf")
+        self._turns_from = 0.0
 
     async def _round(self) -> float:
         """Looks at the runs whose turn it is; answers how long to wait, in seconds."""
@@ -163,7 +169,8 @@ class Loop:
             self._list_at = min(self._list_at, self._list_not_before)
         if self._list_at <= self._monotonic():
             await self._list()
-        due = self._agenda.pop(self._monotonic(), BATCH)
+        due = self._agenda.pop(self._monotonic(), BATCH, self._turns_from)
+        self._turns_from = self._next_turns()
         if len(due) > 1:
             due = await self._glance(due)
         await asyncio.gather(*(self._look_at(run_id, token) for run_id in due))
@@ -196,9 +203,16 @@ class Loop:
                 reads.silent_runs(connection, now - SILENT_SHARE * self._silence()),
             )
 
+    def _next_turns(self) -> float:
+        """From when on runs may be looked at that nothing woke."""
+        if self._service.writer.lag < CROWDED_SECONDS:
+            return 0.0
+        now = self._monotonic()
+        return self._turns_from if self._turns_from > now else now + CROWDED_TURN_SECONDS
+
     def _wait(self) -> float:
         now = self._monotonic()
-        due = self._agenda.next_at(now)
+        due = self._agenda.next_at(now, self._turns_from)
         until = self._list_at if due is None else min(due, self._list_at)
         return max(SHORTEST_WAIT_SECONDS, until - now)
 
@@ -307,9 +321,11 @@ class Loop:
         )
 
     def _silence(self) -> timedelta:
-        """After how long a host is silent; agents of a large fleet are asked to report less."""
+        """After how long a host is silent: agents of a large fleet are asked to report less, and
+        what they said may still wait to be stored."""
         service = self._service
-        return timedelta(seconds=service.pace.silence(service.settings.host_lost_seconds))
+        missed = service.pace.silence(service.settings.host_lost_seconds)
+        return timedelta(seconds=missed + service.writer.lag)
 
     def _seen(self, *run_ids: str) -> Mapping[str, looks.Sighting]:
         groups = [group for run_id in run_ids for group in self._groups_of.get(run_id, ())]

@@ -4,17 +4,23 @@ Each piece runs under a savepoint of its own, so that one that fails takes no ot
 that ask for the same work of a batch run as one; when that fails, each runs by itself. A piece that
 is not urgent may wait a moment for others to share its commit. A result is handed back only after
 the commit, so whoever sees it may rely on it after a crash.
+
+What agents report comes in crowds, and a crowd may be seconds long. A decision, the lease or a
+person's wish does not stand in that line: a lease that is renewed too late is lost, and then every
+run is looked at anew, which makes the crowd longer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import itertools
-import queue
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
@@ -23,7 +29,7 @@ from sqlalchemy.exc import DBAPIError
 A = TypeVar("A")
 T = TypeVar("T")
 E = TypeVar("E", bound=Exception)
-MAX_GROUP = 256
+MAX_GROUP = 64  # more share little more of a commit's price, and the next one waits for them
 TRIES = 5
 # PostgreSQL ends one of two transactions that wait for each other's rows, as two replicas' may.
 GAVE_WAY = frozenset({"40P01", "40001"})  # deadlock_detected, serialization_failure
@@ -38,6 +44,7 @@ class _Piece:
     work: Callable[[Connection, Sequence[Any]], Sequence[Any]]
     argument: Any
     future: Future[Any]
+    handed_in_at: float = field(default_factory=time.monotonic)
 
 
 _Outcome = tuple[_Piece, Any, Exception | None]
@@ -48,14 +55,16 @@ class WriterClosed(Exception):
 
 
 class Writer:
-    """Pieces run in the order in which they were handed in; `engine` must begin immediately."""
+    """Batched pieces run in the order in which they were handed in, and so do all others, which go
+    ahead of them; `engine` must begin immediately."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._pieces: queue.SimpleQueue[_Piece | None] = queue.SimpleQueue()
+        self._ahead: deque[_Piece] = deque()
+        self._batched: deque[_Piece] = deque()
         self._held: list[_Piece] = []
         self._closed = False
-        self._handing = threading.Lock()
+        self._some = threading.Condition()
         self._thread = threading.Thread(target=self._loop, name="writer", daemon=True)
         self._thread.start()
 
@@ -67,50 +76,63 @@ class Writer:
         """Runs `work` on this argument and on those of other callers together.
 
         `work` answers with a result for each argument, in order; an exception among them is raised
-        for its own caller. It is begun `within` seconds, and before whatever is handed in later.
+        for its own caller. It is begun `within` seconds, and before a batched piece that is handed
+        in later.
         """
         if within <= 0:
             return await asyncio.wrap_future(self.submit_batched(work, argument))
         future: Future[T] = Future()
-        with self._handing:
-            if self._closed:
-                raise WriterClosed
+        with self._handing():
             if not self._held:
                 asyncio.get_running_loop().call_later(within, self._hand_in_held)
             self._held.append(_Piece(work, argument, future))
         return await asyncio.wrap_future(future)
 
+    @property
+    def lag(self) -> float:
+        """Seconds that the oldest of the batched pieces that wait for their turn has waited."""
+        with self._some:
+            return time.monotonic() - self._batched[0].handed_in_at if self._batched else 0.0
+
     def _hand_in_held(self) -> None:
-        with self._handing:
+        with self._some:
             self._release()
+            self._some.notify()
 
     def _release(self) -> None:
-        for piece in self._held:
-            self._pieces.put(piece)
+        self._batched.extend(self._held)
         self._held.clear()
 
     def submit(self, work: Callable[[Connection], T]) -> Future[T]:
         def alone(connection: Connection, _: Sequence[None]) -> Sequence[T]:
             return (work(connection),)
 
-        return self.submit_batched(alone, None)
+        future: Future[T] = Future()
+        with self._handing():
+            self._ahead.append(_Piece(alone, None, future))
+        return future
 
     def submit_batched(self, work: Batch[A, T, E], argument: A) -> Future[T]:
         future: Future[T] = Future()
-        with self._handing:
+        with self._handing():
+            self._release()
+            self._batched.append(_Piece(work, argument, future))
+        return future
+
+    @contextmanager
+    def _handing(self) -> Generator[None]:
+        with self._some:
             if self._closed:
                 raise WriterClosed
-            self._release()
-            self._pieces.put(_Piece(work, argument, future))
-        return future
+            yield
+            self._some.notify()
 
     def close(self) -> None:
         """Finishes what was submitted, then stops."""
-        with self._handing:
-            if not self._closed:
-                self._closed = True
-                self._release()
-                self._pieces.put(None)
+        with self._some:
+            self._closed = True
+            self._release()
+            self._some.notify()
         self._thread.join()
 
     def _loop(self) -> None:
@@ -142,19 +164,17 @@ class Writer:
         return outcome
 
     def _next_group(self) -> list[_Piece] | None:
-        first = self._pieces.get()
-        if first is None:
-            return None
-        group = [first]
-        while len(group) < MAX_GROUP:
-            try:
-                piece = self._pieces.get_nowait()
-            except queue.Empty:
-                break
-            if piece is None:
-                self._pieces.put(None)
-                break
-            group.append(piece)
+        """The next pieces to share a commit; None once the writer was closed and nothing is left.
+
+        Those that go ahead share theirs with few others, since somebody waits for it.
+        """
+        with self._some:
+            while not self._ahead and not self._batched:
+                if self._closed:
+                    return None
+                self._some.wait()
+            line = self._ahead or self._batched
+            group = [line.popleft() for _ in range(min(len(line), MAX_GROUP))]
         return [piece for piece in group if piece.future.set_running_or_notify_cancel()]
 
     def _commit(self, group: list[_Piece]) -> list[_Outcome]:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine, event, func, insert, select, update
 
 from orchestrator.store.engine import open_engine
 from orchestrator.store.tables import EPOCH, installation
-from orchestrator.store.writer import Writer, WriterClosed
+from orchestrator.store.writer import MAX_GROUP, Writer, WriterClosed
 from tests.contract.conftest import ON_POSTGRES
 
 SETTINGS = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1}
@@ -126,7 +126,8 @@ def test_pieces_of_one_batch_run_as_one_and_each_is_answered_by_itself(
     late = writer.submit_batched(put_all, "d")
     go.set()
     assert first.result(10)
-    assert [future.result(10) for future in (a, b, alone, late)] == ["a,no,b", "a,no,b", "c", "d"]
+    assert [future.result(10) for future in (a, b, late)] == ["a,no,b,d"] * 3
+    assert alone.result(10) == "c"
     assert isinstance(no.exception(10), ValueError)
     assert names(engine) == {"a", "b", "c", "d"}
 
@@ -144,6 +145,31 @@ def test_held_pieces_share_a_commit_and_go_before_what_comes_later(
         assert [await one for one in held] == ["a,b,c", "a,b,c"]
 
     asyncio.run(check())
+
+
+def test_a_decision_goes_ahead_of_a_crowd_of_reports(writer: Writer, engine: Engine) -> None:
+    """The lease must be renewed in time, however many agents report at once."""
+    order: list[str] = []
+    go, began = threading.Event(), threading.Event()
+
+    def report(_: Connection, names: Sequence[str]) -> Sequence[str]:
+        order.append(f"{len(names)} reports")
+        began.set()
+        assert go.wait(10)
+        return names
+
+    assert writer.lag == 0.0
+    crowd = [writer.submit_batched(report, "report") for _ in range(3 * MAX_GROUP + 1)]
+    assert began.wait(10)
+    assert writer.lag > 0.0, "most of them wait"
+    renewed = writer.submit(lambda _: order.append("lease"))
+    go.set()
+    renewed.result(10)
+    for one in crowd:
+        one.result(10)
+    assert writer.lag == 0.0
+    assert order[1] == "lease", order
+    assert len(order) > 3
 
 
 def test_held_pieces_go_by_themselves_when_their_time_is_over(writer: Writer) -> None:

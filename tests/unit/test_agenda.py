@@ -76,3 +76,14 @@ def test_looks_that_are_not_urgent_fall_together():
     agenda.looked("c", 10.4)
     assert agenda.pop(10.49, 8) == ["c"]
     assert agenda.pop(10.5, 8) == ["a", "b"]
+
+
+def test_what_was_woken_does_not_wait_for_the_turn_of_the_rest():
+    agenda = Agenda()
+    agenda.keep({"a": 1, "b": 1}, now=0.0)
+    agenda.wake(["b"])
+    assert agenda.next_at(0.0, not_before=3.0) == 0.0
+    assert agenda.pop(0.0, 8, not_before=3.0) == ["b"]
+    assert agenda.next_at(0.0, not_before=3.0) == 3.0
+    assert agenda.pop(2.0, 8, not_before=3.0) == []
+    assert agenda.pop(3.0, 8, not_before=3.0) == ["a"]

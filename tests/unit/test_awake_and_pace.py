@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
+from collections import Counter
+
 import pytest
 
 from orchestrator.awake import GAP_SECONDS, Awake
@@ -75,11 +78,36 @@ def test_heartbeats_of_a_large_fleet_wait_for_each_other_and_those_of_a_small_on
 
 
 def test_agents_that_come_at_once_do_not_stay_together():
-    pace = Pace(FakeClock())
+    clock = FakeClock()
+    pace = Pace(clock)
     assert pace.patience("g", 0, 20.0) == 20.0, "a small fleet's are all held as long as they ask"
     pace.expect(1_000)
-    first = {pace.patience(f"g{n}", 0, 20.0) for n in range(50)}
-    assert len(first) > 10
-    assert all(0.0 <= seconds <= 20.0 for seconds in first)
-    pace.next_report("g0", 0, watched=False)
-    assert pace.patience("g0", 0, 20.0) == 20.0
+    first = Counter(int(pace.patience(f"g{n}", 0, 20.0)) for n in range(1_000))
+    assert max(first.values()) <= 51, "all at once, and a second apart from then on"
+
+
+def test_agents_that_came_together_again_are_spread_within_a_few_turns():
+    clock = FakeClock()
+    pace = Pace(clock)
+    pace.expect(1_000)
+    start = clock.monotonic()
+    due = [(start + (n % 10) * 0.1, n) for n in range(1_000)]  # a crowd within a second
+    for _, n in due:
+        pace.next_report(f"g{n}", 0, watched=False)
+    came: Counter[int] = Counter()
+    held: list[float] = []
+    heapq.heapify(due)
+    while (at := due[0][0]) < start + 200:
+        _, n = heapq.heappop(due)
+        clock.advance(at - clock.monotonic())
+        pace.next_report(f"g{n}", 0, watched=False)
+        seconds = pace.patience(f"g{n}", 0, 20.0)
+        assert 11.9 < seconds <= 20.0
+        held.append(seconds)
+        heapq.heappush(due, (at + seconds, n))
+        came[int(at - start)] += 1
+    late = [came[second] for second in range(100, 200)]
+    assert came[0] == 1_000
+    assert max(late) < 1.25 * 50
+    assert sum(number < 0.8 * 50 for number in late) <= 10, "seconds in which few come"
+    assert sum(held[-1_000:]) / 1_000 > 19.0, "and hardly more often than they asked for"
