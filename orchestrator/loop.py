@@ -84,6 +84,7 @@ class Loop:
         self._announcing: set[asyncio.Task[None]] = set()
         self._forget()
         service.telemetry.count_runs(service.read)
+        service.telemetry.tell_ledgers(service.read, service.clock)
 
     @property
     def leading(self) -> bool:

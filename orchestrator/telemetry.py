@@ -13,10 +13,13 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import Engine, func, select
 
-from orchestrator.state import RunState
-from orchestrator.store import orphans
+from orchestrator.clock import Clock
+from orchestrator.ledger.goodput import account
+from orchestrator.state import TERMINAL_RUNS, RunState
+from orchestrator.store import orphans, views
 from orchestrator.store.tables import runs
 
+MOST_LEDGERS = 100  # a ledger of a long run takes milliseconds, and a label for each run its room
 DECISION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 
@@ -85,6 +88,7 @@ class Telemetry:
         )
         self._counts_runs = False
         self._counts_orphans = False
+        self._tells_ledgers = False
 
     def count_runs(self, read: Engine) -> None:
         """Adds `longhaul_runs`, counted in the database at each scrape; once is enough."""
@@ -97,6 +101,12 @@ class Telemetry:
         if not self._counts_orphans:
             self._counts_orphans = True
             self.registry.register(_OrphanCounts(read, grace))
+
+    def tell_ledgers(self, read: Engine, clock: Clock) -> None:
+        """Adds where the time of the runs goes that are not over, as `count_runs` does."""
+        if not self._tells_ledgers:
+            self._tells_ledgers = True
+            self.registry.register(_Ledgers(read, clock))
 
 
 class _RunCounts(Collector):
@@ -148,4 +158,44 @@ class _OrphanCounts(Collector):
         return (
             GaugeMetricFamily("longhaul_orphans", number, labels=["provider"]),
             GaugeMetricFamily("longhaul_orphan_cost_per_hour", cost, labels=["provider"]),
+        )
+
+
+class _Ledgers(Collector):
+    """The goodput ledgers of the newest runs that are not over, by id: who scrapes needs no token,
+    and names are for those who have one."""
+
+    def __init__(self, read: Engine, clock: Clock) -> None:
+        self._read = read
+        self._clock = clock
+
+    def describe(self) -> Iterable[Metric]:
+        return self._families()
+
+    def collect(self) -> Iterable[Metric]:
+        active = (
+            select(runs)
+            .where(runs.c.state.not_in(TERMINAL_RUNS))
+            .order_by(runs.c.created_at.desc(), runs.c.id)
+            .limit(MOST_LEDGERS)
+        )
+        seconds, cost = self._families()
+        with self._read.connect() as connection:
+            for run in connection.execute(active).all():
+                ledger = account(views.times_of(connection, run, self._clock.now()))
+                for category, amount in ledger.parts.items():
+                    seconds.add_metric([run.id, category.value], amount / 1e6)
+                cost.add_metric([run.id], ledger.cost)
+        return seconds, cost
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+        seconds = (
+            "Where the time of a run went since it was submitted; of the newest"
+            f" {MOST_LEDGERS} runs that are not over."
+        )
+        cost = "What the hosts of the same runs have cost, in the service's currency."
+        return (
+            GaugeMetricFamily("longhaul_run_seconds", seconds, labels=["run", "category"]),
+            GaugeMetricFamily("longhaul_run_cost", cost, labels=["run"]),
         )

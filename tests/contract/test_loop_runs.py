@@ -20,6 +20,7 @@ from orchestrator import loop as the_loop
 from orchestrator.api.agents import mount
 from orchestrator.api.errors import install_handlers
 from orchestrator.clock import SystemClock
+from orchestrator.ledger.goodput import Category
 from orchestrator.loop import Loop
 from orchestrator.providers.base import ProviderError, ProvisionRefused
 from orchestrator.reconcile.plan import MakeGroup, Plan
@@ -275,6 +276,39 @@ def test_a_failing_provider_is_asked_again_and_told_of_once(engine: Engine, tmp_
             told = [event for event in made.rows("events") if event["kind"] == "provider_failed"]
             assert len(told) == 1
             assert ("launch", group) in made.provider.calls
+
+    run(scenario())
+
+
+def test_where_the_time_of_a_run_goes_is_there_for_prometheus(
+    engine: Engine, tmp_path: Path
+) -> None:
+    """As long as the run is not over, and the categories sum to the time since it came."""
+
+    def told(made: Plane) -> dict[str, float]:
+        [family] = [
+            found
+            for found in made.service.telemetry.registry.collect()
+            if found.name == "longhaul_run_seconds"
+        ]
+        assert all(one.labels["run"] == made.run()["id"] for one in family.samples)
+        return {one.labels["category"]: one.value for one in family.samples}
+
+    async def scenario() -> None:
+        async with plane(engine, tmp_path) as made:
+            submit(engine)
+            since = made.run()["created_at"]
+            async with looping(made):
+                await made.until(lambda: told(made).get("productive", 0.0) > 0)
+                before = (made.service.clock.now() - since).total_seconds()
+                seconds = told(made)
+                after = (made.service.clock.now() - since).total_seconds()
+                assert set(seconds) == {category.value for category in Category}
+                assert before <= sum(seconds.values()) <= after
+                text = generate_latest(made.service.telemetry.registry).decode()
+                assert f'longhaul_run_cost{{run="{made.run()["id"]}"}}' in text
+                await made.until(lambda: made.run()["state"] == "succeeded")
+                assert told(made) == {}
 
     run(scenario())
 
