@@ -81,6 +81,7 @@ class Loop:
         self._housekeeper = Housekeeper(service, lambda: self._leadership.token)
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._led_under: int | None = None
+        self._probing_since = service.clock.now()
         self._announcing: set[asyncio.Task[None]] = set()
         self._forget()
         service.telemetry.count_runs(service.read)
@@ -161,6 +162,7 @@ class Loop:
         if token != self._led_under:
             self._forget()
             self._led_under = token
+            self._probing_since = self._service.clock.now()
             if token is not None:
                 self._announce()
         if token is None:
@@ -359,6 +361,7 @@ class Loop:
         seconds = {name: one.hold_seconds for name, one in service.providers.items()}
         return looks.Beside(
             awake_since=self._awake.since(),
+            probing_since=self._probing_since,
             host_lost_after=self._silence(),
             provision_within=timedelta(seconds=service.settings.provision_seconds),
             holds={name: timedelta(seconds=hold) for name, hold in seconds.items() if hold},

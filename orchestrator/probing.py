@@ -63,7 +63,11 @@ class Sightings:
         if not probe.exists and look.asked != self._times(look.group):
             return False
         before = self._seen.get(look.group)
-        self._seen[look.group] = Sighting(look.began, probe)
+        alive_at = {} if before is None else dict(before.alive_at)
+        for host in probe.hosts:
+            if host.agent_alive or host.trainer_alive:
+                alive_at[host.index] = look.began
+        self._seen[look.group] = Sighting(look.began, probe, alive_at)
         return before is None or before.probe != probe
 
     def asked(self, group: str) -> None:

@@ -83,7 +83,8 @@ class Host:
     `instance` is the registered agent process; `launched_at` the last time one was started. What it
     told when it was seen last was true at `spoke_at` or later: a report can be long on its way.
     `unreachable_at` is since when the timeline says that nothing is heard of it. `agent_alive` and
-    `trainer_alive` are the provider's probe, None where it could not tell.
+    `trainer_alive` are the provider's probe, None where it could not tell; `seen_alive_at` is when
+    the last probe began that saw either alive.
     """
 
     group: str
@@ -104,6 +105,7 @@ class Host:
     unreachable_at: datetime | None = None
     agent_alive: bool | None = None
     trainer_alive: bool | None = None
+    seen_alive_at: datetime | None = None
 
 
 INHERITED = 0  # the attempt of an inherited checkpoint: a run's own are counted from 1

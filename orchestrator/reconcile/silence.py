@@ -54,15 +54,29 @@ def _given_up(snap: Snapshot, host: Host, since: datetime) -> str | None:
     taken = snap.group is not None and snap.group.taken is not None
     if host.trainer_alive or (host.agent_alive and not taken):
         return None
-    for_long = snap.now - heard_until(snap, host, since)
+    heard = heard_until(snap, host, since)
+    for_long = snap.now - heard
     if host.agent_alive is None and not taken:
-        if for_long <= CAN_NOT_TELL * snap.host_lost_after:
+        blind = snap.now - _blind_since(snap, host, heard)
+        if blind <= CAN_NOT_TELL * snap.host_lost_after:
             return None
-        return f"nothing was heard of it for {_seconds(for_long)}, and its provider can not tell"
+        return (
+            f"nothing was heard of it for {_seconds(for_long)}, and its provider could not tell"
+            f" for {_seconds(blind)}"
+        )
     if for_long <= snap.host_lost_after:
         return None
     how = "its provider says that it was taken" if taken else "its probes say that no agent lives"
     return f"nothing was heard of it for {_seconds(for_long)}, and {how}"
+
+
+def _blind_since(snap: Snapshot, host: Host, heard: datetime) -> datetime:
+    """From when on its provider was asked whether it lives and could not tell.
+
+    What lies in the future is from before the clock was set back.
+    """
+    times = (snap.probing_since, host.seen_alive_at)
+    return max((heard, *(at for at in times if at is not None and at <= snap.now)))
 
 
 def marks(snap: Snapshot, attempt: Attempt) -> tuple[Change, ...]:
@@ -83,13 +97,13 @@ def marks(snap: Snapshot, attempt: Attempt) -> tuple[Change, ...]:
 
 def due(snap: Snapshot, attempt: Attempt) -> datetime | None:
     """When the silence of a host will next mean something."""
-    limits = (snap.host_lost_after, CAN_NOT_TELL * snap.host_lost_after)
-    times = [
-        heard_until(snap, host, attempt.created_at) + limit + timedelta(milliseconds=1)
-        for host in snap.hosts[: attempt.processes]
-        for limit in limits
-    ]
-    return min((at for at in times if at > snap.now), default=None)
+    times: list[datetime] = []
+    for host in snap.hosts[: attempt.processes]:
+        heard = heard_until(snap, host, attempt.created_at)
+        blind = _blind_since(snap, host, heard)
+        times += (heard + snap.host_lost_after, blind + CAN_NOT_TELL * snap.host_lost_after)
+    later = (at + timedelta(milliseconds=1) for at in times)
+    return min((at for at in later if at > snap.now), default=None)
 
 
 def _heard_again(snap: Snapshot, host: Host, marked_at: datetime) -> bool:

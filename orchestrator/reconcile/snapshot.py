@@ -60,7 +60,8 @@ class Snapshot:
     they are not in `group`; `checkpoints` the usable ones of the run's branch, newest first;
     `incident` the open one; `kept` every usable checkpoint of the run, on any branch, where the
     spec lets some be deleted. `listening_since` is when this control plane began to take reports,
-    `awake_since` since when it has run without a gap, `host_lost_after` how long a host may be
+    `awake_since` since when it has run without a gap, `probing_since` since when it has asked
+    providers, `host_lost_after` how long a host may be
     silent before its probes decide, `provider_hold` how long the provider's hosts outlive a pause,
     `provision_within` how long it may take to bring them up.
     `hours_held` and `cost` are what the run has used of hosts over its whole life,
@@ -86,6 +87,7 @@ class Snapshot:
     price_per_hour: float | None = None
     admission: Admission = Admission()
     awake_since: datetime | None = None
+    probing_since: datetime | None = None
     groups: tuple[HostGroup, ...] = ()
     past_hosts: tuple[Host, ...] = ()
     data_plan: DataPlan | None = None

@@ -85,10 +85,14 @@ _OPEN_INCIDENTS = (
 
 @dataclass(frozen=True)
 class Sighting:
-    """A provider's probe of a group, and when it began: what happened since, it cannot show."""
+    """A provider's probe of a group, and when it began: what happened since, it cannot show.
+
+    `alive_at` is when the last probe began that saw something live on a host, by the host's index.
+    """
 
     began_at: datetime
     probe: GroupProbe
+    alive_at: Mapping[int, datetime] = field(default_factory=dict[int, datetime])
 
 
 def _no_price(_: JobSpec) -> float | None:
@@ -100,10 +104,11 @@ class Beside:
     """What a decision sees that lies in no row: the process that decides, and its settings.
 
     `holds` are how long each provider's hosts outlive a pause; `price_per_hour` is that of a whole
-    new host group.
+    new host group. `probing_since` is when this process began to ask the providers.
     """
 
     awake_since: datetime | None = None
+    probing_since: datetime | None = None
     host_lost_after: timedelta = timedelta(seconds=30)
     provision_within: timedelta = timedelta(hours=1)
     holds: Mapping[str, timedelta] = field(default_factory=dict[str, timedelta])
@@ -167,6 +172,7 @@ def snapshots(
             cost=so_far.cost,
             price_per_hour=beside.price_per_hour(job),
             awake_since=beside.awake_since,
+            probing_since=beside.probing_since,
             groups=groups,
             past_hosts=_past_hosts(read, _recent(tried, now), group),
             data_plan=_data_plan(branches, run.branch),
@@ -321,20 +327,25 @@ def _if_fresh(sighting: Sighting, now: datetime, span: timedelta) -> Sighting:
 def _seen_hosts(
     found: Sequence[Host], sighting: Sighting | None, known: datetime
 ) -> tuple[Host, ...]:
-    seen = {probe.index: probe for probe in sighting.probe.hosts} if sighting else {}
-    began = sighting.began_at if sighting else None
-    return tuple(_host_as_seen(host, seen.get(host.index), began, known) for host in found)
+    if sighting is None:
+        return tuple(found)
+    seen = {probe.index: probe for probe in sighting.probe.hosts}
+    return tuple(
+        replace(
+            _host_as_seen(host, seen.get(host.index), sighting.began_at, known),
+            seen_alive_at=sighting.alive_at.get(host.index),
+        )
+        for host in found
+    )
 
 
-def _host_as_seen(
-    host: Host, probe: HostProbe | None, began: datetime | None, known: datetime
-) -> Host:
+def _host_as_seen(host: Host, probe: HostProbe | None, began: datetime, known: datetime) -> Host:
     """Joins the probe, unless it began before the agent that it would be about.
 
     An agent that came later than `known` came before the clock was set back, as the probe did not.
     Nor does a probe say that an agent is dead which has reported since it began.
     """
-    if probe is None or began is None:
+    if probe is None:
         return host
     host = replace(host, address=host.address or probe.address)
     came = (at for at in (host.launched_at, host.registered_at) if at and at <= known)

@@ -156,6 +156,7 @@ class Controller:
         self.token = token
         if taken:
             self.sightings.forget()
+            self.beside = replace(self.beside, probing_since=self.clock.now())
         return taken
 
     @property

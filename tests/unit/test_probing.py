@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import cast
 
 from orchestrator.probing import HOT_PROBES_PER_SECOND, PROBES_PER_SECOND, Prober, Sightings
-from orchestrator.providers.base import GroupProbe
+from orchestrator.providers.base import GroupProbe, HostProbe
 from orchestrator.providers.calls import ProviderCalls
 from orchestrator.service import Service
 from tests.scenarios.clock import FakeClock
@@ -53,6 +53,22 @@ def test_hosts_that_are_there_are_believed_all_the_while():
     sightings.asked("g")
     assert not sightings.note(look, THERE)
     assert sightings.believed(acquiring={"g"})["g"].probe == THERE
+
+
+def test_it_is_remembered_when_a_host_was_last_seen_alive():
+    """A later probe that can not tell does not take that back."""
+    sightings = Sightings()
+
+    def see(at: datetime, *alive: bool | None) -> dict[int, datetime]:
+        hosts = tuple(HostProbe(n, "here", one, None) for n, one in enumerate(alive))
+        sightings.note(sightings.begin("g", at), GroupProbe(exists=True, ready=True, hosts=hosts))
+        return dict(sightings.believed(acquiring=())["g"].alive_at)
+
+    assert see(NOW, True, None) == {0: NOW}
+    assert see(LATER, None, True) == {0: NOW, 1: LATER}
+    assert see(LATER, None, None) == {0: NOW, 1: LATER}
+    sightings.forget()
+    assert see(LATER, False, False) == {}
 
 
 def test_groups_that_are_gone_are_forgotten():

@@ -123,6 +123,27 @@ def test_a_control_plane_that_did_not_listen_all_that_while_gives_nobody_up(fiel
     assert buried(replace(state, **{field: ago(31)}))
 
 
+@pytest.mark.parametrize(("seconds", "lost"), [(299, False), (301, True)])
+def test_only_the_time_counts_in_which_the_provider_was_asked_and_could_not_tell(
+    seconds: float, lost: bool
+) -> None:
+    """A host that was seen alive while it was cut off is not dead because one probe then failed;
+    nor is one that nobody could ask about, because nobody led."""
+    state = silent(3600, None)
+    assert buried(state)
+    alive = replace(state.hosts[0], seen_alive_at=ago(seconds))
+    assert bool(buried(replace(state, hosts=(alive,)))) is lost
+    assert bool(buried(replace(state, probing_since=ago(seconds)))) is lost
+    again = reconcile(replace(state, probing_since=ago(299))).look_again_at
+    assert again == ago(-1) + timedelta(milliseconds=1)
+
+
+def test_what_was_seen_before_the_clock_was_set_back_keeps_no_dead_host() -> None:
+    state = silent(3600, None)
+    before = replace(state.hosts[0], seen_alive_at=ago(-900))
+    assert buried(replace(state, hosts=(before,), probing_since=ago(-900)))
+
+
 @pytest.mark.parametrize("started", [7200, -3000])
 def test_a_dead_host_is_given_up_in_time_after_the_clock_was_set_back(started: float) -> None:
     """What was stamped before that lies in the future, and so may the start of the service."""
