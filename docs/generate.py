@@ -140,6 +140,10 @@ SPEC_WORDS = {
     "policy.max_backoff_seconds": "The longest wait.",
     "policy.grace_seconds": "Time to save and leave when asked to stop; then it is killed.",
     "policy.start_seconds": "Time for the agents of a host group to report.",
+    "policy.slow_host_factor": "A host that all wait for is named when it works so many times"
+    " longer than the others; null: none.",
+    "policy.slow_run_factor": "A run is named when its steps take so many times what they took;"
+    " null: none.",
     "policy.spare_seconds": "Training before a spare trainer gets ready beside it; null: never.",
     "policy.hang": "How long a trainer may stay in one place before it counts as hung.",
     "policy.spike": "When a finite loss counts as diverged; null: never.",

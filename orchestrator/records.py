@@ -113,10 +113,22 @@ HOST_GONE = "host_gone"
 
 
 @dataclass(frozen=True)
+class Pace:
+    """How fast a process trained of late, until `at`: medians in seconds, as `StepPace` tells."""
+
+    at: datetime
+    step: int
+    seconds: float
+    own: float
+    data_wait: float
+
+
+@dataclass(frozen=True)
 class Trainer:
     """One process of a gang, as its agent told of it.
 
-    `killed_for` is an agent's `KilledFor`, or `HOST_GONE` where it went with its host.
+    `killed_for` is an agent's `KilledFor`, or `HOST_GONE` where it went with its host. `slow_why`
+    says how the others wait for it.
     """
 
     attempt: int
@@ -140,6 +152,8 @@ class Trainer:
     memory_killer: str | None = None
     diverged_step: int | None = None
     diverged_where: str | None = None
+    pace: Pace | None = None
+    slow_why: str | None = None
 
     @property
     def exited(self) -> bool:
@@ -154,7 +168,8 @@ class Attempt:
     wish that it was made under, which is how a person's resume starts the budgets afresh.
     It saves every `save_seconds`, where saves come by time.
     `bad_step` is the step at which a diverged one was found so; `revised_from` the first verdict,
-    where late evidence changed it.
+    where late evidence changed it. `best_pace_seconds` is the least of what process 0 told as its
+    usual step; `slow_why` how it is slower than it was.
     """
 
     run_id: str
@@ -180,6 +195,8 @@ class Attempt:
     bad_step: int | None = None
     revised_from: Verdict | None = None
     revised_at: datetime | None = None
+    best_pace_seconds: float | None = None
+    slow_why: str | None = None
 
 
 @dataclass(frozen=True)

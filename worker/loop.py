@@ -19,6 +19,7 @@ from worker.data.batches import Batch, Batches, Rows
 from worker.data.prefetch import Prefetcher
 from worker.ends import Diverged
 from worker.mesh import Placer
+from worker.pace import PaceWindow
 from worker.protocol import (
     AttemptSpec,
     Evaluated,
@@ -191,12 +192,14 @@ class Meter:
         self._training = training
         self._last = time.monotonic()
         self._waited = 0.0
+        self._pace = PaceWindow()
 
     def waited_for_data(self, seconds: float) -> None:
         self._waited += seconds
 
     def report(self, running: Running) -> Wishes:
         """Reports a step; returns what was wished of the gang with it. Raises Diverged."""
+        asked = time.monotonic()
         result: StepResult = jax.device_get(running.result)
         now = time.monotonic()
         seconds, self._last = now - self._last, now
@@ -235,6 +238,8 @@ class Meter:
             )
         else:
             link.send(StepBeat(step=running.step, seconds=seconds, data_wait=waited))
+        if pace := self._pace.add(running.step, seconds, seconds - (now - asked), waited):
+            link.send(pace)
         return Wishes(leave=float(result.leave) > 0, save=float(result.save) > 0)
 
 

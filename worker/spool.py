@@ -29,7 +29,7 @@ ROLL_BYTES = 64 << 10  # a segment whose events are all acknowledged goes once i
 REFUSED_BYTES = 1 << 20
 MEMORY_EVENTS = 10_000  # that wait in memory while the disk takes nothing
 LOG, STEP, KEEP = 0, 1, 2
-WORTH = {"log": LOG, "beat": STEP, "step": STEP}
+WORTH = {"log": LOG, "beat": STEP, "step": STEP, "pace": STEP}
 log = logging.getLogger("longhaul.agent")
 
 

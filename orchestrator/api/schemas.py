@@ -130,10 +130,14 @@ class RunSummary(View):
 
 
 class RunDetail(RunSummary):
+    """`slow` says what is slow about it now: a host that the others wait for, or the run itself,
+    which trained faster before."""
+
     spec: JobSpec
     facts: Facts
     newest_checkpoint: CheckpointView | None
     groups: tuple[GroupView, ...]
+    slow: tuple[str, ...] = ()
 
 
 class RunPage(View):

@@ -103,6 +103,7 @@ def run_detail(connection: Connection, service: Service, id_or_name: str) -> Run
         facts=facts(connection, service, job, run.id),
         newest_checkpoint=_newest_checkpoint(connection, run),
         groups=groups,
+        slow=_slow(connection, run.id),
     )
 
 
@@ -324,6 +325,15 @@ def _waits_for_in_full(
             return f"its hosts to be given back: {', '.join(held)}" if held else None
         case _:
             return run.waits_for
+
+
+def _slow(connection: Connection, run_id: str) -> tuple[str, ...]:
+    attempt = rows.last_attempt(connection, run_id)
+    if attempt is None or attempt.state == AttemptState.ENDED:
+        return ()
+    trainers = rows.trainers_of(connection, run_id, attempt.number)
+    words = (attempt.slow_why, *(trainer.slow_why for trainer in trainers))
+    return tuple(why for why in words if why is not None)
 
 
 def _phase(connection: Connection, run: RunSummary) -> str:

@@ -149,6 +149,7 @@ def run_parts(
     parts: list[RenderableType] = [head]
     if run.reason:
         parts.append(Text(text.clean(run.reason), style=render.RED if run.needs_person else ""))
+    parts += [Text(f"Slow: {text.clean(why)}", style=render.AMBER) for why in run.slow]
     parts.append(render.bar(run.progress.step / run.progress.steps, min(width, 80)))
     parts.append(Text(" · ".join(render.progress_words(run.progress, eta=render.goes_on(run)))))
     parts += ["", render.pairs(_detail_rows(run, now))]

@@ -107,7 +107,8 @@ def _doing(run: RunDetail, now: datetime) -> str:
             return "It saves and stops, as asked."
         case _:
             age = words.duration((now - run.created_at).total_seconds())
-            return f"It was submitted {age} ago and trains."
+            slow = "".join(f" {_sentence(why)}" for why in run.slow)
+            return f"It was submitted {age} ago and trains.{slow}"
 
 
 def _stops(attempts: Sequence[AttemptView], incidents: Sequence[IncidentView]) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from orchestrator.reconcile import silence, stopping
+from orchestrator.reconcile import pace, silence, stopping
 from orchestrator.reconcile.ends import gang_ended
 from orchestrator.reconcile.hosts import and_relaunch
 from orchestrator.reconcile.plan import (
@@ -43,6 +43,7 @@ def watch(snap: Snapshot, attempt: Attempt) -> Plan:
         *_attempt_moves(attempt),
         *stopping.asked(snap, attempt),
         *_run_moves(snap, attempt),
+        *pace.notes(snap, attempt),
     )
     plan = and_relaunch(snap, Plan(changes))
     return replace(plan, look_again_at=sooner(plan.look_again_at, silence.due(snap, attempt)))

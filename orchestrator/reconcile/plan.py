@@ -165,6 +165,16 @@ class BuryTrainer:
     host_gone: bool = False
 
 
+@dataclass(frozen=True)
+class NoteSlow:
+    """The host with trainer `rank`, or the run where that is None, trains slowly, and how; `words`
+    are None where it is so no more. Told once each time."""
+
+    attempt: int
+    rank: int | None
+    words: str | None
+
+
 Change = (
     MoveRun
     | MakeGroup
@@ -181,6 +191,7 @@ Change = (
     | CloseIncident
     | PlanLaunch
     | BuryTrainer
+    | NoteSlow
 )
 
 

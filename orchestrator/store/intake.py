@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from math import isfinite
 
-from sqlalchemy import Connection, Executable, bindparam, func, select, update
+from sqlalchemy import Connection, Executable, bindparam, func, or_, select, update
 
 from orchestrator.records import Attempt
 from orchestrator.state import AttemptState
@@ -50,6 +50,7 @@ from worker.protocol import (
     StateNotFinite,
     StepBeat,
     StepCompleted,
+    StepPace,
     TrainerExited,
     TrainerFailed,
     TrainerFinished,
@@ -66,7 +67,7 @@ START_PHASES: Mapping[Phase | None, str] = {
     Phase.COMPILE: "compile_seconds",
 }
 LONGEST_START_SECONDS = 1e9
-QUIET = (StepBeat, LogLines, Saving)  # no line in the timeline
+QUIET = (StepBeat, StepPace, LogLines, Saving)  # no line in the timeline
 DECISIVE = (
     TrainerStarted,
     CheckpointRejected,
@@ -110,6 +111,7 @@ class Gathered:
     trainers: dict[TrainerKey, dict[str, object]] = field(default_factory=dict)
     marks: dict[AttemptKey, dict[str, datetime]] = field(default_factory=dict)
     starts: list[tuple[AttemptKey, str, float]] = field(default_factory=list)
+    paces: list[tuple[AttemptKey, float]] = field(default_factory=list)
     notices: list[tuple[Caller, HostNotice, datetime]] = field(default_factory=list)
     ledger: list[tuple[Attempt, datetime, LedgerEvent]] = field(default_factory=list)
 
@@ -126,6 +128,8 @@ class Gathered:
             _mark_attempt(connection, key, marks)
         for key, column, seconds in self.starts:
             _time_start(connection, key, column, seconds)
+        for key, seconds in self.paces:
+            _keep_best_pace(connection, key, seconds)
         for caller, event, at in self.notices:
             _keep_notice(connection, caller, event, at)
         for attempt, at, event in self.ledger:
@@ -238,6 +242,8 @@ class Intake:
                 self._trainer(attempt, pid=event.pid, numerics_key=key)
             case StepBeat():
                 self._trainer(attempt, last_step=event.step, last_step_at=at)
+            case StepPace():
+                self._pace(attempt, at, event)
             case Evaluated():
                 self._into.evals.append(_eval(attempt, at, event))
             case (
@@ -272,6 +278,21 @@ class Intake:
             case StepCompleted() | SaveFailed() | Saving() | StacksTaken() | Unknown():
                 pass
 
+    def _pace(self, attempt: Attempt, at: datetime, event: StepPace) -> None:
+        """Process 0's word stands for the gang's."""
+        if not all(map(isfinite, (event.seconds, event.own, event.data_wait))):
+            return
+        self._trainer(
+            attempt,
+            pace_at=at,
+            pace_step=event.step,
+            pace_seconds=event.seconds,
+            pace_own=event.own,
+            pace_data_wait=event.data_wait,
+        )
+        if self._caller.host == 0:
+            self._into.paces.append(((attempt.run_id, attempt.number), event.seconds))
+
     def _phase_is_over(self, envelope: Envelope, event: PhaseEntered) -> None:
         """Process 0's word stands for the gang: its phases hold what it waited for the others."""
         column, seconds = START_PHASES.get(event.previous), event.previous_seconds
@@ -302,6 +323,21 @@ def _time_start(connection: Connection, key: AttemptKey, column: str, seconds: f
         update(attempts)
         .where(attempts.c.run_id == run_id, attempts.c.number == number, CURRENT)
         .values({column: before + seconds})
+    )
+
+
+def _keep_best_pace(connection: Connection, key: AttemptKey, seconds: float) -> None:
+    run_id, number = key
+    best = attempts.c.best_pace_seconds
+    connection.execute(
+        update(attempts)
+        .where(
+            attempts.c.run_id == run_id,
+            attempts.c.number == number,
+            CURRENT,
+            or_(best.is_(None), best > seconds),
+        )
+        .values(best_pace_seconds=seconds)
     )
 
 

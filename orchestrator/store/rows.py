@@ -17,6 +17,7 @@ from orchestrator.records import (
     Host,
     HostGroup,
     Incident,
+    Pace,
     Run,
     Trainer,
 )
@@ -133,6 +134,20 @@ def trainer(of: RowMapping) -> Trainer:
         memory_killer=of["memory_killer"],
         diverged_step=of["diverged_step"],
         diverged_where=of["diverged_where"],
+        pace=_pace(of),
+        slow_why=of["slow_why"],
+    )
+
+
+def _pace(of: RowMapping) -> Pace | None:
+    if of["pace_at"] is None:
+        return None
+    return Pace(
+        at=of["pace_at"],
+        step=of["pace_step"],
+        seconds=of["pace_seconds"],
+        own=of["pace_own"],
+        data_wait=of["pace_data_wait"],
     )
 
 
@@ -161,6 +176,8 @@ def attempt(of: RowMapping) -> Attempt:
         bad_step=of["bad_step"],
         revised_from=None if of["revised_from"] is None else Verdict(of["revised_from"]),
         revised_at=of["revised_at"],
+        best_pace_seconds=of["best_pace_seconds"],
+        slow_why=of["slow_why"],
     )
 
 

@@ -237,6 +237,9 @@ attempts = Table(
     Column("init_seconds", Float(53)),
     Column("restore_seconds", Float(53)),
     Column("compile_seconds", Float(53)),
+    # The least of what process 0 told as its usual step, and how it is slow now.
+    Column("best_pace_seconds", Float(53)),
+    Column("slow_why", Text),
     PrimaryKeyConstraint("run_id", "number"),
 )
 # At most one current attempt per run, whatever the code above it believes.
@@ -274,6 +277,12 @@ trainers = Table(
     Column("memory_killer", Text),
     Column("diverged_step", Integer),
     Column("diverged_where", Text),
+    Column("pace_at", Instant),
+    Column("pace_step", Integer),
+    Column("pace_seconds", Float(53)),
+    Column("pace_own", Float(53)),
+    Column("pace_data_wait", Float(53)),
+    Column("slow_why", Text),
     PrimaryKeyConstraint("run_id", "attempt", "rank"),
     ForeignKeyConstraint(
         ["run_id", "attempt"], ["attempts.run_id", "attempts.number"], ondelete="CASCADE"

@@ -24,6 +24,7 @@ from orchestrator.reconcile.plan import (
     MoveAttempt,
     MoveGroup,
     MoveRun,
+    NoteSlow,
     NoteTaken,
     OpenBranch,
     OpenIncident,
@@ -123,6 +124,8 @@ def _apply(commit: Commit, change: Change) -> None:
             group_writes.plan_launch(commit, change)
         case BuryTrainer():
             _bury_trainer(commit, change)
+        case NoteSlow():
+            _note_slow(commit, change)
         case _:
             assert_never(change)
 
@@ -285,3 +288,15 @@ def _bury_trainer(commit: Commit, change: BuryTrainer) -> None:
         )
     )
     commit.tell("trainer_buried", change.attempt, rank=change.rank, why=change.why)
+
+
+def _note_slow(commit: Commit, change: NoteSlow) -> None:
+    table = attempts if change.rank is None else trainers
+    number = attempts.c.number if change.rank is None else trainers.c.attempt
+    here = [table.c.run_id == commit.run_id, number == change.attempt]
+    if change.rank is not None:
+        here.append(trainers.c.rank == change.rank)
+    commit.connection.execute(update(table).where(*here).values(slow_why=change.words))
+    what = "run" if change.rank is None else "host"
+    kind = f"{what}_slow" if change.words else f"{what}_keeps_up"
+    commit.tell(kind, change.attempt, rank=change.rank, words=change.words)

@@ -579,3 +579,24 @@ def test_the_phases_of_process_0s_start_are_summed_up(gang: House) -> None:
     [row] = gang.rows("attempts")
     assert (row["init_seconds"], row["compile_seconds"]) == (1.75, 2)
     assert row["restore_seconds"] is None, "no phase takes less than no time"
+
+
+def test_how_fast_each_process_trains_is_known_and_how_fast_the_run_ever_did(gang: House) -> None:
+    """A pace is telemetry: no line of the timeline, and nothing to decide at once."""
+    gang.ready()
+    gang.attempt()
+    lines = len(gang.rows("events"))
+
+    def pace(seconds: float, step: int) -> dict[str, object]:
+        rest = {"steps": 10, "own": 0.25, "data_wait": 0.125}
+        return {"kind": "pace", "step": step, "seconds": seconds, **rest}
+
+    gang.tell(pace(1.5, 10), pace(0.5, 20), pace(1.0, 30), host=0)
+    gang.tell(pace(0.25, 30), pace(float("inf"), 40), host=1)
+    first, second = gang.snapshot().trainers
+    assert first.pace is not None
+    assert second.pace is not None
+    assert (first.pace.step, first.pace.seconds) == (30, 1.0)
+    assert (second.pace.step, second.pace.seconds, second.pace.own) == (30, 0.25, 0.25)
+    assert gang.snapshot().attempts[-1].best_pace_seconds == 0.5
+    assert len(gang.rows("events")) == lines

@@ -20,6 +20,7 @@ from orchestrator.reconcile.plan import (
     MoveAttempt,
     MoveGroup,
     MoveRun,
+    NoteSlow,
     NoteTaken,
     OpenBranch,
     OpenIncident,
@@ -472,6 +473,20 @@ def test_silence_and_the_clouds_word_are_kept(house: House) -> None:
     house.commit(MarkHost(house.group, 0, False, "back"))
     assert house.snapshot().hosts[0].unreachable_at is None
     assert kinds(house)[-3:] == ["host_unreachable", "group_taken", "host_heard_again"]
+
+
+def test_what_is_slow_is_kept_and_told_until_it_keeps_up_again(house: House) -> None:
+    house.ready()
+    house.attempt()
+    house.tell({"kind": "trainer_started", "pid": 7})
+    house.commit(NoteSlow(1, 0, "host 0 keeps the others waiting"), NoteSlow(1, None, "slower"))
+    snap = house.snapshot()
+    assert snap.trainers[0].slow_why == "host 0 keeps the others waiting"
+    assert snap.attempts[-1].slow_why == "slower"
+    house.commit(NoteSlow(1, 0, None), NoteSlow(1, None, None))
+    snap = house.snapshot()
+    assert (snap.trainers[0].slow_why, snap.attempts[-1].slow_why) == (None, None)
+    assert kinds(house)[-4:] == ["host_slow", "run_slow", "host_keeps_up", "run_keeps_up"]
 
 
 def test_a_lost_group_remembers_the_wish_that_it_was_lost_under(house: House) -> None:

@@ -15,7 +15,9 @@ from tests.unit.api_world import (
     Client,
     World,
     at,
+    seed_attempt,
     seed_crashed,
+    seed_group,
     submitted,
     tiny_spec,
 )
@@ -286,6 +288,20 @@ def test_a_resume_keeps_its_reason_and_wakes_the_loop(client: Client, here: Worl
     told = client.get(f"{RUNS}/{run}/events").json()["items"]
     assert [event["kind"] for event in told] == ["submitted", "wish"]
     assert told[1]["body"]["reason"] == "more disk"
+
+
+def test_a_run_tells_what_is_slow_about_it_while_it_trains(client: Client, here: World) -> None:
+    run = submitted(client)
+    group = seed_group(here, run)
+    seed_attempt(here, run, group, 1, slow_why="a step takes 2 s; the best was 1 s")
+    trainer = {"run_id": run, "attempt": 1, "drained": False, "killed_by_agent": False}
+    here.put(
+        tables.trainers, *({**trainer, "rank": n, "slow_why": w} for n, w in ((0, None), (1, "x")))
+    )
+    assert client.get(f"{RUNS}/{run}").json()["slow"] == ["a step takes 2 s; the best was 1 s", "x"]
+    with here.engine.begin() as connection:
+        connection.execute(tables.attempts.update().values(state="ended"))
+    assert client.get(f"{RUNS}/{run}").json()["slow"] == []
 
 
 def test_only_a_run_that_is_over_and_holds_nothing_is_deleted(client: Client, here: World) -> None:

@@ -114,3 +114,10 @@ def test_show_says_how_often_is_saved_and_why(service: FakeService) -> None:
     service.attempts[0] = fake.recovered(save_seconds=416.0, save_why=why)
     told = " ".join(done("show", "demo-2m").split())
     assert f"Attempt 2 saves every 6 min 56 s: {why}" in told
+
+
+def test_show_says_what_is_slow(service: FakeService) -> None:
+    why = "host 1 keeps the others waiting: of a step of 1 s its own work takes 0.98 s"
+    service.runs["demo-2m"] = fake.run("demo-2m", slow=(why,))
+    assert f"Slow: {why}" in " ".join(done("show", "demo-2m").split())
+    assert "Slow" not in done("show", LONGEST)

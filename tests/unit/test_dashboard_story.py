@@ -43,6 +43,12 @@ def test_a_killed_run_that_went_on_says_so() -> None:
     assert "It was killed once; it went on by itself with bit-identical losses." in answer.rest
 
 
+def test_a_run_that_trains_slowly_says_so() -> None:
+    run = make_run(slow=("a step takes 2 s; the best was 1 s",))
+    answer = story.answer(run, [make_attempt()], [], NOW)
+    assert "ago and trains. A step takes 2 s; the best was 1 s." in answer.rest
+
+
 def test_a_crash_without_a_signal_is_not_called_a_kill() -> None:
     seen = (EvidenceView(at=NOW, source="agent", text="exit code 1"),)
     told = recovered()

@@ -91,6 +91,8 @@ def attempts(draw, current: bool) -> tuple[Attempt, ...]:
                 ended_at=None if lives else ago(draw(st.sampled_from([1, 60, 400]))),
                 revised_at=draw(st.sampled_from([None, ago(1)])),
                 bad_step=draw(st.sampled_from([None, 60])),
+                best_pace_seconds=draw(st.sampled_from([None, 0.5, 1.0])),
+                slow_why=draw(st.sampled_from([None, "slow"])),
             )
         )
     return tuple(found)
@@ -279,6 +281,16 @@ def _applied(state: Snapshot, change: plans.Change) -> Snapshot:
                 killed_for=HOST_GONE if change.host_gone else None,
             )
             return replace(state, trainers=tuple(blank.values()))
+        case plans.NoteSlow():
+            if change.rank is None:
+                last = replace(state.attempts[-1], slow_why=change.words)
+                return replace(state, attempts=(*state.attempts[:-1], last))
+            here = (change.attempt, change.rank)
+            told = (
+                replace(one, slow_why=change.words) if (one.attempt, one.rank) == here else one
+                for one in state.trainers
+            )
+            return replace(state, trainers=tuple(told))
 
 
 def _host(state: Snapshot, index: int, **changes: object) -> Snapshot:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,9 @@ import pytest
 
 from tests.fakes.rig import Rig
 from tests.fakes.tiny import Recorder, attempt, tiny_job, write_text
+from worker import pace
+from worker.data.batches import Batch
+from worker.data.prefetch import Prefetcher
 from worker.ends import Diverged
 from worker.protocol import CheckpointSpec, Phase, PhaseEntered, Report, StepCompleted
 from worker.step import TrainState
@@ -37,6 +41,25 @@ def test_whole_run_reports_every_step_once_in_order(rig: Rig, tmp_path: Path) ->
     assert written == [(4, False), (8, False), (12, True)]
     batches = rig.batches(attempt(rig.job, tmp_path))
     assert [event.batch_hash for event in steps] == [batches.at(n).fingerprint for n in range(12)]
+
+
+def test_a_slow_reader_is_seen_as_the_process_own_work(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The wait for a batch is not a wait for the devices, on whatever process it is."""
+    monkeypatch.setattr(pace, "WINDOW_SECONDS", 0.0)
+    ready = Prefetcher.next
+
+    def slow(prefetched: Prefetcher) -> Batch:
+        time.sleep(0.02)
+        return ready(prefetched)
+
+    monkeypatch.setattr(Prefetcher, "next", slow)
+    link = Recorder()
+    rig.run(attempt(rig.job, tmp_path), link)
+    told = link.of("pace")
+    assert [(event.step, event.steps) for event in told] == [(5, 5), (10, 5)]
+    assert all(0.02 <= event.data_wait <= event.own <= event.seconds for event in told)
 
 
 def test_drain_leaves_soon_with_the_last_reported_step_saved(rig: Rig, tmp_path: Path) -> None:

@@ -85,6 +85,21 @@ class StepBeat(Report):
     data_wait: float
 
 
+class StepPace(Report):
+    """How fast a process trained of late: medians over the last `steps` steps, in seconds.
+
+    `own` is the part of a step in which the process itself worked, `data_wait` included: the rest
+    it waited for the devices, and in a gang for whoever was last.
+    """
+
+    kind: Literal["pace"] = "pace"
+    step: int
+    steps: int
+    seconds: float
+    own: float
+    data_wait: float
+
+
 class Evaluated(Report):
     kind: Literal["eval"] = "eval"
     step: int
@@ -271,6 +286,7 @@ KnownEvent = Annotated[
     | Resumed
     | StepCompleted
     | StepBeat
+    | StepPace
     | Evaluated
     | Saving
     | CheckpointWritten

@@ -213,6 +213,7 @@ class HangSpec(Spec):
 
 
 SPARE_SECONDS = 10.0  # the first steps are not to be slowed down
+SLOW_HOST_FACTOR, SLOW_RUN_FACTOR = 2.0, 1.5
 
 
 class PolicySpec(Spec):
@@ -226,6 +227,10 @@ class PolicySpec(Spec):
     off from the control plane for so long stop its trainer; None, the default, never does. After
     `spare_seconds` of training a spare trainer gets ready beside it for the next attempt; None
     keeps none. Waits and graces are in seconds.
+
+    A host that all the others wait for is named when its own work in a step takes
+    `slow_host_factor` times that of the others, and a run when its steps take `slow_run_factor`
+    times what they took before; None names none. Nothing is stopped for it.
 
     Failed saves end an attempt after `max_failed_saves` in a row, or when nothing was saved for
     `max_unsaved_seconds` and the last try failed; with neither, after three in a row.
@@ -251,6 +256,14 @@ class PolicySpec(Spec):
     max_unsaved_seconds: Annotated[
         Annotated[float, Field(ge=1, le=604800)] | None, Field(exclude_if=_left_out)
     ] = None
+    slow_host_factor: Annotated[
+        Annotated[float, Field(gt=1, le=1000)] | None,
+        Field(exclude_if=lambda given: given == SLOW_HOST_FACTOR),
+    ] = SLOW_HOST_FACTOR
+    slow_run_factor: Annotated[
+        Annotated[float, Field(gt=1, le=1000)] | None,
+        Field(exclude_if=lambda given: given == SLOW_RUN_FACTOR),
+    ] = SLOW_RUN_FACTOR
     spare_seconds: Annotated[
         Annotated[float, Field(ge=0, le=86400)] | None,
         Field(exclude_if=lambda given: given == SPARE_SECONDS),  # older agents refuse it
@@ -259,8 +272,14 @@ class PolicySpec(Spec):
     @property
     def needs_protocol(self) -> int:
         """The first protocol whose agents can read it."""
-        saves = self.max_failed_saves is None and self.max_unsaved_seconds is None
-        return 2 if saves and self.spare_seconds == SPARE_SECONDS else 3
+        set_later = (
+            self.max_failed_saves is not None,
+            self.max_unsaved_seconds is not None,
+            self.spare_seconds != SPARE_SECONDS,
+            self.slow_host_factor != SLOW_HOST_FACTOR,
+            self.slow_run_factor != SLOW_RUN_FACTOR,
+        )
+        return 3 if any(set_later) else 2
 
 
 class JobSpec(Spec):
