@@ -88,13 +88,9 @@ def newest(folder: Path) -> ResumePoint | None:
     )
 
 
-def run(folder: Path, attempt: int, rank: int) -> int:
-    from worker.report import AgentLink, PhaseClock
-
-    job = JobSpec.model_validate_json((folder / "job.json").read_bytes())
-    (folder / f"pid-{attempt}-{rank}").write_text(str(os.getpid()))
+def spec_of(job: JobSpec, folder: Path, attempt: int) -> AttemptSpec:
     gang = job.hosts.count > 1
-    spec = AttemptSpec(
+    return AttemptSpec(
         run_id=RUN,
         attempt=attempt,
         branch=1,
@@ -106,6 +102,14 @@ def run(folder: Path, attempt: int, rank: int) -> int:
         process_count=job.hosts.count,
         coordinator=f"127.0.0.1:{FIRST_PORT + attempt % 4000}" if gang else None,
     )
+
+
+def run(folder: Path, attempt: int, rank: int) -> int:
+    from worker.report import AgentLink, PhaseClock
+
+    job = JobSpec.model_validate_json((folder / "job.json").read_bytes())
+    (folder / f"pid-{attempt}-{rank}").write_text(str(os.getpid()))
+    spec = spec_of(job, folder, attempt)
     environment.prepare(job)
     from worker import training
 

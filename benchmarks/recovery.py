@@ -90,16 +90,21 @@ def until(seen: Callable[[], T | None], what: str, seconds: float = WAIT_SECONDS
     raise TimeoutError(f"waited {seconds:g} s for {what}")
 
 
-def job_of(args: argparse.Namespace, hosts: int) -> dict[str, Any]:
-    """51M parameters in 12 layers; small batches, so that a step takes a fraction of a second."""
+def model_of(small: bool) -> dict[str, Any]:
+    """51M parameters in 12 layers, or 1M in 4."""
     model = {"kind": "llama", "vocab_size": 8192, "context": 64, "layers": 12, "hidden": 576}
     model |= {"heads": 9, "kv_heads": 9, "ffn": 1536, "tied": True}
-    if args.small:
+    if small:
         model |= {"vocab_size": 257, "layers": 4, "hidden": 128, "heads": 4, "kv_heads": 4}
         model |= {"ffn": 352}
+    return model
+
+
+def job_of(args: argparse.Namespace, hosts: int) -> dict[str, Any]:
+    """Small batches, so that a step takes a fraction of a second."""
     return {
         "name": f"recovery-{hosts}",
-        "model": model,
+        "model": model_of(args.small),
         "data": {"source": {"kind": "python-source"}, "held_out": 0},
         "steps": args.steps,
         "batch": {"sequences": 2},
