@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Iterable, Mapping
 
 
@@ -44,6 +45,12 @@ class Agenda:
         """Look at it at this time, whatever was planned before."""
         self._due[run_id] = at
         heapq.heappush(self._heap, (at, run_id))
+
+    def by(self, run_id: str, at: float, grain: float) -> None:
+        """Look at it at this time or sooner; with a `grain` up to that much later, with others."""
+        at += -at % grain if grain else 0.0
+        if run_id in self._generations and self._due.get(run_id, math.inf) > at:
+            self.again(run_id, at)
 
     def looked(self, run_id: str, again_at: float, grain: float = 0.0) -> None:
         """Unlike `again`, plans nothing for a run that is not on the list.

@@ -222,10 +222,14 @@ class Loop:
     def _monotonic(self) -> float:
         return self._service.clock.monotonic()
 
-    def _group_changed(self, group: str) -> None:
+    def _group_changed(self, group: str, news: bool) -> None:
+        """What is no news waits for others, with which a look costs less."""
         run_id = self._groups.get(group)
-        if run_id is not None:
-            self._service.wakes.hear((decision_topic(run_id), LOOP))
+        if run_id is None:
+            return
+        if not news:
+            self._agenda.by(run_id, self._monotonic(), TOGETHER_SHARE * self._turn())
+        self._service.wakes.hear((decision_topic(run_id), LOOP) if news else (LOOP,))
 
     # ---- one run ---------------------------------------------------------------------------------
 

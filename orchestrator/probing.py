@@ -105,7 +105,7 @@ class Sightings:
 
 class Prober:
     """`changed` is called, on the event loop, with a group's name when its probe says other than
-    before.
+    before, and with whether that is news: that a group is well which was never probed is none.
 
     A group that something is happening to is probed every `probe_seconds`; the others take turns,
     so that a large fleet costs no more than `PROBES_PER_SECOND`. Where something happens to very
@@ -114,7 +114,7 @@ class Prober:
     """
 
     def __init__(
-        self, service: Service, calls: ProviderCalls, changed: Callable[[str], None]
+        self, service: Service, calls: ProviderCalls, changed: Callable[[str, bool], None]
     ) -> None:
         self._service = service
         self._calls = calls
@@ -234,5 +234,6 @@ class Prober:
         self._plan(group, min(wanted, start + pace))
 
     def _note(self, look: Look, probe: GroupProbe) -> None:
+        first = not self._sightings.believed((), (look.group,))
         if self._sightings.note(look, probe):
-            self._changed(look.group)
+            self._changed(look.group, not (first and probe.well))

@@ -51,6 +51,12 @@ class GroupProbe:
     taken: Notice | None = None
     words: str | None = None
 
+    @property
+    def well(self) -> bool:
+        """Everything is up, and an agent and a trainer live on each host."""
+        alive = all(host.agent_alive and host.trainer_alive for host in self.hosts)
+        return self.exists and self.ready and self.taken is None and alive
+
 
 @dataclass(frozen=True)
 class Owned:

@@ -87,3 +87,18 @@ def test_what_was_woken_does_not_wait_for_the_turn_of_the_rest():
     assert agenda.next_at(0.0, not_before=3.0) == 3.0
     assert agenda.pop(2.0, 8, not_before=3.0) == []
     assert agenda.pop(3.0, 8, not_before=3.0) == ["a"]
+
+
+def test_a_look_may_be_brought_forward_to_fall_together_with_others():
+    agenda = Agenda()
+    agenda.keep({"a": 1, "b": 1, "c": 1}, now=0.0)
+    agenda.pop(0.0, 8)
+    for run_id in ("a", "b"):
+        agenda.looked(run_id, 100.0)
+    agenda.looked("c", 10.2)
+    for at, run_id in ((10.1, "a"), (10.3, "b"), (10.4, "c"), (10.4, "gone")):
+        agenda.by(run_id, at, grain=0.5)
+    assert agenda.pop(10.49, 8) == ["c"], "which is due before that anyway"
+    assert agenda.pop(10.5, 8) == ["a", "b"]
+    agenda.by("a", 11.0, grain=0.0)
+    assert agenda.pop(11.0, 8) == ["a"]

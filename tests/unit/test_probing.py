@@ -120,7 +120,7 @@ def test_a_group_that_something_happens_to_is_probed_often_but_not_a_thousand_at
             settings=SimpleNamespace(probe_seconds=0.5),
             providers={"local": SimpleNamespace(probe=None)},
         )
-        prober = Prober(cast(Service, service), cast(ProviderCalls, calls), lambda _: None)
+        prober = Prober(cast(Service, service), cast(ProviderCalls, calls), lambda *_: None)
         groups = [f"g{n}" for n in range(1000)]
         prober.keep((group, "local") for group in groups)
         await probed_in(prober, clock, 60)
@@ -143,3 +143,24 @@ def test_a_group_that_something_happens_to_is_probed_often_but_not_a_thousand_at
         assert calls.probed["g1"] >= 9, "the crowd is forgotten"
 
     asyncio.run(scenario())
+
+
+def test_that_a_group_is_well_is_no_news_the_first_time():
+    """After a start that is so of every group, and each news costs a look."""
+    told: list[tuple[str, bool]] = []
+    service = SimpleNamespace(clock=FakeClock(), settings=SimpleNamespace(probe_seconds=0.5))
+    prober = Prober(
+        cast(Service, service), cast(ProviderCalls, None), lambda *news: told.append(news)
+    )
+
+    def see(group: str, *alive: bool | None) -> None:
+        hosts = tuple(HostProbe(n, "here", one, one) for n, one in enumerate(alive))
+        look = prober._sightings.begin(group, NOW)
+        prober._note(look, GroupProbe(exists=True, ready=True, hosts=hosts))
+
+    see("g", True, True)
+    see("g", True, True)
+    see("g", True, False)
+    see("g", True, True)
+    see("h", True, None)
+    assert told == [("g", False), ("g", True), ("g", True), ("h", True)]
