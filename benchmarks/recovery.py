@@ -143,7 +143,7 @@ def ours(args: argparse.Namespace, folder: Path, hosts: int) -> Recovered:
                 found.phases.append(phases)
                 note(f"ours, {hosts}: {seconds:.2f} s {phases}")
     finally:
-        _end_all(folder)  # with nobody left who would start them again
+        end_all(folder)  # with nobody left who would start them again
     return found
 
 
@@ -156,11 +156,11 @@ def _ready_to_die(client: Client, run: str, folder: Path, attempt: int, hosts: i
         return None
     if detail.progress.step < newest.step + STEPS_AFTER_SAVE:
         return None
-    ready = all(_spare_ready(home, attempt) for home in _homes(folder))
-    return True if ready and len(_homes(folder)) == hosts else None
+    ready = all(_spare_ready(home, attempt) for home in homes(folder))
+    return True if ready and len(homes(folder)) == hosts else None
 
 
-def _homes(folder: Path) -> list[Path]:
+def homes(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("hosts/*/*/agent.pid"))
 
 
@@ -173,7 +173,7 @@ def _spare_ready(home: Path, attempt: int) -> bool:
 
 def _kill_trainer(folder: Path, hosts: int) -> float:
     """Of the last rank: in a gang the other one must find out."""
-    home = _homes(folder)[hosts - 1]
+    home = homes(folder)[hosts - 1]
     pid = int((home / "trainer.pid").read_text().split()[0])
     killed = time.time()
     os.kill(pid, signal.SIGKILL)
@@ -208,9 +208,9 @@ def _back(
     return stepped - killed, phases
 
 
-def _end_all(folder: Path) -> None:
+def end_all(folder: Path) -> None:
     """Agents first: trainers die with them."""
-    for home in _homes(folder):
+    for home in homes(folder):
         with contextlib.suppress(OSError, ValueError):
             os.killpg(int((home / "agent.pid").read_text().split()[0]), signal.SIGKILL)
 
@@ -265,7 +265,7 @@ def prepare(args: argparse.Namespace, folder: Path, hosts: int) -> None:
 
 
 @contextmanager
-def _session(command: list[str], folder: Path, env: Mapping[str, str]) -> Iterator[None]:
+def session(command: list[str], folder: Path, env: Mapping[str, str]) -> Iterator[None]:
     with (folder / "log").open("wb") as log:
         started = subprocess.Popen(
             command,
@@ -286,7 +286,7 @@ def _session(command: list[str], folder: Path, env: Mapping[str, str]) -> Iterat
 def shell(args: argparse.Namespace, folder: Path, hosts: int) -> Recovered:
     prepare(args, folder, hosts)
     env = {"PYTHON": sys.executable, "RANKS": " ".join(map(str, range(hosts)))}
-    with _session(["bash", "-c", SHELL_GANG], folder, env):
+    with session(["bash", "-c", SHELL_GANG], folder, env):
         return bare(args, folder, hosts, "shell")
 
 
@@ -305,7 +305,7 @@ def ray(args: argparse.Namespace, folder: Path, hosts: int) -> Recovered:
     env = {"RAY_TMPDIR": tempfile.mkdtemp(prefix="ray"), "RAY_USAGE_STATS_ENABLED": "0"}
     env |= {"RAY_TRAIN_V2_ENABLED": "1"}
     try:
-        with _session(command, folder, env):
+        with session(command, folder, env):
             return bare(args, folder, hosts, "Ray")
     except TimeoutError as error:
         last = (folder / "log").read_text(errors="replace")[-600:]

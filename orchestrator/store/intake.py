@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from math import isfinite
 
-from sqlalchemy import Connection, Executable, bindparam, func, or_, select, update
+from sqlalchemy import Connection, Executable, bindparam, func, select, update
 
 from orchestrator.records import Attempt
 from orchestrator.state import AttemptState
@@ -66,7 +66,7 @@ START_PHASES: Mapping[Phase | None, str] = {
     Phase.RESTORE: "restore_seconds",
     Phase.COMPILE: "compile_seconds",
 }
-LONGEST_START_SECONDS = 1e9
+LONGEST_START_SECONDS = INFINITE = 1e9
 QUIET = (StepBeat, StepPace, LogLines, Saving)  # no line in the timeline
 DECISIVE = (
     TrainerStarted,
@@ -111,7 +111,7 @@ class Gathered:
     trainers: dict[TrainerKey, dict[str, object]] = field(default_factory=dict)
     marks: dict[AttemptKey, dict[str, datetime]] = field(default_factory=dict)
     starts: list[tuple[AttemptKey, str, float]] = field(default_factory=list)
-    paces: list[tuple[AttemptKey, float]] = field(default_factory=list)
+    paces: list[dict[str, object]] = field(default_factory=list)
     notices: list[tuple[Caller, HostNotice, datetime]] = field(default_factory=list)
     ledger: list[tuple[Attempt, datetime, LedgerEvent]] = field(default_factory=list)
 
@@ -128,8 +128,8 @@ class Gathered:
             _mark_attempt(connection, key, marks)
         for key, column, seconds in self.starts:
             _time_start(connection, key, column, seconds)
-        for key, seconds in self.paces:
-            _keep_best_pace(connection, key, seconds)
+        if self.paces:
+            connection.execute(_BEST_PACE, self.paces)
         for caller, event, at in self.notices:
             _keep_notice(connection, caller, event, at)
         for attempt, at, event in self.ledger:
@@ -291,7 +291,8 @@ class Intake:
             pace_data_wait=event.data_wait,
         )
         if self._caller.host == 0:
-            self._into.paces.append(((attempt.run_id, attempt.number), event.seconds))
+            key: dict[str, object] = {"of_run": attempt.run_id, "of_attempt": attempt.number}
+            self._into.paces.append({**key, "told": event.seconds})
 
     def _phase_is_over(self, envelope: Envelope, event: PhaseEntered) -> None:
         """Process 0's word stands for the gang: its phases hold what it waited for the others."""
@@ -326,19 +327,16 @@ def _time_start(connection: Connection, key: AttemptKey, column: str, seconds: f
     )
 
 
-def _keep_best_pace(connection: Connection, key: AttemptKey, seconds: float) -> None:
-    run_id, number = key
-    best = attempts.c.best_pace_seconds
-    connection.execute(
-        update(attempts)
-        .where(
-            attempts.c.run_id == run_id,
-            attempts.c.number == number,
-            CURRENT,
-            or_(best.is_(None), best > seconds),
-        )
-        .values(best_pace_seconds=seconds)
+_BEST_PACE = (
+    update(attempts)
+    .where(
+        attempts.c.run_id == bindparam("of_run"),
+        attempts.c.number == bindparam("of_attempt"),
+        CURRENT,
+        func.coalesce(attempts.c.best_pace_seconds, INFINITE) > bindparam("told"),
     )
+    .values(best_pace_seconds=bindparam("told"))
+)
 
 
 def _mark_attempt(connection: Connection, key: AttemptKey, marks: dict[str, datetime]) -> None:
