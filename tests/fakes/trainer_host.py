@@ -38,6 +38,7 @@ class TrainerHost:
         self._environment = {"PYTHONPATH": str(Path.cwd()), "JAX_PLATFORMS": "cpu"}
         if compile_cache is not None:
             self._environment["JAX_COMPILATION_CACHE_DIR"] = str(compile_cache)
+        self.program: tuple[str, ...] = ("worker.trainer",)
         self.seen = Recorder()
         self.accepting = True
         self._held: list[CheckpointWritten] = []
@@ -77,7 +78,7 @@ class TrainerHost:
             server.listen()
             server.settimeout(DEADLINE_SECONDS)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker.trainer", "--socket", str(path)],
+                [sys.executable, "-m", *self.program, "--socket", str(path)],
                 cwd=self.home,
                 env=environment,
                 stdout=log,
