@@ -115,6 +115,7 @@ class Plane:
 
     data: Path
     env: Mapping[str, str] = field(default_factory=dict)
+    python: Path = Path(sys.executable)
     process: subprocess.Popen[bytes] | None = None
 
     def up(self) -> None:
@@ -127,7 +128,7 @@ class Plane:
         where = ("--data", str(self.data), "--port", "0")
         log = (self.data.parent / f"{self.data.name}-service.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.cli.main", "up", *where],
+            [self.python, "-m", "orchestrator.cli.main", "up", *where],
             env=environment | {"PYTHONPATH": str(ROOT)} | dict(self.env),
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
@@ -222,9 +223,10 @@ class Plane:
 
 
 @contextlib.contextmanager
-def plane(data: Path, **env: str) -> Iterator[Plane]:
+def plane(data: Path, python: Path = Path(sys.executable), /, **env: str) -> Iterator[Plane]:
+    """`python` is what the service, its agents and their trainers run with."""
     data.mkdir(parents=True, exist_ok=True)
-    service = Plane(data, env)
+    service = Plane(data, env, python)
     try:
         service.up()
         yield service
