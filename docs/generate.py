@@ -144,6 +144,8 @@ SPEC_WORDS = {
     " longer than the others; null: none.",
     "policy.slow_run_factor": "A run is named when its steps take so many times what they took;"
     " null: none.",
+    "policy.replay_envelope": "How far off, as a share, the loss of a step may be that other"
+    " devices train again.",
     "policy.spare_seconds": "Training before a spare trainer gets ready beside it; null: never.",
     "policy.hang": "How long a trainer may stay in one place before it counts as hung.",
     "policy.spike": "When a finite loss counts as diverged; null: never.",

@@ -169,7 +169,8 @@ class Attempt:
     It saves every `save_seconds`, where saves come by time.
     `bad_step` is the step at which a diverged one was found so; `revised_from` the first verdict,
     where late evidence changed it. `best_pace_seconds` is the least of what process 0 told as its
-    usual step; `slow_why` how it is slower than it was.
+    usual step; `slow_why` how it is slower than it was. Steps up to `replays_through` had been told
+    before; `replay_differs` is how its own telling differs first, at `replay_differs_step`.
     """
 
     run_id: str
@@ -197,6 +198,10 @@ class Attempt:
     revised_at: datetime | None = None
     best_pace_seconds: float | None = None
     slow_why: str | None = None
+    replays_through: int | None = None
+    replay_differs_step: int | None = None
+    replay_differs: str | None = None
+    replay_told_at: datetime | None = None
 
 
 @dataclass(frozen=True)

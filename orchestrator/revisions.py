@@ -46,6 +46,7 @@ CLASSES: Mapping[str, Class] = {
     "policy.hold_seconds": Class.AT_ONCE,
     "policy.slow_host_factor": Class.AT_ONCE,
     "policy.slow_run_factor": Class.AT_ONCE,
+    "policy.replay_envelope": Class.AT_ONCE,
     "policy.grace_seconds": Class.RESTART,  # the agents were told it with the attempt
     "policy.dead_man_seconds": Class.RESTART,
     "policy.max_failed_saves": Class.RESTART,

@@ -98,7 +98,7 @@ USABLE_CHECKPOINTS = (CheckpointState.ACCEPTED, CheckpointState.VERIFIED)
 
 
 class Verdict(StrEnum):
-    """Why an attempt ended."""
+    """Why an attempt ended; `NOT_REPRODUCED` alone is that of an incident that ended none."""
 
     COMPLETED = "completed"
     PREEMPTED = "preempted"
@@ -116,6 +116,7 @@ class Verdict(StrEnum):
     CANCELLED = "cancelled"
     PAUSED = "paused"
     OVER_LIMIT = "over_limit"
+    NOT_REPRODUCED = "not_reproduced"
     UNKNOWN = "unknown"
 
 
@@ -129,6 +130,7 @@ class RetryClass(StrEnum):
     ASK = "ask a person"  # pause at once
     FAIL = "fail"  # failed at once, no retry
     OBEY = "obey"  # a decision: what was wished follows
+    GO_ON = "go on"  # nothing stopped; a person is told
 
 
 RETRY_CLASS: Mapping[Verdict, RetryClass] = {
@@ -149,6 +151,7 @@ RETRY_CLASS: Mapping[Verdict, RetryClass] = {
     Verdict.SUPERSEDED: RetryClass.OBEY,
     Verdict.CANCELLED: RetryClass.OBEY,
     Verdict.PAUSED: RetryClass.OBEY,
+    Verdict.NOT_REPRODUCED: RetryClass.GO_ON,
 }
 
 _R, _RC = RunState, RunCause

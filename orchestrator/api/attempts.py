@@ -86,6 +86,7 @@ def _view(
         replayed_until=_replayed_until(connection, row, replay),
         replayed_bit_identical=replay.identical,
         first_difference_step=replay.first_difference,
+        replayed_loss_apart=replay.apart,
         recovery_seconds=_seconds_between(ended_before, first_at),
         save_seconds=row.save_seconds,
         save_why=row.save_why,

@@ -25,7 +25,7 @@ from orchestrator.api.schemas import (
 from orchestrator.api.stories import STORIES
 from orchestrator.records import Evidence
 from orchestrator.service import Service
-from orchestrator.state import Desired, RunState, Verdict
+from orchestrator.state import RETRY_CLASS, Desired, RetryClass, RunState, Verdict
 from orchestrator.store import history
 from orchestrator.store import views as rows
 from orchestrator.store.wishes import find
@@ -123,6 +123,7 @@ def _story(
 ) -> IncidentView:
     story = STORIES[Verdict(row.verdict)]
     waits = row.needs_person and row.closed_at is None and needs_person(run)
+    stopped = RETRY_CLASS[Verdict(row.verdict)] is not RetryClass.GO_ON
     since = _lost_since(connection, run.id, row, before, made.get(row.attempt))
     until = row.closed_at or service.clock.now()
     return IncidentView(
@@ -138,11 +139,12 @@ def _story(
         seen=evidence(row.evidence),
         concluded=f"{sentence(clean(row.summary))} {story.concluded}",
         done=tuple(clean(line) for line in LINES.validate_json(row.done)),
-        left=story.left if waits else (),
+        left=story.left if waits or not stopped else (),
         command=story.command.format(name=run.name) if waits else None,
         how_to_tell=story.how_to_tell,
-        lost_seconds=max(0.0, (until - since).total_seconds()),
-        lost_steps=_lost_steps(connection, run.id, row.attempt, told, made),
+        lost_seconds=max(0.0, (until - since).total_seconds()) if stopped else 0.0,
+        lost_steps=_lost_steps(connection, run.id, row.attempt, told, made) if stopped else 0,
+        stopped=stopped,
     )
 
 

@@ -154,7 +154,8 @@ class EvidenceView(View):
 class AttemptView(View):
     """`replayed_steps` were trained a second time here; None where nothing was to compare yet.
 
-    `replayed_until` is when the last of them was complete.
+    `replayed_until` is when the last of them was complete. Where other devices or another number
+    of them had trained them, their losses lie up to `replayed_loss_apart`, a share, from the first.
 
     `recovery_seconds` runs from the end of the attempt before to this one's first step.
 
@@ -181,6 +182,7 @@ class AttemptView(View):
     replayed_until: AwareDatetime | None
     replayed_bit_identical: bool | None
     first_difference_step: int | None
+    replayed_loss_apart: float | None = None
     recovery_seconds: float | None
     save_seconds: float | None = None
     save_why: str | None = None
@@ -234,6 +236,7 @@ class GroupView(View):
 class IncidentView(View):
     """The causal story of one stop: seen, concluded, done, left to do.
 
+    Where nothing stopped for it (`stopped` is false), what came is told all the same.
     `asked_person` stays true when it is over; `needs_person` says whether one is needed now.
     `lost_seconds` begins with the last step before the stop, and leaves out what went before: a
     pause by a person, or an earlier stop.
@@ -256,6 +259,7 @@ class IncidentView(View):
     how_to_tell: str
     lost_seconds: float
     lost_steps: int
+    stopped: bool = True
 
 
 class IncidentPage(View):

@@ -150,6 +150,17 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
             _RESUME + " --set policy.max_hours=HOURS",
             "A later attempt completes a new step.",
         ),
+        Verdict.NOT_REPRODUCED: Story(
+            "Steps that attempt {attempt} trained again came out otherwise",
+            "The same batch and the same state must give the same loss; here they did not. Memory,"
+            " a processor or an accelerator computes wrongly, or a library is not deterministic.",
+            (
+                "Look for errors of memory and devices on the run's hosts, and test them.",
+                "If you trust the attempts before more, go back: longhaul rollback RUN --to STEP.",
+            ),
+            "longhaul show {name}",
+            "Steps that a later attempt trains again are bit-identical.",
+        ),
         Verdict.UNKNOWN: Story(
             "Attempt {attempt} ended and nothing says why",
             "Exit code, signal, log and host were looked at; none explains the end.",

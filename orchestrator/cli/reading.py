@@ -211,7 +211,6 @@ def attempts_table(attempts: Sequence[AttemptView], width: int) -> RenderableTyp
         )
         if len(numbers) < 2
     ]
-    identical = {True: "yes", False: "NO", None: ""}
     rows = [
         (
             str(a.number),
@@ -221,13 +220,23 @@ def attempts_table(attempts: Sequence[AttemptView], width: int) -> RenderableTyp
             f"{a.resumed_from_step:,}",
             "" if a.last_step is None else f"{a.last_step:,}",
             f"{a.replayed_steps:,}" if a.replayed_steps else "",
-            identical[a.replayed_bit_identical if a.replayed_steps else None],
+            _same_again(a),
             "" if a.recovery_seconds is None else text.seconds(a.recovery_seconds),
             text.clean(a.summary or ""),
         )
         for a in attempts
     ]
     return render.table(_without(columns, same), [_without(row, same) for row in rows], width)
+
+
+def _same_again(attempt: AttemptView) -> str:
+    """Whether its replayed steps are bit-identical; how far their losses lie apart elsewhere."""
+    if not attempt.replayed_steps:
+        return ""
+    if attempt.replayed_bit_identical is not None:
+        return "yes" if attempt.replayed_bit_identical else "NO"
+    apart = attempt.replayed_loss_apart
+    return "" if apart is None else f"to {100 * apart:.2g}%"
 
 
 def _without(row: Sequence[T], places: Sequence[int]) -> list[T]:

@@ -129,6 +129,8 @@ def _list(items: Sequence[str], nothing: str) -> Iterator[RenderableType]:
 def _cost(incident: IncidentView) -> str:
     from orchestrator.cli import text
 
+    if not incident.stopped:
+        return "Nothing stopped for it."
     lost = f"It cost {text.seconds(incident.lost_seconds)}"
     if incident.lost_steps:
         lost += f" and {text.plural(incident.lost_steps, 'step')} trained again"

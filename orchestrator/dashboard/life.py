@@ -107,7 +107,8 @@ def live(
 ) -> Life:
     """The whole life of `run`."""
     end = run.finished_at or now
-    needing = {incident.attempt for incident in incidents if incident.asked_person}
+    stops = (incident for incident in incidents if incident.stopped)
+    needing = {stop.attempt for stop in stops if stop.asked_person}
     segments: list[Segment] = []
     cursor, gap = run.created_at, Kind.QUEUED
     for attempt, following in zip_longest(attempts, attempts[1:]):

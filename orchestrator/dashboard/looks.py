@@ -68,6 +68,7 @@ VERDICTS: Mapping[Verdict, Look] = MappingProxyType(
         Verdict.CANCELLED: Look("cancelled", "cancelled", "past"),
         Verdict.PAUSED: Look("paused", "paused", "past"),
         Verdict.OVER_LIMIT: Look("paused", "over its limit", "need"),
+        Verdict.NOT_REPRODUCED: Look("cross", "not reproduced", "need"),
         Verdict.UNKNOWN: Look("unknown", "unknown cause", "warn"),
     }
 )
@@ -101,6 +102,7 @@ DEEDS: Mapping[Verdict, str] = MappingProxyType(
         Verdict.CANCELLED: "was cancelled",
         Verdict.PAUSED: "was paused",
         Verdict.OVER_LIMIT: "reached a limit of its spec",
+        Verdict.NOT_REPRODUCED: "did not come out as before",
         Verdict.UNKNOWN: "stopped for an unknown reason",
     }
 )

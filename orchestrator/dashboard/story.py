@@ -113,6 +113,7 @@ def _doing(run: RunDetail, now: datetime) -> str:
 
 def _stops(attempts: Sequence[AttemptView], incidents: Sequence[IncidentView]) -> str:
     """How often it stopped, whether it went on by itself and as the same run, what that cost."""
+    incidents = [incident for incident in incidents if incident.stopped]
     if not incidents:
         return "It has not been interrupted." if attempts else ""
     deeds = Counter(_deed(incident) for incident in incidents)

@@ -121,7 +121,13 @@ def _allowed(kind: RetryClass, policy: PolicySpec) -> tuple[int, str | None]:
             return policy.max_host_losses, "max_host_losses"
         case RetryClass.ROLLBACK_BUDGET:
             return policy.max_rollbacks, "max_rollbacks"
-        case RetryClass.FINISH | RetryClass.ASK | RetryClass.FAIL | RetryClass.OBEY:
+        case (
+            RetryClass.FINISH
+            | RetryClass.ASK
+            | RetryClass.FAIL
+            | RetryClass.OBEY
+            | RetryClass.GO_ON
+        ):
             return 0, None
 
 

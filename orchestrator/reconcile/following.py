@@ -47,7 +47,7 @@ def follow(snap: Snapshot, attempt: Attempt, finding: Finding) -> tuple[Change, 
             return (*incident, MoveRun(RunCause.INVALID, finding.summary, settle=True))
         case RetryClass.FINISH | RetryClass.ASK:
             return ask(snap, attempt.number, finding, "Kept every checkpoint.")
-        case RetryClass.OBEY:
+        case RetryClass.OBEY | RetryClass.GO_ON:
             return _move_on(snap, finding)
         case RetryClass.CRASH_BUDGET | RetryClass.HOST_BUDGET | RetryClass.ROLLBACK_BUDGET:
             pass

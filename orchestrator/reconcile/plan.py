@@ -139,6 +139,17 @@ class OpenIncident:
 
 
 @dataclass(frozen=True)
+class TellReplay:
+    """An incident that stopped nothing, and is over as it is told: the steps that the attempt
+    trained again did not come out as they had."""
+
+    attempt: int
+    summary: str
+    evidence: tuple[Evidence, ...]
+    done: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class CloseIncident:
     number: int
     closed_by_attempt: int | None
@@ -188,6 +199,7 @@ Change = (
     | OpenBranch
     | DeleteCheckpoint
     | OpenIncident
+    | TellReplay
     | CloseIncident
     | PlanLaunch
     | BuryTrainer

@@ -14,6 +14,7 @@ from orchestrator.reconcile.between import between_attempts
 from orchestrator.reconcile.gang import sooner, watch
 from orchestrator.reconcile.keeping import given_up
 from orchestrator.reconcile.plan import NoteTaken, Plan
+from orchestrator.reconcile.proof import differing
 from orchestrator.reconcile.resting import over, queued, resting
 from orchestrator.reconcile.revising import revisions
 from orchestrator.reconcile.snapshot import Snapshot
@@ -22,7 +23,7 @@ from orchestrator.state import TERMINAL_RUNS, GroupState, RunState
 
 def reconcile(snap: Snapshot) -> Plan:
     """What to do next about one run: first what is known by now, then what follows from it."""
-    known = (*_taken(snap), *revisions(snap))
+    known = (*_taken(snap), *differing(snap), *revisions(snap))
     if known:
         return Plan(known)
     plan = _decide(snap)

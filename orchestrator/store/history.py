@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Row, and_, case, func, or_, select
 from sqlalchemy.sql.elements import ColumnElement
 
 from orchestrator.ledger.history import Launch, Origin, Segment, canonical, within
+from orchestrator.ledger.replay import DETERMINISTIC
 from orchestrator.store.summaries import columns_of
 from orchestrator.store.tables import attempts, branches, evals, metric_points, trainers
 
@@ -28,12 +29,14 @@ class Replay:
 
     `steps` counts them; `compared` those of them that must be the same to the last bit, because
     both attempts trained the same branch under an equal numerics key. `identical` is None while
-    there are none to compare.
+    there are none to compare. `apart` is how far the losses lie from those that another numerics
+    key gave, the largest as a share; None where there are none.
     """
 
     steps: int = 0
     compared: int = 0
     first_difference: int | None = None
+    apart: float | None = None
 
     @property
     def identical(self) -> bool | None:
@@ -171,7 +174,8 @@ def replays(connection: Connection, run_id: str) -> dict[int, Replay]:
     """For each attempt, how the steps that it trained again compare with their last telling before.
 
     Loss, gradient norm and batch hash must be the same exactly; NaN (kept as NULL) equals NaN.
-    Another branch has other batches, and another numerics key other last bits.
+    Another branch has other batches, and another numerics key other last bits: there `apart` says
+    how far off the losses are.
     """
     highest, keys = told(connection, run_id), _numerics_keys(connection, run_id)
     found: dict[int, Replay] = {}
@@ -184,12 +188,35 @@ def replays(connection: Connection, run_id: str) -> dict[int, Replay]:
         mine = Segment(launch.number, launch.resumed_from, reached)
         like = (launch.branch, keys.get(launch.number))
         again = [(one, kind) for one, kind in earlier if one.cut(mine.after, mine.through)]
-        alike = [one.attempt for one, kind in again if kind == like]
+        alike = [one.attempt for one, kind in again if kind == like and not _loose(like[1])]
+        apart = [one.attempt for one, kind in again if kind[0] == like[0]]
         steps, _ = _compare(connection, run_id, mine, [one.attempt for one, _ in again])
         compared, first = _compare(connection, run_id, mine, alike)
-        found[launch.number] = Replay(steps, compared, first)
+        other = _apart(connection, run_id, mine, [one for one in apart if one not in alike])
+        found[launch.number] = Replay(steps, compared, first, other)
         earlier.append((mine, like))
     return found
+
+
+def _loose(key: str | None) -> bool:
+    """Whether trainers with this key need not tell the same bits twice."""
+    return key is not None and not key.endswith(DETERMINISTIC)
+
+
+def _apart(
+    connection: Connection, run_id: str, mine: Segment, again: Sequence[int]
+) -> float | None:
+    """The largest share by which a loss of `mine` differs from those of the attempts `again`."""
+    if not again:
+        return None
+    now, before = (metric_points.alias(name) for name in ("now", "before"))
+    same_step = and_(
+        before.c.run_id == run_id, before.c.step == now.c.step, before.c.attempt.in_(again)
+    )
+    share = func.abs(now.c.loss - before.c.loss) / func.nullif(func.abs(before.c.loss), 0.0)
+    query = select(func.max(share)).select_from(now).join(before, same_step)
+    query = query.where(now.c.run_id == run_id, _range(now.c.attempt, now.c.step, mine))
+    return connection.scalar(query)
 
 
 def _numerics_keys(connection: Connection, run_id: str) -> dict[int, str | None]:

@@ -148,7 +148,9 @@ def _store(connection: Connection, taken: Sequence[_Taken]) -> list[Stored]:
         intake = Intake(gathered, caller, known, one.now)
         acked[one.host] = intake.take_after(acked[one.host], one.call.events)
         intakes.append(intake)
-    gathered.write(connection)
+    differing = gathered.write(connection)
+    for intake in intakes:
+        intake.decisive |= intake.run_id in differing
     _acknowledge(connection, [one for one, _ in taken], acked)
     return _answers(connection, taken, intakes)
 

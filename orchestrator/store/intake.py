@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Executable, bindparam, func, select, update
 
 from orchestrator.records import Attempt
 from orchestrator.state import AttemptState
-from orchestrator.store import bulk, ledger_events, rollups, rows
+from orchestrator.store import bulk, ledger_events, replaying, rollups, rows
 from orchestrator.store.callers import Caller
 from orchestrator.store.conditions import CURRENT
 from orchestrator.store.ledger_events import LedgerEvent
@@ -105,6 +105,7 @@ class Gathered:
     """Rows of one or more reports, to be written together."""
 
     points: list[tuple[bulk.Cell, ...]] = field(default_factory=list)
+    again: dict[AttemptKey, replaying.Span] = field(default_factory=dict)
     logs: list[tuple[bulk.Cell, ...]] = field(default_factory=list)
     evals: list[dict[str, object]] = field(default_factory=list)
     lines: list[dict[str, object]] = field(default_factory=list)
@@ -115,7 +116,8 @@ class Gathered:
     notices: list[tuple[Caller, HostNotice, datetime]] = field(default_factory=list)
     ledger: list[tuple[Attempt, datetime, LedgerEvent]] = field(default_factory=list)
 
-    def write(self, connection: Connection) -> None:
+    def write(self, connection: Connection) -> set[str]:
+        """Returns the runs of which the rows themselves showed something to decide about."""
         self._write_trainers(connection)
         rollups.store_points(connection, self.points)
         bulk.insert_rows(connection, log_lines, LOG_COLUMNS, self.logs)
@@ -134,6 +136,7 @@ class Gathered:
             _keep_notice(connection, caller, event, at)
         for attempt, at, event in self.ledger:
             ledger_events.note(connection, attempt, at, event)
+        return replaying.compare(connection, self.again)
 
     def _write_trainers(self, connection: Connection) -> None:
         """One statement for all trainers of which the same columns are told."""
@@ -174,6 +177,7 @@ class Intake:
         now: datetime,
     ) -> None:
         self.kinds: Counter[str] = Counter()
+        self.run_id = caller.run_id
         self.acked = caller.acked_seq
         self.dropped = 0
         self.decisive = False
@@ -227,7 +231,14 @@ class Intake:
         if attempt.first_step_at is None:
             self._mark(attempt, "first_step_at", at)
         self._trainer(attempt, last_step=event.step, last_step_at=at)
+        if replaying.replays(attempt, event.step):
+            self._again(attempt, event.step)
         self._into.points.append(_point(attempt, at, event))
+
+    def _again(self, attempt: Attempt, step: int) -> None:
+        key = (attempt.run_id, attempt.number)
+        first, last = self._into.again.get(key, (step, step))
+        self._into.again[key] = min(first, step), max(last, step)
 
     def _sort(self, envelope: Envelope, attempt: Attempt, at: datetime) -> None:
         event = envelope.event

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import Connection, and_, insert, select, update
+from sqlalchemy import Connection, and_, insert, or_, select, update
 
 from orchestrator.store.tables import incidents, pages
 
@@ -47,8 +47,10 @@ def want(connection: Connection, run_id: str, incident: int, now: datetime) -> N
 def due(connection: Connection, now: datetime, limit: int) -> list[Page]:
     """Those whose time has come, the oldest first."""
     p, i = pages.c, incidents.c
+    # One that was over as it was opened stopped nothing, and is told all the same.
+    over = or_(i.closed_at > i.opened_at, i.needs_person.is_(False))
     query = (
-        select(p.id, p.run_id, p.incident, p.created_at, p.tries, i.closed_at, i.needs_person)
+        select(p.id, p.run_id, p.incident, p.created_at, p.tries, over.label("over"))
         .join(incidents, and_(i.run_id == p.run_id, i.number == p.incident))
         .where(p.sent_at.is_(None), p.given_up_at.is_(None), p.next_try_at <= now)
         .order_by(p.next_try_at, p.id)
@@ -61,7 +63,7 @@ def due(connection: Connection, now: datetime, limit: int) -> list[Page]:
             incident=row.incident,
             created_at=row.created_at,
             tries=row.tries,
-            closed=row.closed_at is not None or not row.needs_person,
+            closed=bool(row.over),
         )
         for row in connection.execute(query)
     ]

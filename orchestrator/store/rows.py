@@ -178,6 +178,10 @@ def attempt(of: RowMapping) -> Attempt:
         revised_at=of["revised_at"],
         best_pace_seconds=of["best_pace_seconds"],
         slow_why=of["slow_why"],
+        replays_through=of["replays_through"],
+        replay_differs_step=of["replay_differs_step"],
+        replay_differs=of["replay_differs"],
+        replay_told_at=of["replay_told_at"],
     )
 
 

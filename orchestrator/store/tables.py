@@ -240,6 +240,12 @@ attempts = Table(
     # The least of what process 0 told as its usual step, and how it is slow now.
     Column("best_pace_seconds", Float(53)),
     Column("slow_why", Text),
+    # The last step that was told before it was made or that is told late; how its own telling
+    # differs first; and when that was told as an incident.
+    Column("replays_through", Integer),
+    Column("replay_differs_step", Integer),
+    Column("replay_differs", Text),
+    Column("replay_told_at", Instant),
     PrimaryKeyConstraint("run_id", "number"),
 )
 # At most one current attempt per run, whatever the code above it believes.

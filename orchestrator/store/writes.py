@@ -31,6 +31,7 @@ from orchestrator.reconcile.plan import (
     Plan,
     PlanLaunch,
     ReviseVerdict,
+    TellReplay,
 )
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import HOST_GONE
@@ -43,9 +44,19 @@ from orchestrator.state import (
     AttemptState,
     IllegalMove,
     RunState,
+    Verdict,
     move,
 )
-from orchestrator.store import claims, giving_up, group_writes, lease, pages, revising, rows
+from orchestrator.store import (
+    claims,
+    giving_up,
+    group_writes,
+    lease,
+    pages,
+    replaying,
+    revising,
+    rows,
+)
 from orchestrator.store.committing import Commit, Stale
 from orchestrator.store.conditions import CURRENT
 from orchestrator.store.tables import (
@@ -118,6 +129,8 @@ def _apply(commit: Commit, change: Change) -> None:
             giving_up.delete(commit, change)
         case OpenIncident():
             _open_incident(commit, change)
+        case TellReplay():
+            _tell_replay(commit, change)
         case CloseIncident():
             _close_incident(commit, change)
         case PlanLaunch():
@@ -158,12 +171,18 @@ def _make_attempt(commit: Commit, change: MakeAttempt) -> None:
         raise IllegalMove(f"attempt {change.number} asked for while {current} is current")
     _refuse_unusable(commit, change.resume_checkpoint)
     values = asdict(change)
+    before = replaying.told_before(commit.connection, commit.run_id)
+    replays = before is not None and before > change.resumed_from_step
     # The agents that serve it came before it, also by a clock that has been set back since.
     registered = (host.registered_at for host in commit.snap.hosts if host.registered_at)
     made_at = max((*registered, commit.now))
     commit.connection.execute(
         insert(attempts).values(
-            **values, run_id=commit.run_id, state=AttemptState.REQUESTED, created_at=made_at
+            **values,
+            run_id=commit.run_id,
+            state=AttemptState.REQUESTED,
+            created_at=made_at,
+            replays_through=before if replays else None,
         )
     )
     del values["number"]
@@ -238,6 +257,18 @@ def _update_attempt(commit: Commit, number: int, values: dict[str, object]) -> N
 
 
 def _open_incident(commit: Commit, change: OpenIncident) -> None:
+    _insert_incident(commit, change)
+
+
+def _tell_replay(commit: Commit, change: TellReplay) -> None:
+    opened = OpenIncident(
+        change.attempt, Verdict.NOT_REPRODUCED, change.summary, change.evidence, change.done, True
+    )
+    _insert_incident(commit, opened, closed_at=commit.now, closed_by_attempt=change.attempt)
+    _update_attempt(commit, change.attempt, {"replay_told_at": commit.now})
+
+
+def _insert_incident(commit: Commit, change: OpenIncident, **closed: object) -> None:
     newest = commit.connection.scalar(
         select(func.max(incidents.c.number)).where(incidents.c.run_id == commit.run_id)
     )
@@ -253,6 +284,7 @@ def _open_incident(commit: Commit, change: OpenIncident) -> None:
             evidence=rows.evidence_text(change.evidence),
             done=rows.lines_text(change.done),
             needs_person=change.needs_person,
+            **closed,
         )
     )
     if change.needs_person:

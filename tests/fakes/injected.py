@@ -1,4 +1,4 @@
-"""An interpreter whose trainers meet trouble: NaN, a spike, a stuck reader, a full disk.
+"""An interpreter whose trainers meet trouble: NaN, a spike, a drift, a stuck reader, a full disk.
 
 What a service is started with, its agents and their trainers are too. Trouble comes from within the
 training loop of one attempt, at one step, where no signal from outside would bring it.
@@ -86,6 +86,7 @@ def full(prefetched, state):
 
 FAULTS = {{
     "nan": lambda prefetched, state: scaled(state, float("nan")),
+    "drift": lambda prefetched, state: scaled(state, 1.0001),
     "spike": lambda prefetched, state: scaled(state, 30.0),
     "stuck reader": stuck,
     "full disk": full,

@@ -49,6 +49,8 @@ def check_outcome(service: Plane, run: str, expected: list, attempts: set[int]) 
     for attempt in told:
         assert attempt["first_difference_step"] is None
         assert attempt["replayed_bit_identical"] is not False
+    incidents = service.get(f"runs/{run}/incidents")["items"]
+    assert all(one["stopped"] for one in incidents), "every replay came out as it had"
     until(service.released, "every process of the run to be gone")
     check_ledger(service, run, len(told))
 

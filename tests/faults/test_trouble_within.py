@@ -1,7 +1,7 @@
 """Trouble that a trainer meets by itself, and stretches without help. Real services and trainers.
 
-NaN, a loss spike, a reader that never returns, a crash after a rollback, a control plane that is
-away, a disk that is full: one outcome each (invariants 6, 8, 9, 10, 11, 12 and 16).
+NaN, a loss spike, a drift, a reader that never returns, a crash after a rollback, a control plane
+that is away, a disk that is full: one outcome each (invariants 6, 8, 9, 10, 11, 12 and 16).
 """
 
 from __future__ import annotations
@@ -57,6 +57,26 @@ def test_a_divergence_goes_back_and_never_trains_its_batches_again(
         skipped = {point[3] for point in expected[24:30]}
         assert not skipped & set(hashes), "what led to the trouble is passed over"
         assert hashes[24:54] == [point[3] for point in expected[30:]]
+
+
+def test_a_replay_that_comes_out_otherwise_is_an_incident_and_stops_nothing(
+    tmp_path: Path, text: Path
+) -> None:
+    """As if memory had gone bad: the state of the second attempt changes a little at step 5."""
+    python = python_with(tmp_path / "python", "drift", attempt=2, step=5)
+    with plane(tmp_path / "data", python) as service:
+        run = service.submit(tiny_job("drift", text, checkpoint={"every_steps": 40}))
+        until(lambda: service.step(run) >= 15, "step 15")
+        service.kill_one(TRAINER)
+        finished(service, run)
+        first, second = attempts(service, run)
+        assert (first["verdict"], second["verdict"]) == ("crashed", "completed")
+        assert (second["resumed_from_step"], second["first_difference_step"]) == (0, 5)
+        found = service.get(f"runs/{run}/incidents")["items"]
+        [told] = [one for one in found if one["verdict"] == "not_reproduced"]
+        assert (told["attempt"], told["stopped"], told["lost_seconds"]) == (2, False, 0)
+        assert told["opened_at"] == told["closed_at"] < second["ended_at"]
+        assert "step 5 is the first that came out otherwise" in told["concluded"]
 
 
 def test_a_reader_that_never_returns_is_a_hang_and_says_where(

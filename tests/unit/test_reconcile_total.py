@@ -93,6 +93,8 @@ def attempts(draw, current: bool) -> tuple[Attempt, ...]:
                 bad_step=draw(st.sampled_from([None, 60])),
                 best_pace_seconds=draw(st.sampled_from([None, 0.5, 1.0])),
                 slow_why=draw(st.sampled_from([None, "slow"])),
+                replay_differs_step=draw(st.sampled_from([None, None, 12])),
+                replay_differs="its loss is 2, that of attempt 1 was 1",
             )
         )
     return tuple(found)
@@ -281,6 +283,12 @@ def _applied(state: Snapshot, change: plans.Change) -> Snapshot:
                 killed_for=HOST_GONE if change.host_gone else None,
             )
             return replace(state, trainers=tuple(blank.values()))
+        case plans.TellReplay():
+            told = (
+                replace(one, replay_told_at=NOW) if one.number == change.attempt else one
+                for one in state.attempts
+            )
+            return replace(state, attempts=tuple(told))
         case plans.NoteSlow():
             if change.rank is None:
                 last = replace(state.attempts[-1], slow_why=change.words)

@@ -214,6 +214,7 @@ class HangSpec(Spec):
 
 SPARE_SECONDS = 10.0  # the first steps are not to be slowed down
 SLOW_HOST_FACTOR, SLOW_RUN_FACTOR = 2.0, 1.5
+REPLAY_ENVELOPE = 0.01
 
 
 class PolicySpec(Spec):
@@ -231,6 +232,10 @@ class PolicySpec(Spec):
     A host that all the others wait for is named when its own work in a step takes
     `slow_host_factor` times that of the others, and a run when its steps take `slow_run_factor`
     times what they took before; None names none. Nothing is stopped for it.
+
+    A step that is trained again must tell the same to the last bit. Where other devices, another
+    number of them, or other versions train it, its loss may be `replay_envelope` away, as a share;
+    its batch must be the same all the same.
 
     Failed saves end an attempt after `max_failed_saves` in a row, or when nothing was saved for
     `max_unsaved_seconds` and the last try failed; with neither, after three in a row.
@@ -264,6 +269,9 @@ class PolicySpec(Spec):
         Annotated[float, Field(gt=1, le=1000)] | None,
         Field(exclude_if=lambda given: given == SLOW_RUN_FACTOR),
     ] = SLOW_RUN_FACTOR
+    replay_envelope: Annotated[
+        float, Field(ge=0, le=1, exclude_if=lambda given: given == REPLAY_ENVELOPE)
+    ] = REPLAY_ENVELOPE
     spare_seconds: Annotated[
         Annotated[float, Field(ge=0, le=86400)] | None,
         Field(exclude_if=lambda given: given == SPARE_SECONDS),  # older agents refuse it
@@ -278,6 +286,7 @@ class PolicySpec(Spec):
             self.spare_seconds != SPARE_SECONDS,
             self.slow_host_factor != SLOW_HOST_FACTOR,
             self.slow_run_factor != SLOW_RUN_FACTOR,
+            self.replay_envelope != REPLAY_ENVELOPE,
         )
         return 3 if any(set_later) else 2
 
