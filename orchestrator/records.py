@@ -84,7 +84,8 @@ class Host:
     told when it was seen last was true at `spoke_at` or later: a report can be long on its way.
     `unreachable_at` is since when the timeline says that nothing is heard of it. `agent_alive` and
     `trainer_alive` are the provider's probe, None where it could not tell; `seen_alive_at` is when
-    the last probe began that saw either alive.
+    the last probe began that saw either alive. `standby` is where its spare meets the other hosts',
+    `standby_ready` that it could begin an attempt now.
     """
 
     group: str
@@ -106,6 +107,8 @@ class Host:
     agent_alive: bool | None = None
     trainer_alive: bool | None = None
     seen_alive_at: datetime | None = None
+    standby: str | None = None
+    standby_ready: bool = False
 
 
 INHERITED = 0  # the attempt of an inherited checkpoint: a run's own are counted from 1

@@ -40,6 +40,7 @@ from worker.protocol import (
     ResumePoint,
     Retire,
     SaveNow,
+    StandBy,
     StartTrainer,
     StepBeat,
     StepCompleted,
@@ -47,7 +48,7 @@ from worker.protocol import (
     TrainerExited,
     Unknown,
 )
-from worker.spare import Spares
+from worker.spares import GangGone, Spares
 from worker.spool import Spool
 from worker.supervise import Trainer
 from worker.tail import last_lines
@@ -87,7 +88,7 @@ class Agent:
         self._leaving = False
         self._stepped: set[int] = set()
         self._broken = asyncio.Event()
-        self._spares = Spares(folder, self._argv, lambda: self._running)
+        self._spares = Spares(folder, self._argv, lambda: self._running, lambda: free_port(ADDRESS))
         self._uplink = Uplink(
             group=identity.group,
             host=identity.host,
@@ -98,6 +99,7 @@ class Agent:
             running=self._running_attempt,
             port=lambda: free_port(ADDRESS),
             obey=self._command,
+            standby=lambda: self._spares.standby,
         )
 
     @property
@@ -203,6 +205,7 @@ class Agent:
         for command in commands:
             if isinstance(command, KillTrainer | DrainTrainer):
                 self._raise_fence(command.attempt)
+        self._spares.stand_by(next((one for one in commands if isinstance(one, StandBy)), None))
         self._commands = commands
         self._commanded.set()
 
@@ -237,6 +240,8 @@ class Agent:
                 await self._kill(command)
             case DeleteCheckpoints():
                 self._delete(command)
+            case StandBy():
+                pass  # heeded as it came, since it holds for as long as it is told
             case Retire():
                 log.info("retired by the control plane")
                 await self._keeper.idle(LEAVE_SECONDS)
@@ -262,6 +267,9 @@ class Agent:
             while not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
                 log.error("attempt %d: something still holds trainer.lock; waiting", attempt)
             waiting = await self._spares.take(command)
+        except GangGone as gone:
+            self._tell(TrainerExited(exit_code=None, why_killed=str(gone)), command)
+        else:
             trainer = Trainer(
                 self._folder, command, self._argv, lambda event: self._tell(event, command), waiting
             )

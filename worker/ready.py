@@ -10,17 +10,26 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from worker import compile_cache, mesh
-from worker.compiled import Compiled, Vote, abstract_state, compile_steps, compile_vote
+from worker.compiled import (
+    Compiled,
+    Vote,
+    abstract_state,
+    compile_steps,
+    compile_vote,
+    first_state,
+)
 from worker.data.batches import Text, prepare_text
 from worker.data.corpus import load_corpus
 from worker.ends import Invalid, TrainerEnd
 from worker.protocol import AttemptSpec, JobSpec, ResumePoint
 from worker.report import AgentLink
 from worker.restore import Restored, restore
-from worker.step import TrainState
+from worker.step import SIGNALS, TrainState
 
 
 @dataclass
@@ -46,6 +55,26 @@ class Ready:
             self.compiled = compile_steps(self.job, self.devices, self.abstract, self.placer)
         return self.compiled
 
+    def try_out(self) -> None:
+        """Runs each compiled program once and forgets the outcome.
+
+        The first run of a program takes longer than the next, and that of a gang's first
+        collective connects its processes. Every process of a gang does this at the same place.
+        """
+        rows = np.zeros((self.job.batch.sequences, self.job.model.context + 1), np.int32)
+        signals = self.placer.place_signals(*(False,) * SIGNALS)
+        batch, place = self.placer.place_rows(rows), self.placer.place_scalar(0)
+        state = first_state(self.job, self.abstract, 0)
+        _, result = self.steps().step(state, batch, place, signals)
+        jax.block_until_ready(result)
+        if jax.process_count() > 1:
+            jax.block_until_ready(self._votes()(signals))
+
+    def _votes(self) -> Vote:
+        if self._vote is None:
+            self._vote = compile_vote(self.devices, self.placer)
+        return self._vote
+
     def leaves(self, spec: AttemptSpec, link: AgentLink) -> bool:
         """Whether the attempt is to end here and now, as some host of it was asked to leave.
 
@@ -54,9 +83,7 @@ class Ready:
         asked = link.drain.is_set()
         if spec.process_count == 1:
             return asked
-        if self._vote is None:
-            self._vote = compile_vote(self.devices, self.placer)
-        return float(self._vote(self.placer.place_signals(asked, False))[0]) > 0
+        return float(self._votes()(self.placer.place_signals(asked, False))[0]) > 0
 
     def hold(self, spec: AttemptSpec, point: ResumePoint) -> None:
         """Restores `point`, in place of what is held; one that cannot be used is not held.

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.options import MultiprocessingOptions
 
 from worker.digest import Digester, Named, combined, named_arrays
 from worker.ends import CheckpointUnusable, Invalid
@@ -29,8 +30,14 @@ class Restored:
 
 
 def read_arrays(folder: Path, wanted: dict[str, Any]) -> Named:
-    """Reads the arrays by name, laid out as `wanted` says (shape, type and sharding of each)."""
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    """Reads the arrays by name, laid out as `wanted` says (shape, type and sharding of each).
+
+    Each process by itself: those of a gang that stands by are not told of a checkpoint together.
+    """
+    me = jax.process_index()
+    alone = MultiprocessingOptions(primary_host=me, active_processes={me})
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         return checkpointer.restore(folder, args=ocp.args.StandardRestore(wanted))
 
 

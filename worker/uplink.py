@@ -101,7 +101,8 @@ def patience_of(next_report_seconds: float) -> float:
 class Uplink:
     """One agent process's two conversations, and its offers of checkpoints.
 
-    `running` and `port` are asked at each report; `obey` is handed the commands of each answer.
+    `running`, `port` and `standby` (where the spare meets the others, and whether it stands ready)
+    are asked at each report; `obey` is handed the commands of each answer.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Uplink:
         running: Callable[[], int | None],
         port: Callable[[], int],
         obey: Callable[[tuple[Command, ...]], None],
+        standby: Callable[[], tuple[str | None, bool]] = lambda: (None, False),
     ) -> None:
         self._group, self._host, self._instance = group, host, instance
         self._spool = spool
@@ -122,6 +124,7 @@ class Uplink:
         self._running = running
         self._port = port
         self._obey = obey
+        self._standby = standby
         self._known_commands = ""
         self._pace, self._patience = COALESCE_SECONDS, WAIT_SECONDS
         self._answered_at = time.monotonic()
@@ -257,6 +260,7 @@ class Uplink:
 
     def _report(self, batch: list[SpooledEvent] | tuple[()], wait_seconds: float) -> bytes:
         """The events' own bytes go over the wire as the spool holds them."""
+        standby, ready = self._standby()
         report = AgentReport(
             group=self._group,
             host=self._host,
@@ -266,6 +270,8 @@ class Uplink:
             wait_seconds=wait_seconds,
             known_commands=self._known_commands,
             answered_at=self._answer_at,
+            standby=standby,
+            standby_ready=ready,
         )
         head = report.model_dump_json(exclude={"events"}).encode().removesuffix(b"}")
         return head + b',"events":[' + b",".join(event.body for event in batch) + b"]}"

@@ -58,8 +58,9 @@ def _warm_up(message: ToSpareWarm) -> Ready | None:
 
     if message.level == "imports":
         return None
-    ready = get_ready(message.start.spec, message.start.rank)
-    ready.steps()
+    spec = message.start.spec.model_copy(update={"coordinator": message.coordinator})
+    ready = get_ready(spec, message.start.rank)
+    ready.try_out()
     return ready
 
 

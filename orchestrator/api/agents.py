@@ -185,6 +185,7 @@ async def offer_checkpoint(
             lambda connection: ledger_events.offer(connection, call, secret, now)
         )
     service.wakes.notify(decision_topic(call.run_id), run_topic(call.run_id), LOOP)
+    service.wakes.notify(group_topic(call.group))  # spares of the other hosts are to hold it
     return answer
 
 

@@ -17,7 +17,7 @@ from orchestrator.reconcile.resting import cancelled, no_beginning, over_limit
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.reconcile.stopping import wish_words
 from orchestrator.reconcile.versions import outdated
-from orchestrator.records import Attempt, HostGroup
+from orchestrator.records import Attempt, Host, HostGroup
 from orchestrator.state import RETRY_CLASS, Desired, GroupState, RunCause, RunState
 
 FRESH_PORT_WAIT = timedelta(milliseconds=200)
@@ -98,7 +98,7 @@ def _next_start(snap: Snapshot) -> datetime:
 
 def _start_attempt(snap: Snapshot, group: HostGroup) -> Plan:
     previous = snap.attempt
-    coordinator = _coordinator(snap)
+    coordinator = _coordinator(snap, previous)
     if previous is not None and coordinator is not None and coordinator == previous.coordinator:
         # The port was used by the gang before; the agent's next heartbeat brings another one.
         return Plan(look_again_at=snap.now + FRESH_PORT_WAIT)
@@ -128,8 +128,17 @@ def make_attempt(
     )
 
 
-def _coordinator(snap: Snapshot) -> str | None:
+def _coordinator(snap: Snapshot, previous: Attempt | None) -> str | None:
+    """Where the gang meets; spares that stand by for what comes next have met already."""
     if len(snap.hosts) < 2:
         return None
     first = snap.hosts[0]
+    same = previous is not None and previous.revision == snap.run.revision
+    if same and first.standby and all(_stands_by(host, first) for host in snap.hosts):
+        return first.standby
     return f"{first.address}:{first.free_port}"
+
+
+def _stands_by(host: Host, first: Host) -> bool:
+    """Whether its spare is ready to begin where that of host 0 is."""
+    return host.standby_ready and host.standby == first.standby

@@ -17,6 +17,7 @@ from worker.protocol import (
     KillTrainer,
     Retire,
     SaveNow,
+    StandBy,
     StartTrainer,
 )
 
@@ -65,7 +66,7 @@ def _needs(command: Command) -> int:
     match command:
         case StartTrainer(spec=spec):
             return spec.job.needs_protocol
-        case DeleteCheckpoints():
+        case DeleteCheckpoints() | StandBy():
             return 3
         case SaveNow():
             return 2

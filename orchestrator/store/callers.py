@@ -52,6 +52,7 @@ class Caller:
     instance: str | None
     registered_at: datetime | None
     acked_seq: int
+    standby: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ def known_hosts(
                 instance=row.instance,
                 registered_at=row.registered_at,
                 acked_seq=row.acked_seq,
+                standby=row.standby,
             ),
         )
         for row in found
@@ -102,6 +104,7 @@ _KNOWN = (
         hosts.c.instance,
         hosts.c.registered_at,
         hosts.c.acked_seq,
+        hosts.c.standby,
         host_groups.c.run_id,
         host_groups.c.state,
     )

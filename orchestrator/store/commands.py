@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, and_, bindparam, func, select
 
 from orchestrator.reconcile.evidence import how_it_ended
 from orchestrator.reconcile.versions import understood
@@ -28,8 +28,10 @@ from worker.protocol import (
     DrainTrainer,
     ExitCode,
     KillTrainer,
+    ResumePoint,
     Retire,
     SaveNow,
+    StandBy,
     StartTrainer,
 )
 
@@ -50,6 +52,8 @@ class Sight:
     trainers: tuple[Trainer, ...]
     branch: int | None = None
     save_request: int = 0  # the newest wish for a save that no checkpoint has answered, else 0
+    standby: str | None = None  # where host 0's spare is to be met
+    newest: ResumePoint | None = None  # what the next attempt would begin with, for such a spare
     to_delete: tuple[str, ...] = ()  # folders of the run's deleted checkpoints that may remain
 
 
@@ -121,6 +125,8 @@ def _for_current(
         return [DrainTrainer(attempt=attempt.number, grace_seconds=grace)]
     if running and _saves(sight):
         return [SaveNow(attempt=attempt.number, request=sight.save_request)]
+    if running and rank > 0 and sight.standby is not None:
+        return [StandBy(attempt=attempt.number, coordinator=sight.standby, point=sight.newest)]
     if running or _has_started(mine) or not _registered_before(sight.host, attempt):
         return []
     return [StartTrainer(spec=spec(attempt), rank=rank)]
@@ -192,6 +198,8 @@ def see_all(
     owners = _owners(connection, {group for group, _ in wanted})
     last = _last_attempts(connection, {row.run_id for row in owners.values()})
     gangs = _gangs(connection, last.values())
+    meeting = {row.run_id for row in owners.values() if row.standby is not None}
+    newest = reads.newest_points(connection, [last[run] for run in meeting if run in last])
     left = giving_up.left_to_delete(connection, {row.run_id for row in owners.values()})
     indices = {index for _, index in wanted}
     found = connection.execute(_HOSTS, {"groups": list(owners), "indices": list(indices)})
@@ -205,6 +213,8 @@ def see_all(
             attempt=last.get(owner.run_id),
             trainers=tuple(gangs[owner.run_id]),
             branch=owner.branch,
+            standby=owner.standby,
+            newest=newest.get(owner.run_id),
             save_request=owner.save_request if owner.save_request > owner.save_served else 0,
             to_delete=left.get(owner.run_id, ()),
         )
@@ -216,6 +226,7 @@ _HOSTS = select(hosts).where(
     hosts.c.group.in_(bindparam("groups", expanding=True)),
     hosts.c.index.in_(bindparam("indices", expanding=True)),
 )
+_first = hosts.alias("first")
 _OWNERS = (
     select(
         host_groups.c.name,
@@ -225,8 +236,10 @@ _OWNERS = (
         runs.c.branch,
         runs.c.save_request,
         runs.c.save_served,
+        _first.c.standby,
     )
     .join(runs, runs.c.id == host_groups.c.run_id)
+    .outerjoin(_first, and_(_first.c.group == host_groups.c.name, _first.c.index == 0))
     .where(host_groups.c.name.in_(bindparam("groups", expanding=True)))
 )
 _later = attempts.alias("later")

@@ -30,6 +30,8 @@ from orchestrator.store.tables import attempts, hosts
 from orchestrator.store.timeline import tell
 from worker.protocol import SUPPORTED_PROTOCOLS, AgentReport, Command, Register, Registered
 
+PLACE_LENGTH = 100
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -51,7 +53,8 @@ class Delivery:
 @dataclass(frozen=True)
 class Stored:
     """What one report brought: `decisive` when a decision may depend on it, `exits` when the
-    other hosts' commands may. `commands` are the sender's own, as of the same transaction."""
+    other hosts' commands may: also where host 0's spare is to be met elsewhere now. `commands` are
+    the sender's own, as of the same transaction."""
 
     acked_seq: int
     run_id: str
@@ -97,6 +100,8 @@ def _take_over(connection: Connection, caller: Caller, call: Register, now: date
             last_seen_at=now,
             spoke_at=None,
             running_attempt=None,
+            standby=None,
+            standby_ready=False,
         )
     )
     seen = {"group": call.group, "host": call.host, "hostname": call.facts.hostname}
@@ -147,6 +152,7 @@ def _store(connection: Connection, taken: Sequence[_Taken]) -> list[Stored]:
     for one, caller in taken:
         intake = Intake(gathered, caller, known, one.now)
         acked[one.host] = intake.take_after(acked[one.host], one.call.events)
+        intake.exits |= caller.host == 0 and one.call.standby != caller.standby
         intakes.append(intake)
     differing = gathered.write(connection)
     for intake in intakes:
@@ -168,6 +174,8 @@ def _acknowledge(
             "spoke": _spoke_at(one),
             "running": one.call.running_attempt,
             "port": one.call.free_port,
+            "place": _place(one.call.standby),
+            "ready": one.call.standby_ready,
         }
         for one in deliveries
     }
@@ -181,6 +189,11 @@ def _spoke_at(one: Delivery) -> datetime | None:
     return None if answered_at is None or answered_at > one.now else answered_at
 
 
+def _place(standby: str | None) -> str | None:
+    """None also for what no address is so long as."""
+    return standby if standby is None or len(standby) <= PLACE_LENGTH else None
+
+
 _SEEN = (
     update(hosts)
     .where(hosts.c.group == bindparam("of_group"), hosts.c.index == bindparam("of_host"))
@@ -189,6 +202,8 @@ _SEEN = (
         last_seen_at=bindparam("now"),
         spoke_at=bindparam("spoke"),
         running_attempt=bindparam("running"),
+        standby=bindparam("place"),
+        standby_ready=bindparam("ready"),
         free_port=func.coalesce(bindparam("port", type_=Integer), hosts.c.free_port),
     )
 )

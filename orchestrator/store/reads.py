@@ -15,7 +15,13 @@ from sqlalchemy import Connection, and_, bindparam, exists, or_, select
 
 from orchestrator.reconcile.revising import REVISABLE
 from orchestrator.records import INHERITED, Attempt
-from orchestrator.state import TERMINAL_RUNS, Desired, GroupState, RunState
+from orchestrator.state import (
+    TERMINAL_RUNS,
+    USABLE_CHECKPOINTS,
+    Desired,
+    GroupState,
+    RunState,
+)
 from orchestrator.store import rows, upcasters
 from orchestrator.store.conditions import CURRENT, HELD
 from orchestrator.store.tables import (
@@ -161,14 +167,43 @@ def _resume_point(connection: Connection, attempt: Attempt) -> ResumePoint | Non
             checkpoints.c.run_id == attempt.run_id, checkpoints.c.id == attempt.resume_checkpoint
         )
     ).one()
+    inherited = row.attempt == INHERITED
+    return _point(row, inherited and has_other_data(connection, attempt.run_id, row.branch))
+
+
+def _point(row: rows.AnyRow, other_data: bool) -> ResumePoint:
     return ResumePoint(
         checkpoint_id=row.id,
         step=row.step,
         uri=row.uri,
         manifest_sha256=row.manifest_sha256,
-        other_data=row.attempt == INHERITED
-        and has_other_data(connection, attempt.run_id, row.branch),
+        other_data=other_data,
     )
+
+
+def newest_points(connection: Connection, made: Collection[Attempt]) -> Mapping[str, ResumePoint]:
+    """By run, what an attempt that followed now would begin with, as a rule: the last checkpoint of
+    this one that counts, else its own beginning."""
+    found: dict[str, ResumePoint] = {}
+    for attempt in made:
+        given = {"run": attempt.run_id, "number": attempt.number}
+        row = connection.execute(_NEWEST_OF, given).one_or_none()
+        point = _resume_point(connection, attempt) if row is None else _point(row, False)
+        if point is not None:
+            found[attempt.run_id] = point
+    return found
+
+
+_NEWEST_OF = (
+    select(checkpoints)
+    .where(
+        checkpoints.c.run_id == bindparam("run"),
+        checkpoints.c.attempt == bindparam("number"),
+        or_(*(checkpoints.c.state == state for state in USABLE_CHECKPOINTS)),
+    )
+    .order_by(checkpoints.c.step.desc())
+    .limit(1)
+)
 
 
 def has_other_data(connection: Connection, run_id: str, branch: int) -> bool:

@@ -108,6 +108,8 @@ def host(of: RowMapping) -> Host:
         notice_at=of["notice_at"],
         notice_text=of["notice_text"],
         unreachable_at=of["unreachable_at"],
+        standby=of["standby"],
+        standby_ready=of["standby_ready"],
     )
 
 

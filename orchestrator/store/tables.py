@@ -195,6 +195,9 @@ hosts = Table(
     Column("last_seen_at", Instant),
     Column("spoke_at", Instant),
     Column("running_attempt", Integer),
+    # Where its spare meets those of the gang's other hosts, and whether it stands ready there.
+    Column("standby", String(100)),
+    Column("standby_ready", Boolean, nullable=False, default=False, server_default=false()),
     Column("launched_at", Instant),
     Column("launches", Integer, nullable=False, default=0),
     Column("acked_seq", BigInteger, nullable=False, default=0),

@@ -9,9 +9,10 @@ from sqlalchemy import update
 
 from orchestrator.reconcile.plan import EndAttempt, MoveAttempt, MoveGroup
 from orchestrator.state import AttemptCause, GroupCause, Verdict
-from orchestrator.store import commands, tables
-from tests.contract.conftest import House
-from worker.protocol import Command, ExitCode
+from orchestrator.store import commands, ingest, tables
+from tests.contract.conftest import SECRET, House
+from tests.contract.test_store_writes import checkpoint
+from worker.protocol import AgentReport, Command, ExitCode, StandBy
 
 STARTED = {"kind": "trainer_started", "pid": 5}
 STEP = {"kind": "beat", "step": 3, "seconds": 0.1, "data_wait": 0.0}
@@ -215,3 +216,57 @@ def test_nothing_is_recorded_while_the_attempt_is_wanted(gang: House) -> None:
     begin(gang)
     digest = commands.commands_digest(told(gang, 1))
     assert not gang.send(host=1, known=digest).exits
+
+
+# ---- spares that stand by ----------------------------------------------------------------------
+
+
+def report(gang: House, host: int, place: str | None = None, ready: bool = False) -> ingest.Stored:
+    call = AgentReport(
+        group=gang.group,
+        host=host,
+        instance="i1",
+        running_attempt=1,
+        standby=place,
+        standby_ready=ready,
+    )
+    with gang.engine.begin() as connection:
+        return ingest.report(connection, call, SECRET, gang.now)
+
+
+def test_the_other_hosts_are_told_where_the_spare_of_host_0_is_to_be_met(gang: House) -> None:
+    both_run(gang)
+    assert report(gang, 0, "127.0.0.1:4555").exits, "the other hosts wait for it"
+    assert not report(gang, 0, "127.0.0.1:4555", ready=True).exits, "they know that"
+    assert told(gang, 0) == ()
+    assert told(gang, 1) == (StandBy(attempt=1, coordinator="127.0.0.1:4555"),)
+    first, second = gang.snapshot().hosts
+    assert (first.standby, first.standby_ready) == ("127.0.0.1:4555", True)
+    assert (second.standby, second.standby_ready) == (None, False)
+    assert report(gang, 0).exits
+    assert told(gang, 1) == ()
+
+
+def test_a_spare_that_stands_by_is_told_of_the_newest_checkpoint(gang: House) -> None:
+    both_run(gang)
+    report(gang, 0, "127.0.0.1:4555")
+    for step in (5, 9):
+        checkpoint(gang, step)
+    [command] = told(gang, 1)
+    assert isinstance(command, StandBy)
+    assert command.point is not None
+    assert (command.point.checkpoint_id, command.point.step) == ("b1-s9", 9)
+
+
+def test_a_new_agent_has_no_spare(gang: House) -> None:
+    both_run(gang)
+    report(gang, 0, "127.0.0.1:4555", ready=True)
+    gang.register(0, "i2")
+    assert gang.snapshot().hosts[0].standby is None
+    assert told(gang, 1) == ()
+
+
+def test_a_place_that_is_no_address_is_not_kept(gang: House) -> None:
+    both_run(gang)
+    report(gang, 0, "x" * 101, ready=True)
+    assert gang.snapshot().hosts[0].standby is None

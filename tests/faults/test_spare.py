@@ -17,7 +17,8 @@ from orchestrator.providers.processes import RecordedProcess
 from tests.fakes.control_plane import Book, ControlPlane
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
 from tests.fakes.tiny import attempt, tiny_job, write_text
-from tests.faults.harness import processes
+from tests.faults import harness
+from tests.faults.harness import TRAINER, plane, processes
 from worker.protocol import Retire, StartTrainer
 from worker.protocol.attempt import ResumePoint
 
@@ -217,3 +218,43 @@ def test_a_run_that_goes_on_by_its_spare_is_the_same_to_the_last_bit(host: Host,
         (resumed,) = host.of(number, "resumed")
         assert resumed.step == at
     assert "resumed from a1-s40 " in (host.folder / "logs" / "a3-rank0.log").read_text()
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.soak)])
+def test_a_gang_goes_on_by_its_spares(tmp_path: Path, text: Path, kills: int):
+    """The spares of each attempt meet at a place of their own."""
+    job = harness.tiny_job("gang", text, hosts=2, steps=100_000, eval={"every_steps": 100_000})
+    job |= {"checkpoint": {"every_steps": 100}, **AT_ONCE}
+    with plane(tmp_path / "data") as service:
+        run = service.submit(job)
+        for number in range(1, kills + 1):
+            harness.until(
+                lambda n=number: stand_ready(service.data, n), "spares that are ready", LONG
+            )
+            service.kill_one(TRAINER)
+            again = f"runs/{run}/attempts?after={number}"
+            harness.until(lambda n=number, at=again: trains(service.get(at), n + 1), "a replay")
+        attempts = service.get(f"runs/{run}/attempts")["items"]
+        assert [one["verdict"] for one in attempts] == [*["crashed"] * kills, None]
+        assert all(one["replayed_bit_identical"] for one in attempts[1:])
+        assert all(one["resume_checkpoint"] for one in attempts[1:])
+        for log in agent_logs(service.data):
+            for number in range(2, kills + 2):
+                assert f"attempt {number}: the spare" in log
+
+
+def agent_logs(data: Path) -> list[str]:
+    return [path.read_text() for path in sorted(data.glob("hosts/*/*/logs/agent.log"))]
+
+
+def stand_ready(data: Path, attempt: int) -> bool:
+    """Each host's spare holds a checkpoint of the attempt."""
+    logs = agent_logs(data)
+    return len(logs) == 2 and all(f" with a{attempt}-s" in log for log in logs)
+
+
+def trains(page: dict[str, Any], attempt: int) -> bool:
+    return any(
+        one["number"] == attempt and one["replayed_bit_identical"] is not None
+        for one in page["items"]
+    )

@@ -9,15 +9,17 @@ from typing import Any
 import pytest
 
 from tests.fakes.stage import start_trainer
-from worker import spare
+from worker import memory, spare
 from worker.protocol import ResumePoint, StartTrainer
 from worker.spare import Level, Spare, level_for
 
 GIB = 1 << 30
 
 
-def running(key: str | None = "cpu x86_64 x1", processes: int = 1) -> Any:
-    spec = SimpleNamespace(process_count=processes)
+def running(
+    key: str | None = "cpu x86_64 x1", processes: int = 1, at: str | None = "127.0.0.1:7"
+) -> Any:
+    spec = SimpleNamespace(process_count=processes, coordinator=at)
     return SimpleNamespace(numerics_key=key, start=SimpleNamespace(spec=spec), pid=1)
 
 
@@ -30,7 +32,11 @@ def running(key: str | None = "cpu x86_64 x1", processes: int = 1) -> Any:
         (running(), 2 * GIB, 0, Level.STATE),
         (running(), 4 * GIB, GIB, Level.STATE),
         (running(), 4 * GIB, 2 * GIB, Level.COMPILED),
-        (running(processes=2), 64 * GIB, 0, Level.IMPORTS),
+        (running(processes=2), 64 * GIB, 0, Level.STATE),
+        (running(processes=2), 6 * GIB, GIB, Level.COMPILED),
+        (running(processes=2, at="10.0.0.7:7"), 6 * GIB, GIB, Level.STATE),
+        (running(processes=8), 4 * GIB, 0, Level.IMPORTS),
+        (running("NVIDIA H100 x2", processes=2), 64 * GIB, 0, Level.IMPORTS),
         (running("NVIDIA H100 x1"), 64 * GIB, 0, Level.IMPORTS),
         (running("TPU v5 lite x4"), 64 * GIB, 0, Level.IMPORTS),
         (running(None), 64 * GIB, 0, Level.IMPORTS),
@@ -80,7 +86,7 @@ def test_what_is_cached_in_a_cgroup_counts_as_left(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("900\n")
     (tmp_path / "memory.stat").write_text("anon 500\ninactive_file 300\n")
-    assert spare._cgroup_left(tmp_path) == 400
+    assert memory._cgroup_left(tmp_path) == 400
     (tmp_path / "memory.max").write_text("max\n")
-    assert spare._cgroup_left(tmp_path) is None
-    assert spare._cgroup_left(tmp_path / "none") is None
+    assert memory._cgroup_left(tmp_path) is None
+    assert memory._cgroup_left(tmp_path / "none") is None

@@ -20,6 +20,7 @@ from orchestrator.reconcile.plan import (
     MoveGroup,
     MoveRun,
     OpenIncident,
+    Plan,
     PlanLaunch,
     ReleaseHosts,
 )
@@ -235,6 +236,35 @@ def test_a_gang_gets_a_coordinator_port_that_the_gang_before_did_not_use():
     parts["hosts"] = (replace(hosts[0], free_port=4999), hosts[1])
     plan = reconcile(snap(make_run(RunState.RECOVERING), **parts))
     assert only(plan, MakeAttempt).coordinator == "127.0.0.1:4999"
+
+
+def standing_by(*ready: bool, revision: int = 1, elsewhere: bool = False) -> Plan:
+    places = ("127.0.0.1:4555", "127.0.0.1:4556" if elsewhere else "127.0.0.1:4555")
+    hosts = (
+        replace(make_host(index), standby=place, standby_ready=stands)
+        for index, (place, stands) in enumerate(zip(places, ready, strict=True))
+    )
+    used = ended(1, Verdict.CRASHED, coordinator="127.0.0.1:4001", revision=revision)
+    run = make_run(RunState.RECOVERING)
+    group = make_group(hosts=2)
+    return reconcile(snap(run, group=group, attempts=(used,), hosts=tuple(hosts)))
+
+
+def test_a_gang_begins_where_its_spares_stand_by():
+    assert only(standing_by(True, True), MakeAttempt).coordinator == "127.0.0.1:4555"
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        standing_by(True, False),
+        standing_by(False, True),
+        standing_by(True, True, elsewhere=True),
+        standing_by(True, True, revision=2),
+    ],
+)
+def test_a_gang_begins_anew_unless_all_its_spares_stand_by_for_just_that(plan: Plan):
+    assert only(plan, MakeAttempt).coordinator == "127.0.0.1:4000"
 
 
 def test_a_new_attempt_starts_from_the_newest_usable_checkpoint():

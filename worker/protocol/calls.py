@@ -61,6 +61,19 @@ class DeleteCheckpoints(Spec):
     uris: tuple[str, ...]
 
 
+class StandBy(Spec):
+    """The spare beside `attempt`'s process is to meet the other hosts' spares (protocol 3).
+
+    They meet at `coordinator`, where host 0 has said that its own spare is; `point` is what the
+    next attempt would begin with as things stand. Nothing happens where a spare is not due yet.
+    """
+
+    kind: Literal["stand_by"] = "stand_by"
+    attempt: int
+    coordinator: str
+    point: ResumePoint | None = None
+
+
 class Retire(Spec):
     """The host is given back: kill what runs, deliver what is spooled, exit."""
 
@@ -68,7 +81,7 @@ class Retire(Spec):
 
 
 Command = Annotated[
-    StartTrainer | DrainTrainer | SaveNow | KillTrainer | DeleteCheckpoints | Retire,
+    StartTrainer | DrainTrainer | SaveNow | KillTrainer | DeleteCheckpoints | StandBy | Retire,
     Field(discriminator="kind"),
 ]
 
@@ -114,7 +127,8 @@ class AgentReport(Report):
     With `wait_seconds` > 0 and nothing to command, the answer is held back that long at most.
     `known_commands` is the digest of the last answer's commands: the same ones don't end the wait.
     `answered_at` repeats the `at` of the newest answer that the agent had as it made the report,
-    which shows how long the report can have been on its way.
+    which shows how long the report can have been on its way. `standby` is where the spare of this
+    host meets those of the others, and `standby_ready` that it could be given an order now.
     """
 
     group: str
@@ -126,6 +140,8 @@ class AgentReport(Report):
     wait_seconds: Annotated[float, Field(ge=0, le=60)] = 0.0
     known_commands: str = ""
     answered_at: AwareDatetime | None = None
+    standby: str | None = None
+    standby_ready: bool = False
 
 
 class ReportAnswer(Report):
@@ -175,10 +191,14 @@ class ToTrainerSave(Spec):
 
 
 class ToSpareWarm(Spec):
-    """A trainer that waits gets ready for what follows `start`: as far as `level` says."""
+    """A trainer that waits gets ready for what follows `start`: as far as `level` says.
+
+    That of a gang meets the others that wait at `coordinator`.
+    """
 
     kind: Literal["warm"] = "warm"
     start: StartTrainer
+    coordinator: str | None = None
     level: Literal["imports", "compiled", "state"]
 
 
