@@ -2,8 +2,9 @@
 
 Batch = f(data plan, step), whatever the shape (invariant 9): each batch is that of an undisturbed
 run, each sample is seen once. Losses are added up in another order on another shape, so they lie
-within `policy.replay_envelope` and not on the same bits (invariant 8). Measured on CPU: 2e-4 over
-the first 18 steps, up to 1e-3 over all 60; the envelope is 1e-2.
+within `policy.replay_envelope` and not on the same bits (invariant 8). Measured on CPU: up to 5e-4
+for steps that another number of devices trained again, and nothing between two devices of one
+process and one device of each of two; up to 1e-3 over all 60 steps. The envelope is 1e-2.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def test_a_run_that_moves_to_other_shapes_trains_on_the_same_batches(
         if move.killed:
             assert after["replayed_steps"] == move.step - after["resumed_from_step"] > 0
             assert after["replayed_bit_identical"] is None, "other bits are no difference"
-            assert 0 < after["replayed_loss_apart"] <= REPLAY_APART
+            assert 0 <= after["replayed_loss_apart"] <= REPLAY_APART
         else:
             assert after["resumed_from_step"] == before["last_step"] >= move.step
             assert after["replayed_loss_apart"] is None
