@@ -71,7 +71,7 @@ def undisturbed(lasting_service: Plane, shared_folder: Path, text: Path) -> Call
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not kept.exists():
                 run = lasting_service.submit(tiny_job(f"calm-{hosts}", text, hosts=hosts))
-                assert lasting_service.finish(run)["state"] == "succeeded"
+                assert lasting_service.finish(run, 240)["state"] == "succeeded"
                 written = kept.with_suffix(".new")
                 written.write_text(json.dumps(asdict(told_of(lasting_service, run))))
                 written.rename(kept)

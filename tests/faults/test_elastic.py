@@ -98,7 +98,7 @@ def test_a_run_that_moves_to_other_shapes_trains_on_the_same_batches(
     run = service.submit(tiny_job(name, text))
     for move in moves:
         (kill if move.killed else pause)(service, run, move)
-    check_end(service, run, len(moves) + 1)
+    check_end(service, run, len(moves) + 1, seconds=240)
     seen = told_of(service, run)
     assert [point[0] for point in seen.steps] == list(range(1, 61))
     assert seen.hashes == expected.hashes

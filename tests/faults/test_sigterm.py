@@ -47,7 +47,7 @@ def test_sigterm_in_compile_in_a_save_in_restore_and_in_eval(
     ]
     inject(service.python, name, *faults)
     run = service.submit(tiny_job(name, text, hosts=hosts, policy=AT_ONCE))
-    check_outcome(service, run, expected, len(PLACES) + 1)
+    check_outcome(service, run, expected, len(PLACES) + 1, seconds=240)
     assert verdicts(service, run) == ["preempted"] * len(PLACES) + ["completed"]
     check_exits(service, run, hosts)
     compiling, saving, restoring, evaluating, last = attempts(service, run)
