@@ -44,7 +44,7 @@ def metrics(
     page = found[:limit]
     more = len(found) > limit
     through = page[-1].step if more else to_step
-    looked = history.evaluations(connection, run.id, within(parts, from_step - 1, through))
+    looked = history.evaluations(connection, run.id, parts, from_step - 1, through)
     return Metrics(
         points=tuple(metric_point(row) for row in page),
         evals=tuple(EvalPoint(step=s, attempt=a, loss=loss) for s, a, loss in looked),
@@ -88,7 +88,7 @@ def chart(
     through = last[0].step
     shown = within(parts, from_step - 1, through)
     width, longest = column_width(through - from_step + 1, points)
-    looked = history.evaluations(connection, run.id, shown, width)
+    looked = history.evaluations(connection, run.id, parts, from_step - 1, through, width)
     return Chart(
         width=width,
         first_step=from_step,

@@ -135,19 +135,32 @@ def columns(
 
 
 def evaluations(
-    connection: Connection, run_id: str, parts: Sequence[Segment], width: int = 1
+    connection: Connection,
+    run_id: str,
+    parts: Sequence[Segment],
+    after: int = 0,
+    through: int | None = None,
+    width: int = 1,
 ) -> list[tuple[int, int, float | None]]:
-    """(step, attempt, loss) of the evaluations of the canonical history, in order.
+    """(step, attempt, loss) of the evaluations `after < step <= through`, in order.
 
+    `parts` are whole segments of the canonical history. One may begin with an evaluation of the
+    very step that its attempt resumed at: the attempt before had given it up in order to leave.
     Of those within the same `width` steps of an attempt, the last one.
     """
     e = evals.c
+    asked = [e.run_id == run_id, e.step > after]
+    if through is not None:
+        asked.append(e.step <= through)
     found: list[tuple[int, int, float | None]] = []
     for some in _some(parts):
-        ranges = (_range(e.attempt, e.step, part) for part in some)
+        ranges = (
+            _range(e.attempt, e.step, Segment(part.attempt, part.after - 1, part.through))
+            for part in some
+        )
         last = (
             select(e.attempt, func.max(e.step).label("step"))
-            .where(e.run_id == run_id, or_(*ranges))
+            .where(*asked, or_(*ranges))
             .group_by(e.attempt, (e.step - 1) // width)
             .subquery()
         )

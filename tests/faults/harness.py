@@ -191,7 +191,7 @@ class Plane:
             settled = detail["state"] in FINISHED or detail["needs_person"]
             return detail if settled else None
 
-        return until(done, f"run {run} to end", seconds, every=0.1)
+        return until(done, f"run {run} to end", seconds, every=0.2)
 
     def history(self, run: str) -> list[tuple[int, float, float, str]]:
         """Step, loss, gradient norm and batch hash of every step, as they are served."""
@@ -212,6 +212,13 @@ class Plane:
         """Whether every agent and trainer of this folder has gone."""
         names = ("worker.agent", TRAINER, SPARE)
         return not any(processes(self.data, name) for name in names)
+
+    def clear(self) -> None:
+        """Ends what a test that failed has left running here."""
+        for run in self.get("runs")["items"]:
+            if run["state"] not in FINISHED:
+                self.call("POST", f"runs/{run['id']}/cancel")
+        until(self.released, "the runs that are left to end")
 
     def destroy(self) -> None:
         for pid in processes(self.data):

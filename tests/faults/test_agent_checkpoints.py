@@ -10,8 +10,9 @@ import pytest
 
 from tests.fakes.saved import written
 from tests.fakes.stage import Stage, start_trainer, until
-from tests.faults.harness import plane, tiny_job
+from tests.faults.harness import Plane, tiny_job
 from tests.faults.harness import until as until_seen
+from tests.faults.outcome import checkpoints
 from worker.keeper import proven
 from worker.manifest import MARKER
 from worker.protocol import CheckpointRejected, CheckpointWritten, DeleteCheckpoints, Retire
@@ -122,21 +123,19 @@ def test_commands_that_overtook_the_answer_to_a_delivery_stay_known(
 
 
 def test_only_what_the_spec_keeps_is_left_though_the_agent_that_deletes_is_killed(
-    tmp_path: Path, text: Path
+    service: Plane, text: Path
 ) -> None:
     """A real trainer, saving by steps and by time; its agent, which deletes, is killed."""
     checkpoint = {"every_steps": 6, "every_seconds": "auto", "keep": {"newest": 2}}
-    with plane(tmp_path / "data") as service:
-        run = service.submit(tiny_job("keeps", text, checkpoint=checkpoint))
+    run = service.submit(tiny_job("keeps", text, checkpoint=checkpoint))
 
-        def deleted() -> list[dict[str, object]]:
-            items = service.get(f"runs/{run}/checkpoints")["items"]
-            return [one for one in items if one["state"] == "deleted"]
+    def deleted() -> list[dict[str, object]]:
+        return [one for one in checkpoints(service, run) if one["state"] == "deleted"]
 
-        until_seen(deleted, "a checkpoint to be given up")
-        service.kill_one("worker.agent")
-        assert service.finish(run)["state"] == "succeeded"
-        items = service.get(f"runs/{run}/checkpoints")["items"]
-        # One that the kill kept from being offered was never in the ledger's hands.
-        counted = [one for one in items if one["state"] != "written"]
-        assert {one["state"] for one in counted if one["step"] < 48} == {"deleted"}
+    until_seen(deleted, "a checkpoint to be given up")
+    service.kill_one("worker.agent")
+    assert service.finish(run)["state"] == "succeeded"
+    # One that the kill kept from being offered was never in the ledger's hands.
+    counted = [one for one in checkpoints(service, run) if one["state"] != "written"]
+    assert {one["state"] for one in counted if one["step"] < 48} == {"deleted"}
+    until_seen(service.released, "every process of the run to be gone")

@@ -76,24 +76,27 @@ def check_end(whole: Recorder, parts: list[Recorder], resumed_at: int) -> None:
     assert ends[0] == ends[1]
 
 
-@pytest.mark.parametrize("moment", ["copy", "write", "marker", "offer"])
-def test_a_save_that_was_cut_off_counts_nowhere(
-    host: TrainerHost, job: JobSpec, whole: Recorder, data_dir: Path, moment: str
+def test_saves_that_were_cut_off_count_nowhere(
+    host: TrainerHost, job: JobSpec, whole: Recorder, data_dir: Path
 ) -> None:
-    runs = data_dir / "runs"
-    first = die(host, moment, 8, job, runs)
-    assert [event.step for event in first.of("checkpoint_written")] == [4]
-    left = runs / "a1" / "checkpoints" / "8"
-    assert left.is_dir(), "the save had begun"
-    assert (left / "COMMITTED").exists() == (moment == "offer")
-    assert not (left / "accepted.json").exists()
-    if moment != "offer":
-        with pytest.raises(CheckpointUnusable):
-            verify(left, "0" * 64)
-    host.start(attempt(job, runs, 2, resume=first.point(4)))
+    """One save after the other, each at its own moment, and each time from the step before it."""
+    runs, parts, point = data_dir / "runs", [], None
+    for number, moment in enumerate(("copy", "write", "marker", "offer"), 1):
+        parts.append(die(host, moment, 8, job, runs, number, point))
+        point = parts[0].point(4)
+        told = [event.step for event in parts[-1].of("checkpoint_written")]
+        assert told == ([4] if number == 1 else [])
+        left = runs / f"a{number}" / "checkpoints" / "8"
+        assert left.is_dir(), "the save had begun"
+        assert (left / "COMMITTED").exists() == (moment == "offer")
+        assert not (left / "accepted.json").exists()
+        if moment != "offer":
+            with pytest.raises(CheckpointUnusable):
+                verify(left, "0" * 64)
+    host.start(attempt(job, runs, 5, resume=point))
     assert host.wait() == ExitCode.DONE, host.log
-    check_end(whole, [first, host.seen], resumed_at=4)
-    assert (runs / "a2" / "checkpoints" / "8" / "accepted.json").exists()
+    check_end(whole, [*parts, host.seen], resumed_at=4)
+    assert (runs / "a5" / "checkpoints" / "8" / "accepted.json").exists()
 
 
 def test_a_kill_before_the_acceptance_leaves_a_whole_checkpoint_that_does_not_count(

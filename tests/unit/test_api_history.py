@@ -41,6 +41,27 @@ def test_a_crashed_run_tells_each_step_once(client: Client, here: World) -> None
     assert detail["newest_checkpoint"]["id"] == "a1-s10"
 
 
+def test_an_evaluation_that_was_given_up_counts_as_the_next_attempt_told_it(
+    client: Client, here: World
+) -> None:
+    """Attempt 1 was asked to leave in the evaluation of step 10; attempt 2 went on with it."""
+    run = submitted(client)
+    seed_crashed(here, run)
+    with here.engine.begin() as connection:
+        for step, attempt in ((5, 1), (15, 1), (10, 2), (20, 2)):
+            told = {"attempt": attempt, "step": step, "at": at(30), "loss": 1.0}
+            values = told | {"run_id": run, "batches": 2, "seconds": 0.1}
+            connection.execute(tables.evals.insert().values(**values))
+
+    def evals(query: str) -> list[tuple[int, int]]:
+        answer = client.get(f"{RUNS}/tiny/{query}").json()
+        return [(one["step"], one["attempt"]) for one in answer["evals"]]
+
+    assert evals("metrics") == evals("chart") == [(5, 1), (10, 2), (20, 2)]
+    assert evals("metrics?from_step=9&limit=2") == [(10, 2)]
+    assert evals("metrics?from_step=11") == [(20, 2)]
+
+
 def test_the_attempts_of_a_crashed_run(client: Client, here: World) -> None:
     run = submitted(client)
     seed_crashed(here, run)
