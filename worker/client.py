@@ -105,9 +105,14 @@ class _Link:
             self._news.wait_for(lambda: step in self._answers)
             return self._answers[step]
 
-    def forget(self, step: int) -> None:
+    def offer(self, step: int, path: str) -> None:
         with self._news:
-            self._answers.pop(step, None)
+            self._answers.pop(step, None)  # an earlier try's
+        self.send(kind="folder", step=step, path=path, request=self.save_request)
+
+    def counts(self, step: int) -> bool:
+        with self._news:
+            return self._answers.get(step, False)
 
     def _write(self) -> None:
         try:
@@ -232,7 +237,8 @@ def checkpoint(number: int, path: str | os.PathLike[str], *, wait: bool = True) 
 
     It is taken away from `path`, proven by a manifest of every file, and offered. True once it
     counts, so that a later attempt can begin there; False where it does not. Without `wait` it
-    returns True at once, whatever becomes of it. Only process 0 of a gang hands anything over.
+    returns True at once, whatever becomes of it. Only process 0 of a gang hands anything over, and
+    of a step only what counts first.
     """
     session = _here()
     session.last_saved = time.monotonic()
@@ -240,9 +246,9 @@ def checkpoint(number: int, path: str | os.PathLike[str], *, wait: bool = True) 
     if link is None or session.attempt.rank > 0:
         return True
     session.served = link.save_request
-    link.forget(number)
-    whole = os.path.abspath(os.fspath(path))  # noqa: PTH100 - links are the agent's to judge
-    link.send(kind="folder", step=number, path=whole, request=session.served)
+    if link.counts(number):
+        return True
+    link.offer(number, os.path.abspath(os.fspath(path)))  # noqa: PTH100 - links are not followed
     return link.answer(number) if wait else True
 
 
