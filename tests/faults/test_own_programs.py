@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from orchestrator.packing import pack
 from tests.faults.harness import Plane, plane, processes, recorded, until
 
 PROGRAMS = Path(__file__).with_name("programs")
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples"
 TOKEN = "a-value-that-nobody-may-see"
 
 
@@ -140,3 +142,25 @@ def test_it_dies_with_its_agent_and_never_begins_with_a_spoilt_checkpoint(servic
     states = {one["id"]: one["state"] for one in service.get(f"runs/{run}/checkpoints")["items"]}
     assert states["a1-s20"] == "quarantined"
     assert [point[0] for point in service.history(run)] == list(range(1, 41))
+
+
+@pytest.mark.soak
+def test_the_example_resumes_exactly(service: Plane) -> None:
+    packed = pack(EXAMPLE, 1 << 20)
+    service.call("PUT", f"bundles/{packed.sha256}", content=packed.data).raise_for_status()
+    spec = yaml.safe_load((EXAMPLE / "run.yaml").read_text())
+    assert spec.pop("workdir") == "."
+    spec |= {"command": [sys.executable, *spec["command"][1:]], "bundle": packed.bundle}
+    spec |= {"steps": 4000, "checkpoint": {"every_steps": 500}}
+    calm, run = (service.submit(spec | {"name": name}) for name in ("example-calm", "example"))
+    until(lambda: service.step(run) > 1000, "its steps", every=0.02)
+    group = service.get(f"runs/{run}")["groups"][0]["name"]
+    program = recorded(service.data / "hosts" / group / "0")
+    assert program is not None
+    os.kill(program, signal.SIGKILL)
+    for name in (calm, run):
+        assert service.finish(name)["state"] == "succeeded"
+    first, second = service.get(f"runs/{run}/attempts")["items"]
+    assert (first["verdict"], second["verdict"]) == ("crashed", "completed")
+    assert second["resumed_from_step"] >= 1000
+    assert service.history(run) == service.history(calm)

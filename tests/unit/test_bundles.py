@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from orchestrator import bundles
 from orchestrator.api import programs
 from orchestrator.packing import CanNotPack, pack
-from tests.unit.api_world import Client, World, submitted, world
+from orchestrator.store import callers, tables
+from tests.unit.api_world import Client, World, at, seed_attempt, seed_group, submitted, world
 from worker.bundle import BadBundle, unpack
 
 MUCH = 1 << 20
@@ -186,3 +188,49 @@ def test_a_program_is_submitted_and_shown_without_a_model(client: Client) -> Non
         refused = client.post("/api/v1/runs:preflight", json=program | {"name": "bad"} | changes)
         assert refused.status_code == 422
         assert [error["pointer"] for error in refused.json()["errors"]] == [pointer]
+
+
+# ---- agents --------------------------------------------------------------------------------------
+
+
+def test_only_the_current_attempts_agent_gets_what_its_spec_names(
+    client: Client, made: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LONGHAUL_SECRET_MINE", "m")
+    monkeypatch.setenv("LONGHAUL_SECRET_OTHER", "o")
+    name = hashlib.sha256(b"content").hexdigest()
+    assert put(client, name, b"content") == 201
+    program = {"name": "mine", "command": ["true"], "steps": 5, "secrets": ["MINE"]}
+    run = client.post("/api/v1/runs", json=program).json()["id"]
+    group = seed_group(made, run)
+    seed_attempt(made, run, group, 1, ended_at=at(3), verdict="crashed")
+    seed_attempt(made, run, group, 2)
+    with made.engine.begin() as connection:
+        host = {"secret_sha256": callers.secret_digest("s3cret"), "instance": "i"}
+        connection.execute(update(tables.hosts).values(host))
+
+    def asked(secret: str = "s3cret", **changes: object) -> tuple[int, object]:
+        body = {"group": group, "host": 0, "instance": "i", "attempt": 2} | changes
+        headers = {"Authorization": f"Bearer {secret}"}
+        answer = client.post("/api/v1/agents/secrets", json=body, headers=headers)
+        return answer.status_code, answer.json().get("values")
+
+    assert asked() == (200, {"MINE": "m"})
+    assert asked("wrong") == (401, None)
+    assert asked(group="lh-none") == (401, None)
+    assert asked(instance="old") == (409, None)
+    assert asked(attempt=1) == (409, None)
+    monkeypatch.delenv("LONGHAUL_SECRET_MINE")
+    assert asked() == (404, None)
+
+    def fetched(secret: str = "s3cret", sha256: str = name) -> tuple[int, bytes]:
+        answer = client.get(
+            f"/api/v1/agents/bundles/{sha256}",
+            params={"group": group, "host": 0, "instance": "i"},
+            headers={"Authorization": f"Bearer {secret}"},
+        )
+        return answer.status_code, answer.content if answer.status_code == 200 else b""
+
+    assert fetched() == (200, b"content")
+    assert fetched("wrong") == (401, b"")
+    assert fetched(sha256="0" * 64) == (404, b"")
