@@ -150,7 +150,7 @@ def _model_rows(facts: Facts) -> list[tuple[str, str]]:
 
     saves, each, stored = facts.checkpoints, facts.checkpoint_bytes, facts.storage_bytes
     if facts.parameters is None or each is None or stored is None:
-        return [("Model", f"{facts.memory_arithmetic}; tokens, memory and storage neither")]
+        return [("Model", facts.memory_arithmetic)]
     return [
         ("Model", f"{text.count(facts.parameters)} parameters"),
         (

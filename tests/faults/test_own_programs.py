@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from orchestrator.packing import pack
-from tests.faults.harness import Plane, plane, processes, recorded, until
+from tests.faults.harness import ROOT, Plane, plane, processes, recorded, until
 
 PROGRAMS = Path(__file__).with_name("programs")
-EXAMPLE = Path(__file__).parents[2] / "docs" / "examples"
+EXAMPLE = ROOT / "docs" / "examples"
 TOKEN = "a-value-that-nobody-may-see"
 
 
@@ -146,13 +147,15 @@ def test_it_dies_with_its_agent_and_never_begins_with_a_spoilt_checkpoint(servic
 
 @pytest.mark.soak
 def test_the_example_resumes_exactly(service: Plane) -> None:
-    packed = pack(EXAMPLE, 1 << 20)
-    service.call("PUT", f"bundles/{packed.sha256}", content=packed.data).raise_for_status()
-    spec = yaml.safe_load((EXAMPLE / "run.yaml").read_text())
-    assert spec.pop("workdir") == "."
-    spec |= {"command": [sys.executable, *spec["command"][1:]], "bundle": packed.bundle}
-    spec |= {"steps": 4000, "checkpoint": {"every_steps": 500}}
-    calm, run = (service.submit(spec | {"name": name}) for name in ("example-calm", "example"))
+    python = f"command=[{sys.executable}, train.py]"
+    settings = ("--set", python, "--set", "steps=4000", "--set", "checkpoint.every_steps=500")
+    words = ("-m", "orchestrator.cli.main", "submit", EXAMPLE / "run.yaml", *settings, "--json")
+    made: list[str] = []
+    for name in ("example-calm", "example"):
+        given = (sys.executable, *words, "--name", name, "--data", service.data)
+        done = subprocess.run(given, cwd=ROOT, capture_output=True, check=True)
+        made.append(json.loads(done.stdout)["id"])
+    calm, run = made
     until(lambda: service.step(run) > 1000, "its steps", every=0.02)
     group = service.get(f"runs/{run}")["groups"][0]["name"]
     program = recorded(service.data / "hosts" / group / "0")
