@@ -114,7 +114,7 @@ class Program(Trainer):
         self._finishing = False
         self._given_up = asyncio.Event()
         self._offered: dict[int, asyncio.Event] = {}
-        self._taking = asyncio.Lock()
+        self._taking, self._looking = asyncio.Lock(), asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_at = 0.0
 
@@ -127,7 +127,7 @@ class Program(Trainer):
         try:
             await asyncio.wait((preparing, giving_up), return_when=asyncio.FIRST_COMPLETED)
             if not preparing.done():
-                raise NotLaunched("it was not wanted any more before it could start")
+                raise NotLaunched(self._why_killed or "it was asked to leave before it could start")
             return preparing.result()
         finally:
             for task in (preparing, giving_up):
@@ -308,14 +308,15 @@ class Program(Trainer):
         now = time.monotonic()
         if now - self._looked_at >= LOOK_SECONDS and not self._speaks:
             self._looked_at = now
-            await self._take_found()
+            self._begin(self._take_found())  # whoever follows the output may end any time
 
     async def _take_found(self, *, ended: bool = False) -> None:
         if self.start.rank > 0:
             return
-        found = await asyncio.to_thread(self._folders.look, time.monotonic(), ended=ended)
-        for step, path in found:
-            self._begin(self._take(step, path, path.relative_to(self._storage).as_posix()))
+        async with self._looking:
+            found = await asyncio.to_thread(self._folders.look, time.monotonic(), ended=ended)
+            for step, path in found:
+                self._begin(self._take(step, path, path.relative_to(self._storage).as_posix()))
 
     async def _take(self, step: int, path: Path, place: str | None, request: int = 0) -> None:
         """One after the other: what is hashed at the same time is hashed no faster."""
@@ -366,6 +367,9 @@ class Program(Trainer):
 
     # ---- its end ---------------------------------------------------------------------------------
 
+    def _end_grace(self) -> None:
+        """Not yet: what it wrote last may still wait for its acceptance."""
+
     async def _last_words(self, code: int) -> None:
         """What it wrote just before its end counts before its end is told."""
         self._look_after(PhaseEntered(phase=Phase.FINISH))
@@ -377,6 +381,7 @@ class Program(Trainer):
         await asyncio.wait((settled, giving_up), return_when=asyncio.FIRST_COMPLETED)
         for task in (settled, giving_up):
             task.cancel()
+        super()._end_grace()
         self._explain(code, means)
 
     async def _until_settled(self) -> None:

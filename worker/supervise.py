@@ -209,12 +209,11 @@ class Trainer:
         following = asyncio.create_task(self._follow(tail))
         code = await process.wait()
         following.cancel()
+        self._end_grace()
         kill_group(process.pid)  # its children, if it left any
         await self._read_to_the_end()
         self._tell_lines(tail.finish())
         await self._last_words(code)
-        if self._grace is not None:
-            self._grace.cancel()
         if not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
             log.error("attempt %d: a child of the dead trainer holds trainer.lock", self.attempt)
         killed = code == -signal.SIGKILL and self._why_killed is not None
@@ -225,6 +224,10 @@ class Trainer:
         self._on_event(exited)
         self._folder.forget_trainer()
         log.info("attempt %d: trainer ended with %d", self.attempt, code)
+
+    def _end_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
 
     async def _last_words(self, code: int) -> None:
         """Of a process that ended with `code`, before that is told."""

@@ -411,7 +411,7 @@ def test_a_program_that_is_not_wanted_any_more_is_not_started(watched: Watched) 
         patch.setattr(sys.modules[__name__], "Supplies", Slow)
         exited = watched.run("print('began')", stop)
     assert exited.exit_code is None
-    assert "not wanted" in (exited.why_killed or "")
+    assert exited.why_killed == "another has the run"
 
 
 def test_a_program_that_listens_to_nothing_gets_sigterm(watched: Watched) -> None:
@@ -447,6 +447,15 @@ def test_a_program_that_speaks_hears_whether_its_checkpoint_counts(
     assert exited.last_lines == (f"counts {accepts} False {accepts}",)
     assert [event.loss for event in watched.of("step")] == [0.5]
     assert len(watched.of("trainer_finished")) == 1
+
+
+def test_a_folder_with_a_long_name_is_no_hindrance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(tmp_path / ("x" * 120))
+    (watched.home / "host").mkdir(parents=True)
+    monkeypatch.chdir(watched.home / "host")  # as an agent does
+    assert watched.run(SPEAKS).exit_code == 0
 
 
 # ---- the client by itself ------------------------------------------------------------------------
