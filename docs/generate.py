@@ -22,14 +22,16 @@ from orchestrator.cli.main import app
 from orchestrator.presets import PRESETS
 from orchestrator.settings import Settings
 from orchestrator.strict_yaml import LARGEST_SPEC
-from worker.protocol import JobSpec
+from worker.protocol import CommandSpec, JobSpec
 
 DOCS = Path(__file__).parent
 
 SPEC_HEAD = """\
 # The spec of a run
 
-Generated from `JobSpec` in `worker/protocol` by `make docs`.
+Generated from `JobSpec` and `CommandSpec` in `worker/protocol` by `make docs`.
+
+A run is trained by Longhaul (`model`), or is [a program of your own](own-trainer.md) (`command`).
 
 A spec is YAML or JSON. Unknown keys are refused, and so is a number that does not fit; the answer
 names the field. A field without a default must be given. A whole example stands in the
@@ -69,6 +71,16 @@ There is no page of interactive documentation: the usual ones come from a CDN.
 SPEC_WORDS = {
     "name": "The run's name, unique in this installation.",
     "model": "The architecture: its fields, or the name of a model preset.",
+    "command": "The program and its arguments, one by one; no shell reads them.",
+    "bundle": "The packed folder that it runs in; made of `workdir` by `longhaul submit`.",
+    "env": "Variables of its environment, in plain sight. Names with `LONGHAUL_` are taken.",
+    "secrets": "Names of values that the service keeps; they become variables too.",
+    "reads": "What is read of a program that does not use `worker.client`.",
+    "reads.step": "Finds steps in its output: RE2, with groups `step` and perhaps `loss`.",
+    "reads.checkpoints": "A finished checkpoint below `LONGHAUL_STORAGE`, as `ckpt/step-{step}`.",
+    "reads.complete": "A file in each checkpoint that is written last.",
+    "reads.exit_codes": "What its exit codes mean: `done`, `drained`, `invalid`, `diverged`,"
+    " `storage_failed`, `out_of_memory`, `checkpoint_rejected` or `crashed`.",
     "data": "What is trained on.",
     "steps": "How many optimizer updates the run has.",
     "batch": "The global batch of one update.",
@@ -188,6 +200,9 @@ SETTINGS_WORDS = {
     "storage": "The folder for checkpoints.",
     "hosts": "The folder of the hosts on this machine; replicas on one machine must share it.",
     "allowed_paths": "Folders below which a spec may name data; not set: any absolute path.",
+    "secrets_dir": "A folder with a file for each secret that runs may name; else only variables"
+    " `LONGHAUL_SECRET_<NAME>` are looked at.",
+    "max_bundle_bytes": "The largest packed `workdir` that is taken.",
     "max_local_hosts": "The most hosts on this machine, of all runs together.",
     "max_hosts": "The most hosts of all runs together, by provider; the others are not limited.",
     "max_hosts_per_owner": "The most hosts that all runs of one owner may hold together.",
@@ -226,6 +241,7 @@ SETTINGS_DEFAULTS = {
     "tls_certificate": "not set",
     "tls_key": "not set",
     "local_user": "not set",
+    "secrets_dir": "not set",
     "webhook_url": "not set",
     "webhook_secret": "not set",
     "webhook_secret_file": "not set",
@@ -235,11 +251,26 @@ SETTINGS_DEFAULTS = {
 def spec_page() -> str:
     schema = JobSpec.model_json_schema()
     parts = [SPEC_HEAD, *_section("The run", "", schema, schema["$defs"])]
+    parts += _command_section(schema)
     parts += ["\n## Presets\n\nRuns for `longhaul submit NAME`:\n\n"]
     parts += [f"- `{name}`: {preset.about}\n" for name, preset in PRESETS.items()]
     parts += ["\nModels for `model: NAME`, with their exact number of parameters:\n\n"]
     parts += [f"- `{name}`: {model.parameters:,}\n" for name, model in MODEL_PRESETS.items()]
     return "".join(parts)
+
+
+def _command_section(shared: Any) -> Iterator[str]:
+    """The fields that only a run with a `command` has."""
+    schema = CommandSpec.model_json_schema()
+    own = {n: f for n, f in schema["properties"].items() if n not in shared["properties"]}
+    part = schema | {"properties": own}
+    yield from _section("A run of your own program", "", part, schema["$defs"])
+    both = ", ".join(f"`{name}`" for name in schema["properties"] if name not in own)
+    yield (
+        "\nA `workdir` in a file for `longhaul submit` is a folder that is packed and sent first;\n"
+        f"the spec then names it as `bundle`. Beside these, such a run has {both}, which mean the\n"
+        "same. Everything else is refused; so are `policy.spike` and `policy.spare_seconds`.\n"
+    )
 
 
 def _section(title: str, path: str, schema: Any, known: Any) -> Iterator[str]:
@@ -284,6 +315,7 @@ def _type(field: Any) -> str:
     if "pattern" in field:
         return f"text like `{field['pattern']}`"
     words = {"integer": "whole number", "boolean": "yes or no", "string": "text", "array": "texts"}
+    words["object"] = "names and values"
     limits = [
         f"{sign} {field[key]:,}"
         for key, sign in (
@@ -312,7 +344,7 @@ def _default(name: str, field: Any, schema: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
-        return " ".join(f"`{one}`" for one in value)
+        return "none" if not value else " ".join(f"`{one}`" for one in value)
     return f"`{value:g}`" if isinstance(value, float) else f"`{value}`"
 
 

@@ -22,7 +22,7 @@ import uvloop
 from fastapi import FastAPI
 from sqlalchemy import Connection, Engine, update
 
-from orchestrator.api import agents
+from orchestrator.api import agents, programs
 from orchestrator.api.assemble import attach, bare_app
 from orchestrator.api.auth import admin_token, make_gate
 from orchestrator.api.guards import Drain
@@ -60,6 +60,7 @@ def _assembled() -> FastAPI:
     app = bare_app()
     app.add_middleware(Drain, paths=LONG_POLLS)
     agents.mount(app)
+    programs.mount(app)
     dashboard.mount(app)
     return app
 

@@ -22,6 +22,7 @@ from orchestrator.api.fleet_schemas import FleetPage
 from orchestrator.api.schemas import (
     AttemptPage,
     AttemptView,
+    BundleView,
     CheckpointPage,
     CheckpointView,
     EventPage,
@@ -201,6 +202,15 @@ class Client:
         """
         params = {"after": after, "tail": tail, "limit": limit, **(filters or {})}
         return self._wire.read("GET", of_run(run, "logs"), LogPage, params=params)
+
+    def keep_bundle(self, sha256: str, data: bytes) -> None:
+        """Has the service keep a packed folder, unless it does already."""
+        try:
+            self._wire.read("GET", f"/bundles/{plain(sha256)}", BundleView)
+        except Refused as refused:
+            if refused.problem.status != 404:
+                raise
+            self._wire.put(f"/bundles/{plain(sha256)}", data, BundleView)
 
     # ---- who may do what ------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Literal
 
 from orchestrator.prices import Peak, devices_of, peak, price_per_hour
 from orchestrator.settings import Settings
-from worker.protocol import JobSpec
+from worker.protocol import AnySpec, CommandSpec, JobSpec
 
 ASSUMED_MFU = 0.4
 CPU_FLOPS = 100e9  # of one core: eight to sixteen float32 lanes, fused, at two to three GHz
@@ -49,8 +49,10 @@ class Forecast:
     cost_words: str
 
 
-def forecast(job: JobSpec, settings: Settings, known: Known, cores: int | None = None) -> Forecast:
+def forecast(job: AnySpec, settings: Settings, known: Known, cores: int | None = None) -> Forecast:
     """`cores` are those of this machine, for local CPU devices; None asks the machine."""
+    if isinstance(job, CommandSpec):
+        return _of_program(job, settings, known)
     tokens = job.tokens_per_step * job.steps
     source, speed, why = _speed(job, settings, known, cores or os.cpu_count() or 1)
     hours = None if speed is None else tokens / speed / 3600
@@ -64,6 +66,20 @@ def forecast(job: JobSpec, settings: Settings, known: Known, cores: int | None =
         price_per_hour=price,
         cost=cost,
         cost_words=_cost_words(job, settings, price, hours),
+    )
+
+
+def _of_program(job: CommandSpec, settings: Settings, known: Known) -> Forecast:
+    """How long the steps of such a program take is not known before it trained."""
+    price = price_per_hour(job, settings, known.kind)
+    return Forecast(
+        source=None,
+        tokens_per_second=None,
+        hours=None,
+        hours_words="not known: the program is not Longhaul's own",
+        price_per_hour=price,
+        cost=None,
+        cost_words=_cost_words(job, settings, price, None),
     )
 
 
@@ -108,7 +124,7 @@ def _hours_words(tokens: int, speed: float, why: str) -> str:
     return f"{tokens:,} tokens / {speed:,.0f} tokens/s ({why}), {LEAVES_OUT}"
 
 
-def _cost_words(job: JobSpec, settings: Settings, price: float | None, hours: float | None) -> str:
+def _cost_words(job: AnySpec, settings: Settings, price: float | None, hours: float | None) -> str:
     if price is None:
         return f"no price: the setting prices has none for '{job.hosts.provider}'"
     devices = devices_of(job)

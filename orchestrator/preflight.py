@@ -12,6 +12,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from orchestrator import bundles, secret_values
 from orchestrator.api.schemas import Facts, FieldError
 from orchestrator.arithmetic import in_bytes, memory_per_device
 from orchestrator.forecast import Known, forecast
@@ -19,8 +20,9 @@ from orchestrator.ledger.checkpoints import planned_saves
 from orchestrator.local_runs import LocalRunsRefused, local_user
 from orchestrator.prices import devices_of, price_per_hour
 from orchestrator.settings import Settings
-from worker.protocol import JobSpec, PythonSource, TextFiles
+from worker.protocol import AnySpec, CommandSpec, JobSpec, PythonSource, TextFiles
 
+UNKNOWN = "not known: the program is not Longhaul's own"
 DiskFree = Callable[[Path], int]
 
 
@@ -32,15 +34,16 @@ def disk_free(path: Path) -> int:
     return shutil.disk_usage(here).free
 
 
-def facts(job: JobSpec, settings: Settings, known: Known) -> Facts:
-    memory, words = memory_per_device(job)
+def facts(job: AnySpec, settings: Settings, known: Known) -> Facts:
+    known_of = None if isinstance(job, CommandSpec) else job
+    memory, words = (None, UNKNOWN) if known_of is None else memory_per_device(known_of)
     ahead = forecast(job, settings, known)
     saves = planned_saves(job, ahead.hours)
     return Facts(
-        parameters=job.model.parameters,
-        flops_per_token=job.model.flops_per_token,
-        tokens_per_step=job.tokens_per_step,
-        total_tokens=job.tokens_per_step * job.steps,
+        parameters=known_of and known_of.model.parameters,
+        flops_per_token=known_of and known_of.model.flops_per_token,
+        tokens_per_step=known_of and known_of.tokens_per_step,
+        total_tokens=known_of and known_of.tokens_per_step * job.steps,
         checkpoint_bytes=saves.bytes_each,
         checkpoints=saves.count,
         storage_bytes=saves.bytes_total,
@@ -59,9 +62,11 @@ def facts(job: JobSpec, settings: Settings, known: Known) -> Facts:
     )
 
 
-def _notes(job: JobSpec, settings: Settings) -> Iterator[str]:
+def _notes(job: AnySpec, settings: Settings) -> Iterator[str]:
     """What is allowed, and perhaps not meant."""
-    if job.data.held_out == 0:
+    if isinstance(job, CommandSpec):
+        yield from _silences(job)
+    elif job.data.held_out == 0:
         yield "data.held_out is 0: nothing is held out, so eval has no effect"
     if job.policy.max_cost is not None and price_per_hour(job, settings) is None:
         yield (
@@ -69,10 +74,38 @@ def _notes(job: JobSpec, settings: Settings) -> Iterator[str]:
         )
 
 
-def problems(job: JobSpec, settings: Settings, free: DiskFree) -> tuple[FieldError, ...]:
+def problems(job: AnySpec, settings: Settings, free: DiskFree) -> tuple[FieldError, ...]:
     """Every reason why this machine can not run `job`; empty where there is none."""
     refusals = (*_local(job, settings), *_hosts(job, settings))
-    return (*_data(job, settings), *_disk(job, settings, free), *refusals)
+    own = _program(job, settings) if isinstance(job, CommandSpec) else _data(job, settings)
+    return (*own, *_disk(job, settings, free), *refusals)
+
+
+def _silences(job: CommandSpec) -> Iterator[str]:
+    """A program that uses `worker.client` needs no `reads`; another does."""
+    if job.reads.checkpoints is None:
+        yield (
+            "reads.checkpoints is not set: only a program that calls worker.client's checkpoint()"
+            f" can resume, and the run has succeeded once its checkpoint at step {job.steps} counts"
+        )
+    if job.reads.step is None:
+        yield "reads.step is not set: only steps that worker.client's step() tells are seen"
+
+
+def _program(job: CommandSpec, settings: Settings) -> Iterator[FieldError]:
+    if job.bundle is not None and not bundles.path_of(settings, job.bundle).is_file():
+        yield FieldError(
+            pointer="/bundle",
+            detail=f"The service has no bundle {job.bundle}.",
+            hint="Give a workdir instead: 'longhaul submit' packs it and sends it first.",
+        )
+    for index, name in enumerate(job.secrets):
+        if not secret_values.exists(settings, name):
+            yield FieldError(
+                pointer=f"/secrets/{index}",
+                detail=f"The service keeps no secret {name}.",
+                hint="Have an admin put its value into a file of that name in secrets_dir.",
+            )
 
 
 def _data(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
@@ -152,16 +185,17 @@ def _text_bytes(root: Path, suffixes: tuple[str, ...], enough: int) -> tuple[int
     return total, files
 
 
-def _disk(job: JobSpec, settings: Settings, free: DiskFree) -> Iterator[FieldError]:
+def _disk(job: AnySpec, settings: Settings, free: DiskFree) -> Iterator[FieldError]:
     saves, reserve = planned_saves(job), settings.min_free_bytes
-    need, have = saves.bytes_total + reserve, free(settings.storage_root)
+    each = saves.bytes_each or 0
+    need, have = (saves.bytes_total or 0) + reserve, free(settings.storage_root)
     if have < need:
         yield FieldError(
             pointer="/checkpoint/every_steps",
             detail=f"The disk of {settings.storage_root} is too full: {saves.stay} saves of"
-            f" {in_bytes(saves.bytes_each)} and a reserve of {in_bytes(reserve)} need"
+            f" {in_bytes(each)} and a reserve of {in_bytes(reserve)} need"
             f" {in_bytes(need)}, and {in_bytes(have)} are free.",
-            hint=_disk_hint(job, have - reserve),
+            hint=_disk_hint(job, each, have - reserve),
         )
     have = free(settings.data_dir)
     if have < reserve:
@@ -173,8 +207,8 @@ def _disk(job: JobSpec, settings: Settings, free: DiskFree) -> Iterator[FieldErr
         )
 
 
-def _disk_hint(job: JobSpec, room: int) -> str:
-    fits = room // job.checkpoint_bytes
+def _disk_hint(job: AnySpec, each: int, room: int) -> str:
+    fits = room // each if each else 0
     if fits < 1:
         return "Free some space, or set the service's storage to a larger disk."
     if job.checkpoint.every_steps is None or job.checkpoint.keep is not None:
@@ -183,7 +217,7 @@ def _disk_hint(job: JobSpec, room: int) -> str:
     return f"Free some space, or save less often: every_steps {every} or more fits."
 
 
-def _local(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
+def _local(job: AnySpec, settings: Settings) -> Iterator[FieldError]:
     if job.hosts.provider != "local":
         return
     try:
@@ -192,7 +226,7 @@ def _local(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
         yield FieldError(pointer="/hosts/provider", detail=refused.detail, hint=refused.hint)
 
 
-def _hosts(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
+def _hosts(job: AnySpec, settings: Settings) -> Iterator[FieldError]:
     """More hosts than a limit allows would wait in the queue for ever."""
     asked, provider = job.hosts.count, job.hosts.provider
     limit, name = settings.hosts_of(provider), f"max_hosts.{provider}"

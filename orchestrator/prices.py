@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from orchestrator.settings import Settings
-from worker.protocol import JobSpec
+from worker.protocol import AnySpec
 
 # Dense bfloat16 matrix products a second of one device, as the makers publish them, by a part of
 # the name that JAX gives the device. The first that fits counts.
@@ -40,7 +40,7 @@ class Peak:
     source: str
 
 
-def price_per_hour(job: JobSpec, settings: Settings, kind: str | None = None) -> float | None:
+def price_per_hour(job: AnySpec, settings: Settings, kind: str | None = None) -> float | None:
     """What the whole host group of `job` costs an hour in `settings.currency`; None: no price.
 
     `kind` names the devices where the provider has several.
@@ -49,7 +49,7 @@ def price_per_hour(job: JobSpec, settings: Settings, kind: str | None = None) ->
     return None if price is None else price * devices_of(job)
 
 
-def devices_of(job: JobSpec) -> int:
+def devices_of(job: AnySpec) -> int:
     return job.hosts.count * job.hosts.devices
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from orchestrator.spec_paths import differing
-from worker.protocol import JobSpec
+from worker.protocol import AnySpec
 
 
 class Class(StrEnum):
@@ -26,6 +26,11 @@ class Class(StrEnum):
 CLASSES: Mapping[str, Class] = {
     "name": Class.FIXED,
     "model": Class.FIXED,
+    "command": Class.RESTART,  # what a change of the program means, only its owner can know
+    "bundle": Class.RESTART,
+    "env": Class.RESTART,
+    "secrets": Class.RESTART,
+    "reads": Class.RESTART,
     "data": Class.TRAJECTORY,
     "steps": Class.TRAJECTORY,
     "batch.sequences": Class.TRAJECTORY,
@@ -85,7 +90,7 @@ class Changes:
         return tuple(sorted((*self.at_once, *self.restart, *self.trajectory, *self.fixed)))
 
 
-def changes(before: JobSpec, after: JobSpec) -> Changes:
+def changes(before: AnySpec, after: AnySpec) -> Changes:
     """What differs, as the specs read with every default filled in."""
     paths = differing(before.model_dump(mode="json"), after.model_dump(mode="json"))
     return Changes(
@@ -109,7 +114,7 @@ def reorders_data(changed: Changes) -> bool:
     )
 
 
-def note(before: JobSpec, after: JobSpec) -> str:
+def note(before: AnySpec, after: AnySpec) -> str:
     """What a revision changed, for people: `batch.microbatches: 1 -> 2`."""
     old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
     parts = [f"{path}: {_at(old, path)} -> {_at(new, path)}" for path in changes(before, after).all]

@@ -55,6 +55,7 @@ class _Call:
     params: Mapping[str, Sent] = field(default_factory=dict[str, Sent])
     json: object = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    content: bytes | None = None
 
 
 def _call(
@@ -123,6 +124,10 @@ class Wire:
         """The same for a call that would do another thing if it were sent again."""
         return _parse(_good(self._send_once(_call(method, path, json=json))), kind)
 
+    def put(self, path: str, content: bytes, kind: type[T]) -> T:
+        """Sends bytes as they are to their place."""
+        return _parse(_good(self._send(_Call("PUT", PREFIX + path, content=content))), kind)
+
     def delete(self, path: str) -> None:
         _good(self._send(_call("DELETE", path)))
 
@@ -153,7 +158,12 @@ class Wire:
         endpoint, http = self._connection()
         try:
             return http.request(
-                call.method, call.path, params=call.params, json=call.json, headers=call.headers
+                call.method,
+                call.path,
+                params=call.params,
+                json=call.json,
+                content=call.content,
+                headers=call.headers,
             )
         except (httpx.TransportError, httpx.InvalidURL) as error:
             self.close()

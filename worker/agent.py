@@ -23,10 +23,12 @@ from worker import watches
 from worker.host import HostFolder, free_port, until_unlocked
 from worker.identity import CanNotStart, Identity
 from worker.keeper import Keeper
+from worker.program import Program
 from worker.protocol import (
     CheckpointOffer,
     CheckpointWritten,
     Command,
+    CommandSpec,
     DeleteCheckpoints,
     DrainTrainer,
     Evaluated,
@@ -50,7 +52,8 @@ from worker.protocol import (
 )
 from worker.spares import GangGone, Spares
 from worker.spool import Spool
-from worker.supervise import Trainer
+from worker.supervise import Trainer, Waiting
+from worker.supplies import HostSupplies
 from worker.tail import last_lines
 from worker.uplink import ProtocolRefused, Stale, Superseded, Uplink, UplinkError
 
@@ -100,6 +103,10 @@ class Agent:
             port=lambda: free_port(ADDRESS),
             obey=self._command,
             standby=lambda: self._spares.standby,
+        )
+
+        self._supplies = HostSupplies(
+            folder.root, self._uplink, identity.group, identity.host, self._instance
         )
 
     @property
@@ -270,13 +277,21 @@ class Agent:
         except GangGone as gone:
             self._tell(TrainerExited(exit_code=None, why_killed=str(gone)), command)
         else:
-            trainer = Trainer(
-                self._folder, command, self._argv, lambda event: self._tell(event, command), waiting
-            )
+            trainer = self._made(command, waiting)
             self._trainer = trainer
             self._background(trainer.run())
         finally:
             self._starting = None
+
+    def _made(self, command: StartTrainer, waiting: Waiting | None) -> Trainer:
+        job = command.spec.job
+
+        def tell(event: KnownEvent | Unknown) -> None:
+            self._tell(event, command)
+
+        if isinstance(job, CommandSpec):
+            return Program(self._folder, command, job, self._supplies, tell)
+        return Trainer(self._folder, command, self._argv, tell, waiting)
 
     async def _kill(self, command: KillTrainer) -> None:
         if self._running and self._running.attempt <= command.attempt:
@@ -325,6 +340,8 @@ class Agent:
             await self._kill(KillTrainer(attempt=offer.attempt, reason=STALE))
         except UplinkError as error:
             log.error("checkpoint %s: %s", written.checkpoint_id, error)
+            if self._running and self._running.attempt == offer.attempt:
+                self._running.refused(written.step, str(error))
         else:
             self._spares.accepted(offer.attempt, _resume_point(written))
             if self._running and self._running.attempt == offer.attempt:

@@ -38,10 +38,15 @@ class Limit:
 
 
 class Vigil:
-    """Follows one trainer. Times are seconds of a monotonic clock."""
+    """Follows one trainer. Times are seconds of a monotonic clock.
 
-    def __init__(self, spec: HangSpec, now: float) -> None:
+    One that is `told_seldom` of its steps may be silent for long; how long is usual shows only
+    after some of them.
+    """
+
+    def __init__(self, spec: HangSpec, now: float, told_seldom: bool = False) -> None:
         self._spec = spec
+        self._told_seldom = told_seldom
         self._phase = Phase.SPAWN
         self._since = now
         self._saving_since: float | None = None
@@ -115,6 +120,9 @@ class Vigil:
     def _limit_of_a_step(self) -> Limit:
         spec = self._spec
         seconds, because = spec.step_seconds, "policy.hang.step_seconds"
+        if self._told_seldom and len(self._recent) < FEW_STEPS:
+            seconds = max(seconds, spec.compile_seconds)
+            because = "policy.hang.compile_seconds, while few steps are known"
         if len(self._recent) >= FEW_STEPS:
             usual = _percentile(self._recent)
             if usual * spec.step_factor > seconds:

@@ -93,7 +93,7 @@ def train(training: Training, state: TrainState, first: int) -> Left:
 
     The last save is under way when this returns. Raises Diverged and StorageFailed.
     """
-    job = training.spec.job
+    job = training.spec.trained
     if first == job.steps:
         return Left(state, first, drained=False, saved=False)
     training.clock.enter(Phase.TRAIN)
@@ -206,7 +206,7 @@ class Meter:
         waited, self._waited = self._waited, 0.0
         loss, grad_norm = float(result.loss), float(result.grad_norm)
         rate = float(result.learning_rate)
-        link, tokens = self._training.link, self._training.spec.job.tokens_per_step
+        link, tokens = self._training.link, self._training.spec.trained.tokens_per_step
         if trouble := not_finite(loss, grad_norm):
             link.send(StateNotFinite(step=running.step, where=trouble))
             raise Diverged(f"after step {running.step} {trouble}")

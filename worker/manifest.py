@@ -99,21 +99,36 @@ def sync_folder(folder: Path) -> None:
 
 
 def commit(
-    folder: Path, loop: LoopRecord, arrays: Mapping[str, ArrayRecord], state_digest: str
+    folder: Path,
+    loop: LoopRecord,
+    arrays: Mapping[str, ArrayRecord],
+    state_digest: str | None = None,
 ) -> tuple[Manifest, str]:
-    """Proves what lies in `folder` and marks it whole. Returns the manifest and its SHA-256."""
+    """Proves what lies in `folder` and marks it whole. Returns the manifest and its SHA-256.
+
+    Of a state whose arrays nobody knows the digest is that of its files.
+    """
     write_atomically(folder / LOOP, loop.model_dump_json(indent=1))
     files = {name: _measure(folder / name, sync=True) for name in _listing(folder)}
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             sync_folder(path)
-    manifest = Manifest(loop=loop, files=files, arrays=arrays, state_digest=state_digest)
+    digest = state_digest or _of_files(files)
+    manifest = Manifest(loop=loop, files=files, arrays=arrays, state_digest=digest)
     text = manifest.model_dump_json(indent=1)
     write_atomically(folder / MANIFEST, text)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     write_atomically(folder / MARKER, Marker(manifest_sha256=sha256).model_dump_json())
     sync_folder(folder.parent)
     return manifest, sha256
+
+
+def _of_files(files: Mapping[str, FileRecord]) -> str:
+    digest = hashlib.sha256()
+    for name, file in sorted(files.items()):
+        if name != LOOP:
+            digest.update(f"{name}\0{file.size}\0{file.sha256}\n".encode())
+    return digest.hexdigest()
 
 
 def write_acceptance(folder: Path, acceptance: CheckpointAccepted) -> None:

@@ -106,7 +106,7 @@ class Ready:
 
 def get_ready(spec: AttemptSpec, rank: int) -> Ready:
     """Raises Invalid and PeerLost."""
-    job = spec.job
+    job = spec.trained
     _refuse_unknown_storage(spec.storage)
     text = prepare_text(job, load_corpus(job.data))
     cache = compile_cache.folder(spec, rank)

@@ -12,7 +12,8 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from worker.memory_killer import MemoryWatch
 from worker.protocol import (
     EVENT,
     PROCESS_WAS,
+    CommandSpec,
     ExitCode,
     KilledFor,
     KnownEvent,
@@ -55,6 +57,23 @@ STILL_SECONDS = 5.0  # whoever did nothing for so long is asked what it does bef
 log = logging.getLogger("longhaul.agent")
 
 OnEvent = Callable[[KnownEvent | Unknown], None]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a trainer's process is started."""
+
+    argv: tuple[str, ...]
+    cwd: Path
+    environment: Mapping[str, str] = field(repr=False)
+
+
+class NotLaunched(Exception):
+    """The trainer is not started at all; `code` is the exit that this is told as, if it is one."""
+
+    def __init__(self, why: str, code: int | None = None) -> None:
+        super().__init__(why)
+        self.code = code
 
 
 class Waiting(Protocol):
@@ -100,7 +119,8 @@ class Trainer:
         self._memory = MemoryWatch.begin(time.clock_gettime(time.CLOCK_BOOTTIME))
         self._draining = False
         self._grace: asyncio.TimerHandle | None = None
-        self._vigil = Vigil(start.spec.job.policy.hang, time.monotonic())
+        own = isinstance(start.spec.job, CommandSpec)
+        self._vigil = Vigil(start.spec.job.policy.hang, time.monotonic(), told_seldom=own)
         self._ending = False
 
     async def run(self) -> None:
@@ -140,22 +160,31 @@ class Trainer:
     async def _spawn(self) -> asyncio.subprocess.Process | None:
         """None where the system could not start it; its exit is told then."""
         try:
+            launch = await self._launch()
             with self._log_file.open("ab") as output:
                 process = await asyncio.create_subprocess_exec(
-                    *self._argv,
-                    cwd=self._folder.root,
-                    env=trainer_environment(),
+                    *launch.argv,
+                    cwd=launch.cwd,
+                    env=launch.environment,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,
                     start_new_session=True,
                 )
+        except NotLaunched as error:
+            log.error("attempt %d: the trainer is not started: %s", self.attempt, error)
+            why = str(error) if error.code is None else None
+            self._on_event(self._exit_of(error.code, why))
+            return None
         except OSError as error:
             log.error("attempt %d: the trainer can not be started: %s", self.attempt, error)
             self._on_event(self._exit_of(None, f"it could not be started: {error}"))
             return None
         self._begun(process, "trainer started")
         return process
+
+    async def _launch(self) -> Launch:
+        return Launch(self._argv, self._folder.root, trainer_environment())
 
     def _begun(self, process: asyncio.subprocess.Process, how: str) -> None:
         self._process = process
@@ -180,11 +209,11 @@ class Trainer:
         following = asyncio.create_task(self._follow(tail))
         code = await process.wait()
         following.cancel()
-        if self._grace is not None:
-            self._grace.cancel()
+        self._end_grace()
         kill_group(process.pid)  # its children, if it left any
         await self._read_to_the_end()
         self._tell_lines(tail.finish())
+        await self._last_words(code)
         if not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
             log.error("attempt %d: a child of the dead trainer holds trainer.lock", self.attempt)
         killed = code == -signal.SIGKILL and self._why_killed is not None
@@ -195,6 +224,13 @@ class Trainer:
         self._on_event(exited)
         self._folder.forget_trainer()
         log.info("attempt %d: trainer ended with %d", self.attempt, code)
+
+    def _end_grace(self) -> None:
+        if self._grace is not None:
+            self._grace.cancel()
+
+    async def _last_words(self, code: int) -> None:
+        """Of a process that ended with `code`, before that is told."""
 
     def _exit_of(self, code: int | None, why: str | None, killed: bool = False) -> TrainerExited:
         return TrainerExited(
@@ -211,6 +247,9 @@ class Trainer:
 
     def accepted(self, message: ToTrainerAccepted) -> None:
         self._send(message)
+
+    def refused(self, step: int, why: str) -> None:
+        """A checkpoint does not count. Our own trainer saves again when its time comes."""
 
     def drain(self, grace_seconds: float, reason: KilledFor = KilledFor.STOPPED) -> None:
         """Asks it to save and leave; it is killed when the grace is over. Asking again is idle."""
@@ -265,7 +304,7 @@ class Trainer:
                 where = f" in {seen.place}" if seen.place else ""
                 why = f"{why}; {PROCESS_WAS} {seen.state}{where}"
             if not self.ended.is_set():
-                self._on_event(StacksTaken(why=why, state=seen.state, stacks=seen.text))
+                self._tell(StacksTaken(why=why, state=seen.state, stacks=seen.text))
         self.kill(why, reason)
         await self.ended.wait()
 
@@ -308,13 +347,25 @@ class Trainer:
             return
         if event.kind == SPARES_OWN:
             return
+        if isinstance(event, Unknown) and self._hear_other(event):
+            return
+        self._tell(event)
+
+    def _hear_other(self, event: Unknown) -> bool:
+        """Whether it was meant for the agent alone."""
+        return False
+
+    def _tell(self, event: KnownEvent | Unknown) -> None:
         if isinstance(event, StepCompleted | StepBeat):
             self._last_step = event.step
             self.first_step_at = self.first_step_at or time.monotonic()
         if isinstance(event, TrainerStarted):
             self.numerics_key = event.numerics_key
-        self._vigil.saw(event, time.monotonic())
+        self._look_after(event)
         self._on_event(event)
+
+    def _look_after(self, event: KnownEvent | Unknown) -> None:
+        self._vigil.saw(event, time.monotonic())
 
     def _send(self, message: BaseModel) -> None:
         if self._writer is not None and not self._writer.is_closing():
@@ -333,6 +384,10 @@ class Trainer:
         while True:
             await asyncio.sleep(TAIL_SECONDS)
             self._tell_lines(tail.read())
+            await self._look()
+
+    async def _look(self) -> None:
+        """At what else the trainer shows beside its words."""
 
     def _tell_lines(self, lines: tuple[str, ...]) -> None:
         if lines:

@@ -8,18 +8,16 @@ JAX at the top.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import fcntl
 import os
 import signal
 import sys
-import time
 import traceback
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from worker import environment
 from worker.ends import TrainerEnd
+from worker.life import die_with_parent, hold_lock
 from worker.protocol import ExitCode, Phase, StartTrainer, TrainerFailed
 from worker.report import AgentLink, PhaseClock
 from worker.stacks import dump_on_signal
@@ -29,10 +27,8 @@ if TYPE_CHECKING:
     from worker.ready import Ready
 
 LOCK = "trainer.lock"
-LOCK_SECONDS = 10.0
 FLUSH_SECONDS = 5.0
 FAILED = 1  # an ordinary bug
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> NoReturn:
@@ -64,41 +60,12 @@ def main() -> NoReturn:
     os._exit(code)
 
 
-def die_with_parent() -> None:
-    """Has the kernel kill this process once the thread that started it ends."""
-    parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    if os.getppid() != parent:
-        sys.exit("the agent ended before its trainer began")
-
-
-def hold_lock(path: Path, seconds: float = LOCK_SECONDS) -> IO[str]:
-    """Takes the host's trainer lock; it is free again when this process is gone, however it ends.
-
-    Exits with a message when another trainer still has it after `seconds`.
-    """
-    file = path.open("a")
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                file.close()
-                sys.exit(f"another trainer still holds {path} after {seconds:g} s; end it first")
-            time.sleep(0.05)
-        else:
-            return file
-
-
 def train_or_say_why(
     order: StartTrainer, link: AgentLink, clock: PhaseClock, ready: Ready | None
 ) -> int:
     """Returns the exit code, after a TrainerFailed event if the end is not a good one."""
     try:
-        environment.prepare(order.spec.job)
+        environment.prepare(order.spec.trained)
         from worker.training import run
 
         return run(order, link, clock, ready)

@@ -65,7 +65,7 @@ def run(
 
 def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock, ready: Ready | None) -> Left:
     spec, rank = order.spec, order.rank
-    job = spec.job
+    job = spec.trained
     clock.enter(Phase.INIT)
     ready = ready or get_ready(spec, rank)
     text, numerics_key = ready.text, mesh.numerics_key(ready.devices, job)
@@ -115,7 +115,7 @@ def _state(
     spec = order.spec
     if spec.resume is None:
         first_batch = spec.data_plan.batch_index(0)
-        return first_state(spec.job, ready.abstract, first_batch), Seen(), False
+        return first_state(spec.trained, ready.abstract, first_batch), Seen(), False
     clock.enter(Phase.RESTORE)
     named = spec.resume.checkpoint_id
     try:

@@ -16,8 +16,9 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from pathlib import Path
 from typing import TypeVar
 
 import httpx
@@ -220,6 +221,38 @@ class Uplink:
         """Asks until the checkpoint counts; raises `Stale` when it never will."""
         body = offer.model_dump_json().encode()
         return await self._insist("checkpoints", lambda: body, CheckpointAccepted)
+
+    async def ask(self, call: str, body: BaseModel, kind: type[Answer]) -> Answer:
+        """Asks until there is an answer; raises an `UplinkError` for a refusal."""
+        sent = body.model_dump_json().encode()
+        return await self._insist(call, lambda: sent, kind, patient=False)
+
+    async def download(self, call: str, asked: Mapping[str, str], into: Path) -> None:
+        """Fetches a file, trying until the control plane answers; raises an `UplinkError`."""
+        failures = 0
+        while True:
+            try:
+                await self._download(call, asked, into)
+            except Away as away:
+                log.warning("%s: %s; trying again", call, away)
+                await self._pause(backoff(failures))
+                failures += 1
+            else:
+                return
+
+    async def _download(self, call: str, asked: Mapping[str, str], into: Path) -> None:
+        try:
+            base = self._control_url()
+            url = f"{base}/api/v1/agents/{call}"
+            async with self._client.stream("GET", url, params=asked, timeout=CALL_TIMEOUT) as got:
+                if got.status_code != 200:
+                    await got.aread()
+                    raise self._meaning(call, got, base)
+                with into.open("wb") as file:
+                    async for part in got.aiter_bytes():
+                        await asyncio.to_thread(file.write, part)
+        except (httpx.RequestError, httpx.InvalidURL) as error:
+            raise Away(f"no answer ({type(error).__name__}: {error})") from error
 
     async def _until_some(self) -> None:
         """Returns at once for what is urgent, else after giving others time to join."""

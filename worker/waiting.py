@@ -52,7 +52,7 @@ def until_ordered(link: AgentLink) -> tuple[StartTrainer, Ready | None]:
 
 
 def _warm_up(message: ToSpareWarm) -> Ready | None:
-    environment.prepare(message.start.spec.job)
+    environment.prepare(message.start.spec.trained)
     import worker.training  # noqa: F401 - its imports are most of what a start takes
     from worker.ready import get_ready
 

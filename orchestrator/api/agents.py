@@ -90,7 +90,7 @@ Secret = Annotated[str, Depends(_secret)]
 async def register(call: Register, service: TheService, secret: Secret) -> Registered:
     """An agent process presents itself and learns how much of its spool is stored."""
     now = service.clock.now()
-    with _refusals():
+    with refusals():
         answer = await service.writer.run(
             lambda connection: ingest.register(connection, call, secret, now)
         )
@@ -148,7 +148,7 @@ async def _take(service: Service, body: bytes, secret: str) -> tuple[ingest.Stor
     poll = _Poll(call.group, call.host, patience, call.known_commands, seen)
     delivery = ingest.Delivery(call, secret, service.clock.now(), _storage_root(service))
     within = service.pace.gather if _is_quiet(call) else 0.0
-    with _refusals():
+    with refusals():
         stored = await service.writer.run_batched(ingest.reports, delivery, within)
     _announce(service, call, stored)
     return stored, poll
@@ -180,7 +180,7 @@ async def offer_checkpoint(
 ) -> CheckpointAccepted:
     """Lets a written checkpoint count; 409 when it does not come from the current attempt."""
     now = service.clock.now()
-    with _refusals():
+    with refusals():
         answer = await service.writer.run(
             lambda connection: ledger_events.offer(connection, call, secret, now)
         )
@@ -259,7 +259,7 @@ def _run_of(service: Service, group: str) -> str:
 
 
 @contextmanager
-def _refusals() -> Generator[None]:
+def refusals() -> Generator[None]:
     try:
         yield
     except AgentRefused as error:

@@ -16,7 +16,17 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
-from orchestrator.api import fleet, health, orphans, runs, sessions, stream, tokens, wishes
+from orchestrator.api import (
+    fleet,
+    health,
+    orphans,
+    programs,
+    runs,
+    sessions,
+    stream,
+    tokens,
+    wishes,
+)
 from orchestrator.api.access_schemas import TokenRequest
 from orchestrator.api.auth import Gate
 from orchestrator.api.errors import install_handlers
@@ -25,8 +35,9 @@ from orchestrator.api.requests import BODIES
 from orchestrator.api.schemas import Problem
 from orchestrator.preflight import DiskFree, disk_free
 from orchestrator.service import Service
-from worker.protocol import AgentReport, JobSpec
+from worker.protocol import AgentReport, CommandSpec, JobSpec
 
+READ_BY_HAND = (JobSpec, CommandSpec, TokenRequest, AgentReport, *BODIES)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -44,7 +55,7 @@ def bare_app(lifespan: Lifespan | None = None) -> FastAPI:
     # The last is passed first.
     for guard in (BodyLimit, KnownHost, SecurityHeaders, RequestId, Proxied):
         app.add_middleware(guard)
-    for part in (health, sessions, tokens, runs, wishes, fleet, orphans, stream):
+    for part in (health, sessions, tokens, runs, wishes, programs, fleet, orphans, stream):
         app.include_router(part.router)
     app.openapi = lambda: _openapi(app)
     return app
@@ -77,7 +88,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         made = get_openapi(title=app.title, version=app.version, routes=app.routes)
         _, extra = models_json_schema(
             [
-                *((model, "validation") for model in (JobSpec, TokenRequest, AgentReport, *BODIES)),
+                *((model, "validation") for model in READ_BY_HAND),
                 (Problem, "serialization"),
             ],
             ref_template="#/components/schemas/{model}",

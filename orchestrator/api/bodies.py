@@ -14,6 +14,7 @@ from typing_extensions import TypeVar
 from orchestrator.api.errors import Refused
 from orchestrator.api.fields import body_errors
 from orchestrator.strict_yaml import LARGEST_SPEC, StrictLoader
+from worker.protocol import AnySpec, spec_model
 
 JSON_TYPE = "application/json"
 YAML_TYPES = frozenset({"application/yaml", "application/x-yaml", "text/yaml"})
@@ -28,12 +29,27 @@ async def read_model(request: Request, model: type[M], *, optional: bool = False
     raw = await _read(request)
     if optional and not raw.strip():
         return model()
-    return parse(raw, request.headers.get("Content-Type", JSON_TYPE), model)
+    return parse(raw, _type_of(request), model)
+
+
+async def read_spec(request: Request) -> AnySpec:
+    """The body as the kind of spec that it is meant to be; refuses as `read_model`."""
+    body = decode(await _read(request), _type_of(request))
+    return fitted(body, spec_model(body))
 
 
 def parse(raw: bytes, content_type: str, model: type[M]) -> M:
     """The same for bytes at hand."""
-    return fitted(_decode(raw, content_type.partition(";")[0].strip().lower()), model)
+    return fitted(decode(raw, content_type), model)
+
+
+def decode(raw: bytes, content_type: str) -> Any:
+    """Plain data; refuses with 400 or 415."""
+    return _decode(raw, content_type.partition(";")[0].strip().lower())
+
+
+def _type_of(request: Request) -> str:
+    return request.headers.get("Content-Type", JSON_TYPE)
 
 
 def fitted(body: Any, model: type[M]) -> M:

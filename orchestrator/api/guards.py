@@ -94,7 +94,7 @@ class BodyLimit:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        limit = AGENT_BODY if scope["path"].startswith("/api/v1/agents/") else BODY
+        limit = _limit_of(scope)
         told = Headers(scope=scope).get("Content-Length", "0")
         if told.isdecimal() and (len(told) > LONGEST_NUMBER or int(told) > limit):
             refused = Refused(413, "body-too-large", _too_large(limit), "Send less at once.")
@@ -112,6 +112,14 @@ class BodyLimit:
             return message
 
         await self.app(scope, counted, send)
+
+
+def _limit_of(scope: Scope) -> int:
+    path = scope["path"]
+    if path.startswith("/api/v1/bundles/"):
+        settings: Settings = scope["app"].state.service.settings
+        return settings.max_bundle_bytes
+    return AGENT_BODY if path.startswith("/api/v1/agents/") else BODY
 
 
 def _too_large(limit: int) -> str:

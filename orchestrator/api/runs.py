@@ -18,7 +18,7 @@ from sqlalchemy.exc import IntegrityError
 from orchestrator import preflight
 from orchestrator.api import views
 from orchestrator.api.auth import Checked, csrf_checked, service_of
-from orchestrator.api.bodies import read_model
+from orchestrator.api.bodies import read_spec
 from orchestrator.api.cursors import DatabaseTime, NotACursor
 from orchestrator.api.errors import Refused, problem_responses
 from orchestrator.api.logs import NotARegex, Search
@@ -43,7 +43,7 @@ from orchestrator.store.audit import Actor
 from orchestrator.store.log_rows import Lines
 from orchestrator.store.views import Asked, Order
 from orchestrator.wakes import LOOP, run_topic
-from worker.protocol import JobSpec
+from worker.protocol import AnySpec, CommandSpec, JobSpec
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,7 +54,14 @@ SPEC_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
         "content": {
-            kind: {"schema": {"$ref": "#/components/schemas/JobSpec"}}
+            kind: {
+                "schema": {
+                    "anyOf": [
+                        {"$ref": f"#/components/schemas/{model.__name__}"}
+                        for model in (JobSpec, CommandSpec)
+                    ]
+                }
+            }
             for kind in ("application/json", "application/yaml")
         },
     }
@@ -123,7 +130,7 @@ async def submit(
     The same `Idempotency-Key` with the same spec answers the run that it made before, with 200.
     """
     service = service_of(request)
-    job = await read_model(request, JobSpec)
+    job = await read_spec(request)
     run_id = await _known(service, job, key, session.actor)
     made = run_id is None
     if run_id is None:
@@ -146,13 +153,13 @@ async def check(request: Request, session: Checked) -> Facts:
     A name that is taken is refused here too.
     """
     service = service_of(request)
-    job = await read_model(request, JobSpec)
+    job = await read_spec(request)
     await _known(service, job, None, session.actor)
     await refuse_unfit(request, service, job)
     return await read(service, views.facts, job)
 
 
-async def _known(service: Service, job: JobSpec, key: str | None, who: Actor) -> str | None:
+async def _known(service: Service, job: AnySpec, key: str | None, who: Actor) -> str | None:
     def look(connection: Connection, service: Service) -> str | None:
         return wishes.known_submission(connection, job, key, who.name)
 
@@ -162,7 +169,7 @@ async def _known(service: Service, job: JobSpec, key: str | None, who: Actor) ->
         raise conflict(refusal) from None
 
 
-async def refuse_unfit(request: Request, service: Service, job: JobSpec) -> None:
+async def refuse_unfit(request: Request, service: Service, job: AnySpec) -> None:
     free: preflight.DiskFree = request.app.state.disk_free
     found = await to_thread.run_sync(preflight.problems, job, service.settings, free)
     if found:

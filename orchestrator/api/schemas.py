@@ -14,7 +14,7 @@ from orchestrator.state import (
     RunState,
     Verdict,
 )
-from worker.protocol import JobSpec
+from worker.protocol import AnySpec
 
 
 class View(BaseModel):
@@ -46,17 +46,18 @@ class Facts(View):
 
     `speed_source` says whether `tokens_per_second` was measured on an earlier run of the same
     model, batch and devices, or is assumed from the devices' peak; hours and cost follow from it
-    and are null where a part is not known. `price_per_hour` is that of all hosts together.
+    and are null where a part is not known. `price_per_hour` is that of all hosts together. Of a
+    command's run nothing is known that follows from a model.
     """
 
-    parameters: int
-    flops_per_token: int
-    tokens_per_step: int
-    total_tokens: int
-    checkpoint_bytes: int
+    parameters: int | None
+    flops_per_token: int | None
+    tokens_per_step: int | None
+    total_tokens: int | None
+    checkpoint_bytes: int | None
     checkpoints: int
-    storage_bytes: int
-    memory_per_device_bytes: int
+    storage_bytes: int | None
+    memory_per_device_bytes: int | None
     memory_arithmetic: str
     devices: int
     tokens_per_second: float | None
@@ -68,6 +69,13 @@ class Facts(View):
     cost: float | None
     cost_arithmetic: str
     notes: tuple[str, ...] = ()
+
+
+class BundleView(View):
+    """A packed folder that specs can name as `bundle`."""
+
+    bundle: str
+    bytes: int
 
 
 class Progress(View):
@@ -122,7 +130,7 @@ class RunSummary(View):
     attempts: int
     revision: int
     branch: int
-    parameters: int
+    parameters: int | None
     hosts: int
     provider: str
     progress: Progress
@@ -133,7 +141,7 @@ class RunDetail(RunSummary):
     """`slow` says what is slow about it now: a host that the others wait for, or the run itself,
     which trained faster before."""
 
-    spec: JobSpec
+    spec: AnySpec
     facts: Facts
     newest_checkpoint: CheckpointView | None
     groups: tuple[GroupView, ...]
@@ -359,7 +367,7 @@ class LogPage(View):
 
 class RevisionView(View):
     number: int
-    spec: JobSpec
+    spec: AnySpec
     author: str
     note: str | None
     created_at: AwareDatetime

@@ -34,7 +34,7 @@ from orchestrator.store import history, reads, speeds
 from orchestrator.store import views as rows
 from orchestrator.store.upcasters import job_spec
 from orchestrator.store.wishes import find
-from worker.protocol import JobSpec
+from worker.protocol import AnySpec, CommandSpec
 
 __all__ = [
     "attempt_page",
@@ -108,7 +108,7 @@ def run_detail(connection: Connection, service: Service, id_or_name: str) -> Run
 
 
 def facts(
-    connection: Connection, service: Service, job: JobSpec, run_id: str | None = None
+    connection: Connection, service: Service, job: AnySpec, run_id: str | None = None
 ) -> Facts:
     """Of a spec, or of the run `run_id` that has it."""
     return preflight.facts(job, service.settings, speeds.known(connection, job, run_id))
@@ -189,7 +189,7 @@ def _summary(connection: Connection, service: Service, run: rows.AnyRow) -> RunS
         attempts=0 if attempt is None else attempt.number,
         revision=run.revision,
         branch=run.branch,
-        parameters=job.model.parameters,
+        parameters=None if isinstance(job, CommandSpec) else job.model.parameters,
         hosts=job.hosts.count,
         provider=job.hosts.provider,
         progress=_progress(connection, run, job),
@@ -197,13 +197,14 @@ def _summary(connection: Connection, service: Service, run: rows.AnyRow) -> RunS
     )
 
 
-def _progress(connection: Connection, run: rows.AnyRow, job: JobSpec) -> Progress:
+def _progress(connection: Connection, run: rows.AnyRow, job: AnySpec) -> Progress:
     parts = history.segments(connection, run.id, run.branch)
     recent = history.newest(connection, run.id, parts, RECENT_STEPS)
     if not recent:
         # A fork stands at the checkpoint that it inherited until it has trained a step itself.
         return Progress(step=rows.branch_start(connection, run.id, run.branch), steps=job.steps)
-    last = recent[0]
+    last, tokens = recent[0], sum(point.tokens for point in recent)
+    silent = isinstance(job, CommandSpec) and last.learning_rate == 0  # it told of none
     seconds = sum(point.seconds for point in recent)
     step_seconds = seconds / len(recent)
     trains = run.state in (RunState.RUNNING, RunState.RECOVERING, RunState.STARTING)
@@ -212,8 +213,8 @@ def _progress(connection: Connection, run: rows.AnyRow, job: JobSpec) -> Progres
         step=last.step,
         steps=job.steps,
         loss=last.loss,
-        learning_rate=last.learning_rate,
-        tokens_per_second=sum(point.tokens for point in recent) / seconds if seconds else None,
+        learning_rate=None if silent else last.learning_rate,
+        tokens_per_second=tokens / seconds if seconds and tokens else None,
         step_seconds=step_seconds,
         eta_seconds=(job.steps - last.step) * step_seconds if trains else None,
         eval_loss=looked[-1][2] if looked else None,
@@ -283,7 +284,7 @@ def _waits_for(
     connection: Connection,
     service: Service,
     run: rows.AnyRow,
-    job: JobSpec,
+    job: AnySpec,
     attempt: rows.AnyRow | None,
 ) -> str | None:
     """What the run waits for, in a few words; None while it trains or when it is over."""

@@ -39,7 +39,7 @@ from orchestrator.store.forks import Fork
 from orchestrator.store.resuming import Resume, Revised
 from orchestrator.store.wishes import Submitted, Wished
 from orchestrator.wakes import LOOP, group_topic, run_topic
-from worker.protocol import JobSpec
+from worker.protocol import AnySpec, spec_model
 
 router = APIRouter(prefix="/api/v1", tags=["runs"], dependencies=[Depends(csrf_checked)])
 
@@ -261,16 +261,16 @@ def _never(fields: tuple[str, ...]) -> Refused:
     )
 
 
-def _changed(before: JobSpec, changes: Mapping[str, object]) -> JobSpec:
+def _changed(before: AnySpec, changes: Mapping[str, object]) -> AnySpec:
     try:
         spec = spec_paths.with_changes(before.model_dump(mode="json"), changes)
     except spec_paths.BadPath as error:
         fault = FieldError(pointer="/set", detail=f"{error}.")
         raise Refused(422, "invalid-spec", "A path leads nowhere.", errors=(fault,)) from None
-    return fitted(spec, JobSpec)
+    return fitted(spec, spec_model(spec))
 
 
-async def _spec(service: Service, run: str, expected: int | None) -> tuple[str, int, JobSpec]:
+async def _spec(service: Service, run: str, expected: int | None) -> tuple[str, int, AnySpec]:
     """The run's name, its revision and its spec; refuses another revision than expected."""
     name, number, job = await read(service, _current_spec, run)
     if expected is not None and expected != number:
@@ -283,7 +283,7 @@ async def _spec(service: Service, run: str, expected: int | None) -> tuple[str, 
     return name, number, job
 
 
-def _current_spec(connection: Connection, service: Service, run: str) -> tuple[str, int, JobSpec]:
+def _current_spec(connection: Connection, service: Service, run: str) -> tuple[str, int, AnySpec]:
     row = stored.find(connection, run)
     return row.name, row.revision, reads.job_spec(connection, row.id, row.revision)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
 
 import typer
@@ -39,8 +40,13 @@ def submit(
     data: DataDir = None,
 ) -> None:
     """Submit a run."""
+    from dataclasses import replace
+
+    from orchestrator.cli import workdirs
+
     document = _document(given, settings)
     with connect(data) as client:
+        document = replace(document, spec=workdirs.sent(client, document.spec, _base(document)))
         run = submit_document(client, document, name)
         if not wait:
             _print_submitted(run, as_json)
@@ -56,9 +62,12 @@ def preflight(
     given: Given, settings: Settings = None, as_json: AsJson = False, data: DataDir = None
 ) -> None:
     """Check a spec and tell what it means; nothing is submitted."""
-    from orchestrator.cli import render
+    from dataclasses import replace
+
+    from orchestrator.cli import render, workdirs
 
     document = _document(given, settings)
+    document = replace(document, spec=workdirs.checked(document.spec, _base(document)))
     with connect(data) as client:
         facts = _under_a_name(client, document, None, client.preflight)
     if as_json:
@@ -127,23 +136,34 @@ def fact_rows(facts: Facts) -> list[tuple[str, str]]:
     from orchestrator.cli import text
 
     return [
-        ("Model", f"{text.count(facts.parameters)} parameters"),
-        (
-            "Tokens",
-            f"{text.count(facts.total_tokens)} in all, {text.count(facts.tokens_per_step)} a step",
-        ),
-        (
-            "Checkpoints",
-            f"{text.plural(facts.checkpoints, 'checkpoint')} of {text.size(facts.checkpoint_bytes)}"
-            f", {text.size(facts.storage_bytes)} in all",
-        ),
-        ("Memory", f"{text.size(facts.memory_per_device_bytes)} a device"),
-        ("", facts.memory_arithmetic),
+        *_model_rows(facts),
         ("Time", _time(facts)),
         ("", facts.hours_arithmetic),
         ("Cost", "not known" if facts.cost is None else text.money(facts.cost, facts.currency)),
         ("", facts.cost_arithmetic),
         *(("Note", note) for note in facts.notes),
+    ]
+
+
+def _model_rows(facts: Facts) -> list[tuple[str, str]]:
+    from orchestrator.cli import text
+
+    saves, each, stored = facts.checkpoints, facts.checkpoint_bytes, facts.storage_bytes
+    if facts.parameters is None or each is None or stored is None:
+        return [("Model", facts.memory_arithmetic)]
+    return [
+        ("Model", f"{text.count(facts.parameters)} parameters"),
+        (
+            "Tokens",
+            f"{text.count(facts.total_tokens or 0)} in all,"
+            f" {text.count(facts.tokens_per_step or 0)} a step",
+        ),
+        (
+            "Checkpoints",
+            f"{text.plural(saves, 'checkpoint')} of {text.size(each)}, {text.size(stored)} in all",
+        ),
+        ("Memory", f"{text.size(facts.memory_per_device_bytes or 0)} a device"),
+        ("", facts.memory_arithmetic),
     ]
 
 
@@ -162,6 +182,11 @@ def _document(given: str, settings: list[str] | None) -> Document:
 
     document = load(given)
     return replace(document, spec=with_settings(document.spec, settings or []))
+
+
+def _base(document: Document) -> Path:
+    """Where a path in the spec is meant from: beside its file."""
+    return Path() if document.preset is not None else Path(document.source).parent
 
 
 def _names(name: str) -> Iterator[str]:

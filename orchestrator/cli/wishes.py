@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias, TypeVar
 
 import typer
@@ -82,20 +83,19 @@ def resume(
     --set takes what does not change the trajectory: hosts, microbatches, saves, evals, policy.
     """
     from orchestrator.api.requests import ResumeRequest
+    from orchestrator.cli import workdirs
     from orchestrator.cli.document import read_settings
 
-    asked = request(
-        ResumeRequest,
-        {
-            "reason": reason,
-            "from": place(start),
-            "skip_batches": skip_batches,
-            "set": read_settings(settings or []),
-            "expected_revision": expected,
-        },
-    )
+    changes = read_settings(settings or [])
+    fields = {
+        "reason": reason,
+        "from": place(start),
+        "skip_batches": skip_batches,
+        "expected_revision": expected,
+    }
     with connect(data) as client:
-        detail = client.wishes.resume(run, asked)
+        changes = workdirs.sent(client, changes, Path())
+        detail = client.wishes.resume(run, request(ResumeRequest, fields | {"set": changes}))
     _print_wish(
         detail, as_json, f"{detail.name} is asked to go on.", "Follow it with: longhaul watch"
     )
@@ -161,12 +161,14 @@ def fork(
     --set may change everything but the architecture.
     """
     from orchestrator.api.requests import ForkRequest
+    from orchestrator.cli import workdirs
     from orchestrator.cli.document import read_settings
 
-    fields = {"at": place(at), "name": name, "set": read_settings(settings or [])}
-    asked = request(ForkRequest, fields | {"reason": reason})
+    changes = read_settings(settings or [])
+    fields = {"at": place(at), "name": name, "reason": reason}
     with connect(data) as client:
-        detail = client.wishes.fork(run, asked)
+        changes = workdirs.sent(client, changes, Path())
+        detail = client.wishes.fork(run, request(ForkRequest, fields | {"set": changes}))
     _print_wish(
         detail,
         as_json,

@@ -8,25 +8,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.reconcile.cadence import FIRST_SECONDS
-from worker.protocol import CheckpointSpec, JobSpec, KeepSpec
+from worker.protocol import AnySpec, CheckpointSpec, CommandSpec, KeepSpec
 
 ON_THEIR_WAY = 2  # the one being written, and the one that waits until a newer one is proven
 
 
 @dataclass(frozen=True)
 class SavePlan:
-    """The saves of a whole run without any replay, and how many stay at once; sizes in bytes."""
+    """The saves of a whole run without any replay, and how many stay at once; sizes in bytes.
+
+    What a program of its own saves is not known before it did.
+    """
 
     count: int
-    bytes_each: int
+    bytes_each: int | None
     stay: int
 
     @property
-    def bytes_total(self) -> int:
-        return self.stay * self.bytes_each
+    def bytes_total(self) -> int | None:
+        return None if self.bytes_each is None else self.stay * self.bytes_each
 
 
-def planned_saves(job: JobSpec, hours: float | None = None) -> SavePlan:
+def planned_saves(job: AnySpec, hours: float | None = None) -> SavePlan:
     """By steps, or by time over the `hours` that are forecast, whichever is more often.
 
     And one at the end if none falls there.
@@ -34,10 +37,11 @@ def planned_saves(job: JobSpec, hours: float | None = None) -> SavePlan:
     by_steps, rest = _by_steps(job)
     count = max(by_steps + (1 if rest else 0), _by_time(job.checkpoint, hours))
     stay = count if job.checkpoint.keep is None else min(count, _most(job, job.checkpoint.keep))
-    return SavePlan(count, job.checkpoint_bytes, stay)
+    each = None if isinstance(job, CommandSpec) else job.checkpoint_bytes
+    return SavePlan(count, each, stay)
 
 
-def _by_steps(job: JobSpec) -> tuple[int, int]:
+def _by_steps(job: AnySpec) -> tuple[int, int]:
     every = job.checkpoint.every_steps
     return (0, 1) if every is None else divmod(job.steps, every)
 
@@ -49,7 +53,7 @@ def _by_time(spec: CheckpointSpec, hours: float | None) -> int:
     return int(hours * 3600 / every) + 1
 
 
-def _most(job: JobSpec, keep: KeepSpec) -> int:
+def _most(job: AnySpec, keep: KeepSpec) -> int:
     milestones = 0 if keep.every_steps is None else job.steps // keep.every_steps
     return keep.newest + milestones + (keep.best.n if keep.best else 0) + ON_THEIR_WAY
 

@@ -30,7 +30,7 @@ from orchestrator.state import (
     RunState,
     Verdict,
 )
-from worker.protocol import JobSpec
+from worker.protocol import AnySpec, CommandSpec
 
 TOLD_ATTEMPTS = 5
 HELD = frozenset({GroupState.CREATING, GroupState.READY})
@@ -149,8 +149,10 @@ def _tried(snap: Snapshot) -> list[str]:
     ]
 
 
-def memory_words(job: JobSpec) -> tuple[str, ...]:
+def memory_words(job: AnySpec) -> tuple[str, ...]:
     """The estimate of what a device needs, and the fields that lower it."""
+    if isinstance(job, CommandSpec):
+        return ("What the program needs is not known: change it, or ask for more devices.",)
     _, estimate = memory_per_device(job)
     batch, model = job.batch, job.model
     return (

@@ -20,7 +20,7 @@ from orchestrator.records import (
     Trainer,
 )
 from orchestrator.state import AttemptState
-from worker.protocol import DataPlan, JobSpec
+from worker.protocol import AnySpec, DataPlan
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Snapshot:
     installation: str
     listening_since: datetime
     run: Run
-    job: JobSpec
+    job: AnySpec
     attempts: tuple[Attempt, ...] = ()
     group: HostGroup | None = None
     hosts: tuple[Host, ...] = ()

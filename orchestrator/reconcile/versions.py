@@ -10,10 +10,10 @@ from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Attempt, Host
 from worker.protocol import (
     PROTOCOL_VERSION,
+    AnySpec,
     Command,
     DeleteCheckpoints,
     DrainTrainer,
-    JobSpec,
     KillTrainer,
     Retire,
     SaveNow,
@@ -22,7 +22,7 @@ from worker.protocol import (
 )
 
 
-def outdated(host: Host, job: JobSpec) -> bool:
+def outdated(host: Host, job: AnySpec) -> bool:
     """Whether its registered agent speaks an older protocol than the spec needs."""
     registered = host.registered_at is not None and host.protocol is not None
     return registered and host.protocol is not None and host.protocol < job.needs_protocol

@@ -203,8 +203,8 @@ def replays(connection: Connection, run_id: str) -> dict[int, Replay]:
         again = [(one, kind) for one, kind in earlier if one.cut(mine.after, mine.through)]
         alike = [one.attempt for one, kind in again if kind == like and not _loose(like[1])]
         apart = [one.attempt for one, kind in again if kind[0] == like[0]]
-        steps, _ = _compare(connection, run_id, mine, [one.attempt for one, _ in again])
-        compared, first = _compare(connection, run_id, mine, alike)
+        steps, _, _ = _compare(connection, run_id, mine, [one.attempt for one, _ in again])
+        _, compared, first = _compare(connection, run_id, mine, alike)
         other = _apart(connection, run_id, mine, [one for one in apart if one not in alike])
         found[launch.number] = Replay(steps, compared, first, other)
         earlier.append((mine, like))
@@ -241,31 +241,33 @@ def _numerics_keys(connection: Connection, run_id: str) -> dict[int, str | None]
 
 def _compare(
     connection: Connection, run_id: str, mine: Segment, again: Sequence[int]
-) -> tuple[int, int | None]:
-    """How many steps of `mine` one of the attempts `again` had told, and the first that differs.
+) -> tuple[int, int, int | None]:
+    """How many steps of `mine` one of the attempts `again` had told, of how many more than their
+    number was told, and the first that differs.
 
     Of several tellings of a step the last one counts.
     """
     if not again:
-        return 0, None
+        return 0, 0, None
     now, before, any_before = (metric_points.alias(name) for name in ("now", "before", "any"))
     same_step = and_(any_before.c.run_id == run_id, any_before.c.step == now.c.step)
     last = select(func.max(any_before.c.attempt)).where(same_step, any_before.c.attempt.in_(again))
     values = ("loss", "grad_norm", "batch_hash")
     differs = or_(*(now.c[name].is_distinct_from(before.c[name]) for name in values))
+    says = or_(now.c.loss.is_not(None), now.c.batch_hash != "")  # a program need not
     earlier = and_(
         before.c.run_id == run_id,
         before.c.step == now.c.step,
         before.c.attempt == last.correlate(now).scalar_subquery(),
     )
     query = (
-        select(func.count(), func.min(case((differs, now.c.step))))
+        select(func.count(), func.count(case((says, 1))), func.min(case((differs, now.c.step))))
         .select_from(now)
         .join(before, earlier)
         .where(now.c.run_id == run_id, _range(now.c.attempt, now.c.step, mine))
     )
-    count, first = connection.execute(query).one()
-    return count, first
+    count, told, first = connection.execute(query).one()
+    return count, told, first
 
 
 def _inside(run_id: str, part: Segment) -> ColumnElement[bool]:

@@ -43,7 +43,7 @@ from orchestrator.store.tables import (
     runs,
     trainers,
 )
-from worker.protocol import DataPlan, JobSpec
+from worker.protocol import AnySpec, DataPlan
 
 MAX_CHECKPOINTS = 20
 NO_LIMIT = 2**62  # of steps
@@ -95,7 +95,7 @@ class Sighting:
     alive_at: Mapping[int, datetime] = field(default_factory=dict[int, datetime])
 
 
-def _no_price(_: JobSpec) -> float | None:
+def _no_price(_: AnySpec) -> float | None:
     return None
 
 
@@ -112,7 +112,7 @@ class Beside:
     host_lost_after: timedelta = timedelta(seconds=30)
     provision_within: timedelta = timedelta(hours=1)
     holds: Mapping[str, timedelta] = field(default_factory=dict[str, timedelta])
-    price_per_hour: Callable[[JobSpec], float | None] = _no_price
+    price_per_hour: Callable[[AnySpec], float | None] = _no_price
 
 
 def snapshot(
@@ -254,7 +254,7 @@ def _trainers(
     return found
 
 
-def _job(row: RowMapping) -> JobSpec:
+def _job(row: RowMapping) -> AnySpec:
     """The spec of the run's revision, which was read with the run."""
     if row["spec"] is None:
         raise reads.NotFound(f"run {row['id']} has no spec revision {row['revision']}")

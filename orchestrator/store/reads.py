@@ -33,7 +33,7 @@ from orchestrator.store.tables import (
     revisions,
     runs,
 )
-from worker.protocol import AttemptSpec, DataPlan, JobSpec, ResumePoint
+from worker.protocol import AnySpec, AttemptSpec, DataPlan, ResumePoint
 
 RESTING = (RunState.PAUSED, *sorted(TERMINAL_RUNS))
 
@@ -105,7 +105,7 @@ _SPEC = select(revisions.c.spec_version, revisions.c.spec).where(
 )
 
 
-def job_spec(connection: Connection, run_id: str, revision: int) -> JobSpec:
+def job_spec(connection: Connection, run_id: str, revision: int) -> AnySpec:
     """Raises `NotFound`, or `upcasters.SpecTooNew`."""
     row = connection.execute(_SPEC, {"run": run_id, "number": revision}).one_or_none()
     if row is None:

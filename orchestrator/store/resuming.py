@@ -31,14 +31,14 @@ from orchestrator.store.wishes import (
     renewed,
 )
 from orchestrator.wish_table import Accepted, Unchanged, Wish
-from worker.protocol import JobSpec, PolicySpec
+from worker.protocol import AnySpec, PolicySpec
 
 
 @dataclass(frozen=True)
 class Revised:
     """A whole new spec, and the revision that it was made from."""
 
-    job: JobSpec
+    job: AnySpec
     based_on: int
 
 

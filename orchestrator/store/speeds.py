@@ -20,7 +20,7 @@ from orchestrator.store.tables import (
     runs,
     trainers,
 )
-from worker.protocol import JobSpec
+from worker.protocol import AnySpec, CommandSpec
 
 RUNS_LOOKED_AT = 30
 STEPS_MEASURED = 100
@@ -28,13 +28,15 @@ WARM_UP_STEPS = 2  # the first steps of an attempt compile
 _KIND = re.compile(r"(.+?) x\d+, ")
 
 
-def known(connection: Connection, job: JobSpec, run_id: str | None = None) -> Known:
+def known(connection: Connection, job: AnySpec, run_id: str | None = None) -> Known:
     """What was measured that fits `job`; of the run `run_id` itself before all others."""
     return Known(measured_speed(connection, job, run_id), device_kind(connection, job))
 
 
-def measured_speed(connection: Connection, job: JobSpec, run_id: str | None) -> Speed | None:
+def measured_speed(connection: Connection, job: AnySpec, run_id: str | None) -> Speed | None:
     """Of the newest run with the same model, batch and devices that trained at all."""
+    if isinstance(job, CommandSpec):
+        return None
     wanted = _shape(json.loads(job.model_dump_json()))
     for row in _newest_runs(connection, run_id):
         if _shape(json.loads(row.spec)) == wanted:
@@ -44,7 +46,7 @@ def measured_speed(connection: Connection, job: JobSpec, run_id: str | None) -> 
     return None
 
 
-def device_kind(connection: Connection, job: JobSpec) -> str | None:
+def device_kind(connection: Connection, job: AnySpec) -> str | None:
     """The kind of device that a trainer last found at the provider of `job`."""
     t, a, g = trainers.c, attempts.c, host_groups.c
     query = (

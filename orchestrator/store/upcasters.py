@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from worker.protocol import SPEC_VERSION, JobSpec
+from worker.protocol import SPEC_VERSION, AnySpec, spec_model
 
 Upcaster = Callable[[dict[str, Any]], dict[str, Any]]
 UPCASTERS: Mapping[int, Upcaster] = {}  # from this version to the next
@@ -22,17 +22,19 @@ class SpecTooNew(Exception):
     """A stored spec was written by a newer Longhaul than this one."""
 
 
-def job_spec(version: int, text: str) -> JobSpec:
+def job_spec(version: int, text: str) -> AnySpec:
     """Reads a stored spec; raises `SpecTooNew` for a version that this code does not know."""
     if version == SPEC_VERSION:
         return _of_today(text)
-    return JobSpec.model_validate(upcast(json.loads(text), version))
+    spec = upcast(json.loads(text), version)
+    return spec_model(spec).model_validate(spec)
 
 
 @functools.lru_cache(maxsize=1024)
-def _of_today(text: str) -> JobSpec:
+def _of_today(text: str) -> AnySpec:
     """Remembered: each look reads it anew, and a frozen spec may be shared."""
-    return JobSpec.model_validate_json(text)
+    spec = json.loads(text)
+    return spec_model(spec).model_validate_json(text)
 
 
 def upcast(

@@ -36,7 +36,7 @@ from orchestrator.store.tables import (
 )
 from orchestrator.store.timeline import tell
 from orchestrator.wish_table import Accepted, Refused, Unchanged, Wish, outcome
-from worker.protocol import SPEC_VERSION, DataPlan, JobSpec
+from worker.protocol import SPEC_VERSION, AnySpec, DataPlan
 
 NAME_LENGTH = 40
 _WISHES = {Desired.RUN: Wish.RESUME, Desired.PAUSE: Wish.PAUSE, Desired.CANCEL: Wish.CANCEL}
@@ -78,7 +78,7 @@ class Wished:
     group: str | None = None
 
 
-def fingerprint(job: JobSpec) -> str:
+def fingerprint(job: AnySpec) -> str:
     """The same for the same spec, however it was written down.
 
     Over what was given alone, so that a default that a later version adds changes nothing.
@@ -119,7 +119,7 @@ def locked(connection: Connection, id_or_name: str) -> AnyRow:
 
 
 def known_submission(
-    connection: Connection, job: JobSpec, key: str | None, owner: str
+    connection: Connection, job: AnySpec, key: str | None, owner: str
 ) -> str | None:
     """The run that this submission made before, by its key; raises `NotAccepted`.
 
@@ -136,7 +136,7 @@ def known_request(
     key: str | None,
     owner: str,
     digest: Callable[[], str],
-    job: JobSpec | None = None,
+    job: AnySpec | None = None,
 ) -> str | None:
     """The run that `owner`'s request with this key made; raises `NotAccepted` for another body.
 
@@ -159,7 +159,7 @@ def known_request(
     return seen.run_id
 
 
-def _is_first_spec(connection: Connection, run_id: str, job: JobSpec | None) -> bool:
+def _is_first_spec(connection: Connection, run_id: str, job: AnySpec | None) -> bool:
     return job is not None and reads.job_spec(connection, run_id, 1) == job
 
 
@@ -197,7 +197,7 @@ def free_name(connection: Connection, name: str) -> str:
 
 
 def submit(
-    connection: Connection, now: datetime, job: JobSpec, key: str | None, who: Actor
+    connection: Connection, now: datetime, job: AnySpec, key: str | None, who: Actor
 ) -> Submitted:
     """Makes the run, its first revision and its first branch; raises `NotAccepted`."""
     known = known_submission(connection, job, key, who.name)
@@ -224,7 +224,7 @@ def submit(
 def new_run(
     connection: Connection,
     now: datetime,
-    job: JobSpec,
+    job: AnySpec,
     who: Actor,
     note: str,
     forked: tuple[str, str] | None = None,
@@ -263,7 +263,7 @@ def add_revision(
     now: datetime,
     run_id: str,
     number: int,
-    job: JobSpec,
+    job: AnySpec,
     who: Actor,
     note: str,
 ) -> None:

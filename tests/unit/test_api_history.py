@@ -103,6 +103,16 @@ def test_nan_equals_nan_in_a_replay(client: Client, here: World) -> None:
     assert second["replayed_bit_identical"] is True
 
 
+def test_steps_of_which_nothing_was_told_prove_nothing(client: Client, here: World) -> None:
+    run = submitted(client)
+    seed_crashed(here, run)
+    with here.engine.begin() as connection:
+        m = tables.metric_points
+        connection.execute(m.update().values(loss=None, grad_norm=None, batch_hash=""))
+    second = client.get(f"{RUNS}/tiny/attempts").json()["items"][1]
+    assert (second["replayed_steps"], second["replayed_bit_identical"]) == (6, None)
+
+
 def test_a_replay_is_held_against_the_last_telling_of_each_step(
     client: Client, here: World
 ) -> None:

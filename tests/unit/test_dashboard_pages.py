@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import pytest
@@ -13,7 +15,10 @@ from orchestrator.api.auth import Session, signed_in
 from orchestrator.api.errors import Refused
 from orchestrator.api.schemas import EvidenceView, LogLine
 from orchestrator.dashboard import pages
+from orchestrator.forecast import Known
+from orchestrator.preflight import facts
 from orchestrator.roles import Role
+from orchestrator.settings import Settings
 from orchestrator.state import AttemptState, CheckpointState, RunState, Verdict
 from orchestrator.store.audit import Actor
 from tests.fakes.dashboard import CSRF, FakeReader, Served, make_app
@@ -29,7 +34,7 @@ from tests.fakes.stories import (
     recovered,
     waiting,
 )
-from worker.protocol import CheckpointSpec
+from worker.protocol import CheckpointSpec, CommandSpec
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
 
@@ -246,3 +251,22 @@ def test_a_stranger_is_told_how_to_come_in(app: FastAPI) -> None:
         html = visit(app, path, 401)
         assert "longhaul link" in html
         assert "demo-1m" not in html
+
+
+def test_a_program_of_ones_own_is_shown_by_what_is_known_of_it() -> None:
+    spec = CommandSpec.model_validate({"name": "mine", "command": ["./train.sh"], "steps": 200})
+    story = recovered("mine")
+    progress = story.run.progress.model_copy(
+        update={"learning_rate": None, "tokens_per_second": None, "eval_loss": None}
+    )
+    of_it = facts(spec, Settings(data_dir=Path("/nowhere")), Known())
+    changes = {"spec": spec, "facts": of_it, "parameters": None, "progress": progress}
+    app = make_app(Served(FakeReader(replace(story, run=story.run.model_copy(update=changes)))))
+    page, overview = visit(app, "/runs/mine"), visit(app, "/")
+    assert "./train.sh" in page
+    assert "Learning rate" not in page
+    assert "Parameters" not in page
+    assert "not told" in page
+    assert "1 host, attempt 2" in overview
+    for html in (page, overview):
+        assert not re.search(r">\s*None\b|\bnan\b|\b0 tok/s", html)

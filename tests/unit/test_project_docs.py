@@ -14,7 +14,7 @@ import typer
 import yaml
 
 from orchestrator.cli.main import app
-from worker.protocol import JobSpec
+from worker.protocol import CommandSpec, JobSpec
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
@@ -73,6 +73,16 @@ def test_the_spec_in_the_readme_can_be_submitted():
     job = JobSpec.model_validate(yaml.safe_load(text))
     assert job.model.parameters > 1_000_000
     assert job.deterministic
+
+
+def test_the_specs_of_own_programs_are_specs():
+    texts = blocks(ROOT / "docs" / "own-trainer.md", "yaml")
+    texts.append((ROOT / "docs" / "examples" / "run.yaml").read_text())
+    assert len(texts) == 3
+    for text in texts:
+        spec = yaml.safe_load(text)
+        assert (ROOT / "docs" / "examples" / spec.pop("workdir")).is_dir()
+        CommandSpec.model_validate(spec)
 
 
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)#\s]+)(?:#[^)]*)?\)")

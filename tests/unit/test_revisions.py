@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from orchestrator import revisions, spec_paths
 from orchestrator.revisions import CLASSES, Class, class_of
 from tests.unit.api_world import tiny_spec
-from worker.protocol import JobSpec
+from worker.protocol import CommandSpec, JobSpec
 
 
 def fields(model: type[BaseModel], above: str = "") -> Iterator[str]:
@@ -34,7 +34,7 @@ def models(annotation: Any) -> Iterator[type[BaseModel]]:
             yield from models(part)
 
 
-FIELDS = sorted(set(fields(JobSpec)))
+FIELDS = sorted({*fields(JobSpec), *fields(CommandSpec)})
 
 
 @pytest.mark.parametrize("path", FIELDS)

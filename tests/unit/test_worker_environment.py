@@ -15,7 +15,7 @@ def test_flags_of_an_operator_stay_and_ours_come_once(
     monkeypatch: pytest.MonkeyPatch, deterministic: bool
 ) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_own=1")
-    job = start_trainer().spec.job.model_copy(update={"deterministic": deterministic})
+    job = start_trainer().spec.trained.model_copy(update={"deterministic": deterministic})
     environment.prepare(job)
     environment.prepare(job)
     ours = [environment.DETERMINISTIC] if deterministic else []

@@ -74,6 +74,18 @@ from worker.protocol.events import (
     TrainerStarted,
     Unknown,
 )
+from worker.protocol.program import (
+    ARGUMENT_PLACE,
+    AnySpec,
+    CommandSpec,
+    FolderRefused,
+    FolderSaved,
+    Meaning,
+    ReadsSpec,
+    Secrets,
+    SecretsAsked,
+    spec_model,
+)
 from worker.protocol.spec import (
     BYTE_VOCABULARY,
     NAME_PATTERN,
@@ -97,6 +109,7 @@ from worker.protocol.spec import (
 )
 
 __all__ = [
+    "ARGUMENT_PLACE",
     "BYTE_VOCABULARY",
     "EVENT",
     "NAME_PATTERN",
@@ -109,6 +122,7 @@ __all__ = [
     "TO_SPARE",
     "TO_TRAINER",
     "AgentReport",
+    "AnySpec",
     "AttemptSpec",
     "BatchSpec",
     "BestSpec",
@@ -119,6 +133,7 @@ __all__ = [
     "CheckpointVerified",
     "CheckpointWritten",
     "Command",
+    "CommandSpec",
     "Count",
     "DataPlan",
     "DataSource",
@@ -131,6 +146,8 @@ __all__ = [
     "Event",
     "ExitCode",
     "FilesDeleted",
+    "FolderRefused",
+    "FolderSaved",
     "HangSpec",
     "HostFacts",
     "HostNotice",
@@ -142,6 +159,7 @@ __all__ = [
     "KnownEvent",
     "LogLines",
     "LossSpiked",
+    "Meaning",
     "Notice",
     "OptimizerSpec",
     "Phase",
@@ -149,6 +167,7 @@ __all__ = [
     "PolicySpec",
     "Positive",
     "PythonSource",
+    "ReadsSpec",
     "Register",
     "Registered",
     "Report",
@@ -159,6 +178,8 @@ __all__ = [
     "SaveFailed",
     "SaveNow",
     "Saving",
+    "Secrets",
+    "SecretsAsked",
     "Skip",
     "SpareReady",
     "Spec",
@@ -182,4 +203,5 @@ __all__ = [
     "TrainerFinished",
     "TrainerStarted",
     "Unknown",
+    "spec_model",
 ]

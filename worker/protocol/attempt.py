@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from worker.protocol.base import PROTOCOL_VERSION, Count, Positive, Spec
+from worker.protocol.program import AnySpec, CommandSpec
 from worker.protocol.spec import JobSpec
 
 
@@ -55,7 +56,7 @@ class AttemptSpec(Spec):
     attempt: Count
     branch: int
     revision: int
-    job: JobSpec
+    job: AnySpec
     data_plan: DataPlan
     storage: str  # the attempt's own directory: <uri>/runs/<run>/a<attempt>
     resume: ResumePoint | None = None
@@ -65,6 +66,17 @@ class AttemptSpec(Spec):
     save_every_seconds: Annotated[
         Positive | None, Field(exclude_if=lambda given: given is None)
     ] = None
+
+    @property
+    def trained(self) -> JobSpec:
+        """The spec of a run that our own trainer trains."""
+        if isinstance(self.job, CommandSpec):
+            raise TypeError("the run's program is not Longhaul's trainer")
+        return self.job
+
+    @property
+    def resume_step(self) -> int:
+        return 0 if self.resume is None else self.resume.step
 
     def checkpoint_id(self, step: int) -> str:
         """Ids are derived, so that a report repeated after a crash names the same checkpoint."""

@@ -291,6 +291,24 @@ class PolicySpec(Spec):
         return 3 if any(set_later) else 2
 
 
+def hosts_by_count(given: object) -> object:
+    """`hosts: 2` is short for `hosts: {count: 2}`."""
+    return {"count": given} if isinstance(given, int) and not isinstance(given, bool) else given
+
+
+def refuse_long_saves(checkpoint: CheckpointSpec, policy: PolicySpec) -> None:
+    save, hang = checkpoint.save_seconds, policy.hang.save_seconds
+    if save is not None and save >= hang:
+        raise ValueError(
+            f"checkpoint.save_seconds {save:g} is not below policy.hang.save_seconds {hang:g},"
+            f" after which the trainer is ended"
+        )
+
+
+def save_limit_seconds(checkpoint: CheckpointSpec, policy: PolicySpec) -> float:
+    return checkpoint.save_seconds or policy.hang.save_seconds * 2 / 3
+
+
 class JobSpec(Spec):
     """What a person submits. Each change makes a new, numbered revision of it."""
 
@@ -316,7 +334,7 @@ class JobSpec(Spec):
     @field_validator("hosts", mode="before")
     @classmethod
     def _hosts_by_count(cls, given: object) -> object:
-        return {"count": given} if isinstance(given, int) and not isinstance(given, bool) else given
+        return hosts_by_count(given)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -332,12 +350,7 @@ class JobSpec(Spec):
                 f"batch.sequences / batch.microbatches is {part}, which does not divide over"
                 f" {devices} devices; make it a multiple of {devices}"
             )
-        save, hang = self.checkpoint.save_seconds, self.policy.hang.save_seconds
-        if save is not None and save >= hang:
-            raise ValueError(
-                f"checkpoint.save_seconds {save:g} is not below policy.hang.save_seconds {hang:g},"
-                f" after which the trainer is ended"
-            )
+        refuse_long_saves(self.checkpoint, self.policy)
         if self.optimizer.warmup_steps > self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} is more than"
@@ -348,7 +361,7 @@ class JobSpec(Spec):
     @property
     def save_limit_seconds(self) -> float:
         """After which a save is abandoned: well before its trainer would count as hung."""
-        return self.checkpoint.save_seconds or self.policy.hang.save_seconds * 2 / 3
+        return save_limit_seconds(self.checkpoint, self.policy)
 
     @property
     def needs_protocol(self) -> int:
