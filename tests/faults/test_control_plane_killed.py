@@ -63,7 +63,7 @@ def storm(service: Plane, text: Path, kills: int, dice: random.Random) -> list[s
     return runs
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.soak)])
 def test_a_control_plane_killed_at_random_instants_disturbs_no_gang(
     tmp_path: Path, text: Path, undisturbed, kills: int
 ) -> None:
