@@ -11,6 +11,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -39,18 +40,22 @@ def main() -> NoReturn:
     socket: Path = given.socket
     die_with_parent()
     dump_on_signal()
-    home = Path.cwd()
+    home, asked = Path.cwd(), threading.Event()
     if given.spare:
         link = AgentLink.connect(socket)
         order, ready = until_ordered(link)
+        signal.signal(signal.SIGTERM, lambda *_: asked.set())
         lock = hold_lock(home / LOCK)
     else:
+        signal.signal(signal.SIGTERM, lambda *_: asked.set())
         lock = hold_lock(home / LOCK)
         link = AgentLink.connect(socket)
         order, ready = link.start(), None
     clock = PhaseClock(link)
     clock.enter(Phase.IMPORT)
     signal.signal(signal.SIGTERM, lambda *_: link.drain.set())
+    if asked.is_set():  # there was nobody to tell of it yet
+        link.drain.set()
     code = train_or_say_why(order, link, clock, ready)
     link.flush(FLUSH_SECONDS)
     sys.stdout.flush()

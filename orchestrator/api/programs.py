@@ -23,7 +23,7 @@ from orchestrator.store import callers, programs
 from worker.protocol import Secrets, SecretsAsked
 
 Digest = Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the tar file")]
-Tar = {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}
+Tar = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 
 router = APIRouter(prefix="/api/v1", tags=["bundles"], dependencies=[Depends(csrf_checked)])
 for_agents = APIRouter(prefix="/api/v1/agents", tags=["agents"])
@@ -92,7 +92,7 @@ async def fetch_bundle(
     path = bundles.path_of(service.settings, bundles.PREFIX + sha256)
     if not await to_thread.run_sync(path.is_file):
         raise _no_such_bundle()
-    return FileResponse(path, media_type="application/x-tar")
+    return FileResponse(path, media_type="application/octet-stream")
 
 
 @for_agents.post("/secrets", responses=problem_responses(401, 404, 409, 422))

@@ -57,6 +57,10 @@ class TrainerHost:
         self._end_conversation()
 
     @property
+    def started(self) -> bool:
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.fakes.stage import until
 from tests.fakes.tiny import attempt, tiny_job, write_text
 from tests.fakes.trainer_host import TrainerHost
+from worker.life import hold_lock
 from worker.protocol import ExitCode, JobSpec
 
 
@@ -95,6 +98,33 @@ def test_drained_trainer_saves_and_leaves_once_that_save_counts(
     (finished,) = host.seen.of("trainer_finished")
     assert (finished.step, finished.drained) == (last.step, True)
     assert (Path(last.uri) / "accepted.json").exists()
+
+
+def test_sigterm_before_its_order_came_is_heeded(
+    host: TrainerHost, job: JobSpec, data_dir: Path
+) -> None:
+    """Else it would end by the signal, which reads as a crash."""
+    lock = hold_lock(host.home / "trainer.lock")
+
+    def ask() -> None:
+        until(lambda: host.started and catches(host.pid, signal.SIGTERM), 60)
+        host.signal(signal.SIGTERM)
+        lock.close()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    host.start(attempt(job, data_dir / "runs"))
+    assert host.wait() == ExitCode.DRAINED
+    asking.join()
+    assert host.seen.losses() == {}
+    (finished,) = host.seen.of("trainer_finished")
+    assert (finished.step, finished.drained) == (0, True)
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = next(line for line in lines if line.startswith("SigCgt:"))
+    return bool(int(caught.split()[1], 16) >> (number - 1) & 1)
 
 
 def test_text_too_short_for_a_batch_is_refused_by_field(host: TrainerHost, data_dir: Path) -> None:

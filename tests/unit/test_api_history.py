@@ -190,6 +190,24 @@ def test_the_story_of_an_incident(client: Client, here: World) -> None:
     assert (story["needs_person"], story["asked_person"]) == (False, True), "it was answered"
 
 
+def test_an_incident_that_stopped_nothing_cost_nothing_and_says_what_is_left(
+    client: Client, here: World
+) -> None:
+    run = submitted(client)
+    seed_crashed(here, run)
+    with here.engine.begin() as connection:
+        found = dict(connection.execute(tables.incidents.select()).mappings().one())
+    told = {"number": 2, "attempt": 2, "verdict": "not_reproduced", "needs_person": True}
+    here.put(tables.incidents, found | told | {"opened_at": at(40), "closed_at": at(40)})
+    differs, crashed = client.get(f"{RUNS}/tiny/incidents").json()["items"]
+    assert (crashed["stopped"], differs["stopped"]) == (True, False)
+    assert (differs["lost_seconds"], differs["lost_steps"]) == (0, 0)
+    assert (differs["needs_person"], differs["asked_person"]) == (False, True)
+    assert "otherwise" in differs["headline"]
+    assert differs["left"]
+    assert crashed["lost_seconds"] == 6
+
+
 def test_no_second_is_lost_to_two_stops_or_to_a_pause(client: Client, here: World) -> None:
     """The attempt that was paused ended at 22 s; at 30 s and 34 s a limit kept it from going on."""
     run = submitted(client)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestrator.api import agents
+from orchestrator.api import agents, programs
 from orchestrator.api.assemble import bare_app
 from orchestrator.api.problems import PREFIX
 from tests.unit.api_world import Client, World, world
@@ -59,6 +59,10 @@ CALLS: dict[str, str] = {
     "POST /api/v1/agents/register": AGENT,
     "POST /api/v1/agents/report": AGENT,
     "POST /api/v1/agents/checkpoints": AGENT,
+    "PUT /api/v1/bundles/{sha256}": O,
+    "GET /api/v1/bundles/{sha256}": V,
+    "POST /api/v1/agents/secrets": AGENT,
+    "GET /api/v1/agents/bundles/{sha256}": AGENT,
 }
 ROLES = (V, O, A)
 
@@ -66,6 +70,7 @@ ROLES = (V, O, A)
 def documented() -> list[str]:
     app = bare_app()
     app.include_router(agents.router)
+    app.include_router(programs.for_agents)
     paths = app.openapi()["paths"]
     return [f"{method.upper()} {path}" for path, calls in paths.items() for method in calls]
 
@@ -74,6 +79,7 @@ def documented() -> list[str]:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with world(tmp_path_factory.mktemp("roles")) as made:
         agents.mount(made.app)
+        programs.mount(made.app)
         yield made
 
 
@@ -102,6 +108,7 @@ def test_who_is_let_in(client: Client, tokens: dict[str, str], call: str) -> Non
     method, _, path = call.partition(" ")
     for part in ("run", "token", "checkpoint"):
         path = path.replace(f"{{{part}}}", "nobody")
+    path = path.replace("{sha256}", "0" * 64)
     stranger = client.request(method, path, headers={"Authorization": ""})
     if needed != OPEN and stranger.status_code != 422:
         assert stranger.status_code == 401, stranger.text

@@ -19,7 +19,7 @@ from schemathesis.checks import (
 )
 from schemathesis.core.failures import FailureGroup
 
-from orchestrator.api import agents
+from orchestrator.api import agents, programs
 from tests.unit.api_world import Client, World, seed_crashed, tiny_spec, world
 
 CHECKED = (
@@ -36,6 +36,7 @@ STREAMS = "/stream"  # endless: test_api_stream listens to them
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with world(tmp_path_factory.mktemp("schema")) as made:
         agents.mount(made.app)
+        programs.mount(made.app)
         yield made
 
 

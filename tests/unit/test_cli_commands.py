@@ -155,6 +155,14 @@ def test_why_tells_the_story(service: FakeService) -> None:
     assert printed.index("last step 91") < printed.index("trainer exited, signal 9")
 
 
+def test_why_tells_of_what_stopped_nothing(service: FakeService) -> None:
+    differs = fake.incident(number=2, opened_at=fake.after(900), stopped=False, lost_seconds=0.0)
+    service.incidents = [fake.incident(), differs]
+    printed = done("why", "demo-1m")
+    assert "Nothing stopped for it." in printed
+    assert "It cost" not in printed
+
+
 def test_why_gives_the_one_command(service: FakeService) -> None:
     service.runs["demo-1m"] = fake.run(
         state=RunState.PAUSED, needs_person=True, reason="6 crashes in a row"

@@ -89,6 +89,13 @@ def test_a_replay_that_differs_is_never_called_identical() -> None:
     assert "bit-identical" not in answer.rest
 
 
+def test_what_stopped_nothing_is_no_stop() -> None:
+    told = recovered()
+    other = make_incident(2, verdict=Verdict.NOT_REPRODUCED, stopped=False, asked_person=True)
+    alone = story.answer(told.run, told.attempts, told.incidents, NOW)
+    assert story.answer(told.run, told.attempts, [*told.incidents, other], NOW) == alone
+
+
 def test_an_open_stop_does_not_claim_to_be_over() -> None:
     stop = make_incident(closed_at=None, closed_by_attempt=None)
     run = make_run(state=RunState.RECOVERING)
