@@ -280,7 +280,8 @@ class House:
 
     def rows(self, table: str) -> list[dict[str, object]]:
         with self.engine.connect() as connection:
-            found = connection.execute(select(tables.metadata.tables[table])).mappings()
+            of = tables.metadata.tables[table]
+            found = connection.execute(select(of).order_by(*of.primary_key.columns)).mappings()
             return [dict(row) for row in found]
 
 

@@ -80,11 +80,12 @@ def pair(postgres_server: str) -> Iterator[Pair]:
             os.kill(pid, signal.SIGKILL)
 
 
-def stopped_while_it_reads(pair: Pair) -> int:
+def stopped_while_it_reads(pair: Pair) -> tuple[int, float]:
     """Stops the leader between the first and the last row of a look at a run to be paused.
 
-    Answers its token. The wish is taken back at once, so the decision that it will make is wrong.
-    A look that began before the wish was there would decide nothing: it is let go, and waited out.
+    Answers its token, and when it was stopped. The wish is taken back at once, so the decision that
+    it will make is wrong. A look that began before the wish was there would decide nothing: it is
+    let go, and waited out.
     """
     waiting = (
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
@@ -98,10 +99,10 @@ def stopped_while_it_reads(pair: Pair) -> int:
             deadline = time.monotonic() + 5.0
             while time.monotonic() < deadline:
                 if pair.one(waiting, wished_at):
-                    token = pair.token()
+                    token, since = pair.token(), time.monotonic()
                     pair.first.stand_still()
                     pair.wish("run")
-                    return token
+                    return token, since
                 time.sleep(0.02)
             pair.wish("run")
     raise AssertionError("no look of the leader began after the wish to pause")
@@ -120,8 +121,7 @@ def test_a_leader_that_stood_still_or_died_is_followed_and_the_run_goes_on(
     until(lambda: pair.second.step(run) >= 20, "some steps", 200.0, 0.3)
     trainers = processes(pair.folder, "worker.trainer")
 
-    since = time.monotonic()
-    token = stopped_while_it_reads(pair)
+    token, since = stopped_while_it_reads(pair)
     pair.followed(token, since)
     assert pair.leads(pair.second)
     step = pair.second.step(run)
