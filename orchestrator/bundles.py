@@ -14,6 +14,7 @@ from pathlib import Path
 
 from anyio import to_thread
 
+from orchestrator.durable import sync_folder
 from orchestrator.settings import Settings
 
 PREFIX = "sha256:"
@@ -52,15 +53,7 @@ async def keep(settings: Settings, bundle: str, parts: AsyncIterator[bytes]) -> 
             file.flush()
             await to_thread.run_sync(os.fsync, file.fileno())
         draft.rename(path)
-        _sync(path.parent)
+        await to_thread.run_sync(sync_folder, path.parent)
     finally:
         draft.unlink(missing_ok=True)
     return size
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -37,6 +37,7 @@ from sqlalchemy import (
     update,
 )
 
+from orchestrator.durable import sync_folder
 from orchestrator.store import migrate
 from orchestrator.store.lease import DatabaseNow
 from orchestrator.store.tables import (
@@ -100,7 +101,7 @@ def write(read: Engine, path: Path, now: datetime, progress: Progress = _quiet) 
             with _writing(draft) as file:
                 _write_all(connection, found, header, file, progress)
         draft.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         hint = "Choose a folder that can be written and has room."
         raise BackupError(f"{path} can not be written: {error.strerror}", hint) from error
@@ -168,14 +169,6 @@ def _header_line(header: Header) -> dict[str, object]:
         "made_at": header.made_at.isoformat(),
         "rows": dict(header.rows),
     }
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 # ---- in ----------------------------------------------------------------------------------------
