@@ -31,6 +31,7 @@ from benchmarks.peers import python_with
 from benchmarks.serving import ROOT, process
 from orchestrator.client import Client
 from worker.protocol import JobSpec
+from worker.supervise import trainer_environment
 
 WAIT_SECONDS = 240.0
 STEPS_AFTER_SAVE = 3
@@ -270,7 +271,7 @@ def session(command: list[str], folder: Path, env: Mapping[str, str]) -> Iterato
         started = subprocess.Popen(
             command,
             cwd=ROOT,
-            env={**os.environ, **env, "PYTHONPATH": str(ROOT), "FOLDER": str(folder)},
+            env={**trainer_environment(), **env, "PYTHONPATH": str(ROOT), "FOLDER": str(folder)},
             stdout=log,
             stderr=log,
             start_new_session=True,

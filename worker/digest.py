@@ -8,7 +8,7 @@ change of one element always shows, and changes of several do not cancel but by 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 LANES = (0x9E3779B1, 0x85EBCA77)  # two odd salts: 64 bits in all
+# XLA's CPU compiler writes what a reduction over more than 32 elements takes in to memory first,
+# which costs more than all the arithmetic; what goes into a shorter one it computes on the way.
+PARTS = 16
 Named = dict[str, jax.Array]
 
 
@@ -67,8 +70,13 @@ def combined(digest: StateDigest, arrays: Named) -> str:
 
 def _digest_all(named: Named) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     lanes = {name: _lanes(array) for name, array in named.items()}
-    finite = {name: jnp.isfinite(array).all() for name, array in named.items()}
+    finite = {name: _all_finite(array) for name, array in named.items()}
     return lanes, finite
+
+
+@jax.jit
+def _all_finite(array: jax.Array) -> jax.Array:
+    return _in_stages(jnp.isfinite(array), jnp.all)
 
 
 @jax.jit  # traced once for each shape, of which a state has few
@@ -81,8 +89,22 @@ def _lanes(array: jax.Array) -> jax.Array:
         along = jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
         place = place + along * jnp.uint32(stride % (1 << 32))
         stride *= bits.shape[axis]
-    lanes = (jnp.sum(_mix(bits + _mix(place, salt), salt), dtype=jnp.uint32) for salt in LANES)
+    lanes = (_in_stages(_mix(bits + _mix(place, salt), salt), _sum) for salt in LANES)
     return jnp.stack(list(lanes))
+
+
+def _sum(x: jax.Array, axis: int | None = None) -> jax.Array:
+    return jnp.sum(x, axis=axis, dtype=jnp.uint32)
+
+
+def _in_stages(x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
+    """`reduce` of all of x, first over `PARTS` equal parts, where an axis divides into them."""
+    divides = [axis for axis, size in enumerate(x.shape) if size and size % PARTS == 0]
+    if not divides:
+        return reduce(x)
+    axis = divides[-2:][0]  # the last one runs along memory
+    parts = x.reshape(*x.shape[:axis], PARTS, -1, *x.shape[axis + 1 :])
+    return reduce(jax.lax.optimization_barrier(reduce(parts, axis=axis)))
 
 
 def _mix(x: jax.Array, salt: int) -> jax.Array:

@@ -137,6 +137,13 @@ def write_acceptance(folder: Path, acceptance: CheckpointAccepted) -> None:
 
 def verify(folder: Path, manifest_sha256: str) -> Manifest:
     """Reads every byte and compares. Raises CheckpointUnusable with the first difference."""
+    manifest = proven_manifest(folder, manifest_sha256)
+    verify_files(folder, manifest)
+    return manifest
+
+
+def proven_manifest(folder: Path, manifest_sha256: str) -> Manifest:
+    """The manifest, where it is the very one that was marked. Raises CheckpointUnusable."""
     marker = _read(folder, MARKER)
     try:
         marked = Marker.model_validate_json(marker).manifest_sha256
@@ -149,14 +156,17 @@ def verify(folder: Path, manifest_sha256: str) -> Manifest:
     if found != manifest_sha256:
         raise CheckpointUnusable(f"{MANIFEST} has hash {found}, the ledger says {manifest_sha256}")
     try:
-        manifest = Manifest.model_validate_json(text)
+        return Manifest.model_validate_json(text)
     except ValidationError as error:
         raise CheckpointUnusable(f"{MANIFEST} cannot be read: {error}") from error
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Reads every byte of every file. Raises CheckpointUnusable with the first difference."""
     for name, recorded in manifest.files.items():
         _compare(folder, name, recorded)
     if extra := set(_listing(folder)) - set(manifest.files):
         raise CheckpointUnusable(f"{min(extra)} is not in the manifest")
-    return manifest
 
 
 def _compare(folder: Path, name: str, recorded: FileRecord) -> None:

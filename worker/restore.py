@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from orbax.checkpoint.options import MultiprocessingOptions
 
 from worker.digest import Digester, Named, combined, named_arrays
 from worker.ends import CheckpointUnusable, Invalid
-from worker.manifest import STATE, LoopRecord, Manifest, verify
+from worker.manifest import STATE, LoopRecord, Manifest, proven_manifest, verify_files
 from worker.protocol import AttemptSpec, DataPlan, ResumePoint
 from worker.step import TrainState
 from worker.watch import Seen
@@ -50,12 +51,13 @@ def restore(
 ) -> Restored:
     """Brings back the state at `point`, shaped and laid out as `abstract`.
 
-    Every file is checked before it is read, and every array after it is on the device. Raises
-    CheckpointUnusable with the reason, or Invalid when the text is not the one trained on so far;
-    a fork that changed the data goes on with another text and another plan.
+    Every file is checked while the arrays are read, and every array once it is on the device; what
+    fails either is not used. Raises CheckpointUnusable with the reason, or Invalid when the text is
+    not the one trained on so far; a fork that changed the data goes on with another text and
+    another plan.
     """
     folder = Path(point.uri)
-    manifest = verify(folder, point.manifest_sha256)
+    manifest = proven_manifest(folder, point.manifest_sha256)
     _check_place(manifest.loop, None if point.other_data else spec.data_plan, point.step)
     if manifest.loop.text != text and not point.other_data:
         raise Invalid(
@@ -65,10 +67,7 @@ def restore(
         )
     wanted = named_arrays(abstract)
     _check_shapes(manifest, wanted)
-    try:
-        found = read(folder / STATE, wanted)
-    except Exception as error:
-        raise CheckpointUnusable(f"the arrays cannot be read: {error}") from error
+    found = _read_and_verify(folder, manifest, wanted, read)
     digest = _check_digests(manifest, found)
     leaves = [found[name] for name in wanted]
     state = jax.tree.unflatten(jax.tree.structure(abstract), leaves)
@@ -76,6 +75,21 @@ def restore(
     loop = manifest.loop
     seen = Seen() if point.other_data else Seen(loop.losses, loop.suspects)
     return Restored(state, digest, seen, loop.owes_eval)
+
+
+def _read_and_verify(
+    folder: Path, manifest: Manifest, wanted: dict[str, Any], read: Reader
+) -> Named:
+    """Both at once, since each takes about one core. A file's own fault is the better reason."""
+    with ThreadPoolExecutor(1, thread_name_prefix="verify") as beside:
+        verified = beside.submit(verify_files, folder, manifest)
+        try:
+            found = read(folder / STATE, wanted)
+        except Exception as error:
+            verified.result()
+            raise CheckpointUnusable(f"the arrays cannot be read: {error}") from error
+        verified.result()
+    return found
 
 
 def _check_place(loop: LoopRecord, plan: DataPlan | None, step: int) -> None:
