@@ -20,6 +20,7 @@ from pathlib import Path
 
 from benchmarks.databases import free_port
 from orchestrator.providers.base import GroupProbe, HostProbe
+from orchestrator.records import HostRequest
 
 ROOT = Path(__file__).parents[1]
 START_SECONDS = 240
@@ -34,7 +35,7 @@ class SteadyProvider:
     def __init__(self, *_: object, **__: object) -> None:
         pass
 
-    def acquire(self, group: str, hosts: int, devices: int) -> None:
+    def acquire(self, group: str, request: HostRequest) -> None:
         pass
 
     def probe(self, group: str) -> GroupProbe:

@@ -93,12 +93,12 @@ class Executor:
     async def _perform(self, action: Action, token: int) -> None:
         provider = self._provider(action.provider)
         match action:
-            case AcquireHosts(group=group, hosts=hosts, devices=devices):
+            case AcquireHosts(group=group, request=request):
                 await self._call(
                     action,
                     effects.ASKED_FOR,
                     token,
-                    lambda: provider.acquire(group, hosts, devices),
+                    lambda: provider.acquire(group, request),
                 )
             case LaunchAgent():
                 await self._launch(provider, action, token)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from orchestrator import bundles, secret_values
 from orchestrator.api.schemas import Facts, FieldError
@@ -23,6 +24,9 @@ from orchestrator.settings import Settings
 from worker.protocol import AnySpec, CommandSpec, JobSpec, PythonSource, TextFiles
 
 UNKNOWN = "not known: the program is not Longhaul's own"
+PROVIDER_HINTS: Mapping[str, str] = MappingProxyType(
+    {"ssh": "Add hosts to its inventory first: docs/providers-ssh.md tells how."}
+)
 DiskFree = Callable[[Path], int]
 
 
@@ -74,9 +78,14 @@ def _notes(job: AnySpec, settings: Settings) -> Iterator[str]:
         )
 
 
-def problems(job: AnySpec, settings: Settings, free: DiskFree) -> tuple[FieldError, ...]:
-    """Every reason why this machine can not run `job`; empty where there is none."""
-    refusals = (*_local(job, settings), *_hosts(job, settings))
+def problems(
+    job: AnySpec, settings: Settings, free: DiskFree, providers: Container[str]
+) -> tuple[FieldError, ...]:
+    """Every reason why `job` can not run; empty where there is none.
+
+    `providers` are the names of those that this control plane has.
+    """
+    refusals = (*_unknown(job, providers), *_local(job, settings), *_hosts(job, settings))
     own = _program(job, settings) if isinstance(job, CommandSpec) else _data(job, settings)
     return (*own, *_disk(job, settings, free), *refusals)
 
@@ -215,6 +224,16 @@ def _disk_hint(job: AnySpec, each: int, room: int) -> str:
         return "Free some space, or keep fewer: checkpoint.keep."
     every = -(-job.steps // fits)
     return f"Free some space, or save less often: every_steps {every} or more fits."
+
+
+def _unknown(job: AnySpec, providers: Container[str]) -> Iterator[FieldError]:
+    name = job.hosts.provider
+    if name not in providers:
+        yield FieldError(
+            pointer="/hosts/provider",
+            detail=f"This service has no provider {name}.",
+            hint=PROVIDER_HINTS.get(name, "Choose another provider."),
+        )
 
 
 def _local(job: AnySpec, settings: Settings) -> Iterator[FieldError]:

@@ -17,6 +17,7 @@ from orchestrator.state import (
     RunState,
     Verdict,
 )
+from worker.protocol import HostsSection
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,15 @@ class Run:
 
 
 @dataclass(frozen=True)
+class HostRequest:
+    """What a provider is asked for: `hosts` with `devices` each, and what it alone understands."""
+
+    hosts: int
+    devices: int
+    section: HostsSection | None = None
+
+
+@dataclass(frozen=True)
 class HostGroup:
     """The machines that a provider gave to a run. `name` is deterministic and the cloud's own.
 
@@ -74,6 +84,11 @@ class HostGroup:
     lost_in_wish: int | None = None
     exists: bool | None = None
     up: bool | None = None
+    section: HostsSection | None = None
+
+    @property
+    def request(self) -> HostRequest:
+        return HostRequest(self.hosts, self.devices, self.section)
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,8 @@ async def _known(service: Service, job: AnySpec, key: str | None, who: Actor) ->
 
 async def refuse_unfit(request: Request, service: Service, job: AnySpec) -> None:
     free: preflight.DiskFree = request.app.state.disk_free
-    found = await to_thread.run_sync(preflight.problems, job, service.settings, free)
+    known = frozenset(service.providers)
+    found = await to_thread.run_sync(preflight.problems, job, service.settings, free, known)
     if found:
         raise Refused(
             422,

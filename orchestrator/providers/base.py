@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from orchestrator.records import HostRequest
 from worker.protocol import Notice
 
 
@@ -76,8 +77,11 @@ class Provider(Protocol):
         """How long a pause keeps the hosts where the spec does not say; None: not at all."""
         ...
 
-    def acquire(self, group: str, hosts: int, devices: int) -> None:
-        """Ask for the group's hosts. Returns once asked; readiness is observed."""
+    def acquire(self, group: str, request: HostRequest) -> None:
+        """Ask for the group's hosts. Returns once asked; readiness is observed.
+
+        The section of the request is this provider's own, or None.
+        """
         ...
 
     def probe(self, group: str) -> GroupProbe: ...

@@ -28,6 +28,7 @@ from orchestrator.providers.base import (
     ProvisionRefused,
 )
 from orchestrator.providers.processes import LocalHost, RecordedProcess
+from orchestrator.records import HostRequest
 
 ADDRESS = "127.0.0.1"
 GROUP_NAME = re.compile(r"[a-z0-9-]{1,80}")
@@ -82,10 +83,11 @@ class LocalProvider:
     def hold_seconds(self) -> float | None:
         return HOLD_SECONDS
 
-    def acquire(self, group: str, hosts: int, devices: int) -> None:
+    def acquire(self, group: str, request: HostRequest) -> None:
         """Makes the folders; the group counts once `group.json` stands. Adopts the same again."""
         self._refuse()
         folder = self._folder(group)
+        hosts, devices = request.hosts, request.devices
         wanted: dict[str, object] = {"group": group, "hosts": hosts, "devices": devices}
         if hosts < 1 or devices < 1:
             raise ProvisionRefused(f"{hosts} hosts with {devices} devices each can not be made")

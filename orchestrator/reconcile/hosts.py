@@ -25,7 +25,7 @@ from orchestrator.reconcile.plan import (
 )
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.reconcile.versions import can_not_start, outdated
-from orchestrator.records import Evidence, Host, HostGroup
+from orchestrator.records import Evidence, Host, HostGroup, HostRequest
 from orchestrator.state import RETRY_CLASS, GroupCause, GroupState, RetryClass, Verdict
 
 PROVIDER_RETRY = timedelta(seconds=1)
@@ -46,12 +46,10 @@ def ask_for_hosts(snap: Snapshot, *changes: Change) -> Plan:
     if not snap.admission.admitted:
         return Plan()
     generation = snap.group.generation + 1 if snap.group else 1
-    hosts = snap.job.hosts
+    provider, request = snap.job.hosts.provider, _request(snap)
     name = f"lh-{snap.installation}-{snap.run.id}-g{generation}"
-    group = MakeGroup(
-        name, generation, hosts.provider, hosts.count, hosts.devices, snap.price_per_hour
-    )
-    action = AcquireHosts(name, hosts.provider, hosts.count, hosts.devices)
+    group = MakeGroup(name, generation, provider, request, snap.price_per_hour)
+    action = AcquireHosts(name, provider, request)
     return Plan((group, *changes), (action,))
 
 
@@ -72,12 +70,12 @@ def _no_place(snap: Snapshot, why: str) -> tuple[Change, ...]:
 
 def fits(snap: Snapshot, group: HostGroup) -> bool:
     """Whether the group is what the current revision asks for."""
-    wanted = snap.job.hosts
-    return (group.provider, group.hosts, group.devices) == (
-        wanted.provider,
-        wanted.count,
-        wanted.devices,
-    )
+    return group.provider == snap.job.hosts.provider and group.request == _request(snap)
+
+
+def _request(snap: Snapshot) -> HostRequest:
+    hosts = snap.job.hosts
+    return HostRequest(hosts.count, hosts.devices, hosts.section)
 
 
 def release(snap: Snapshot) -> Plan:
@@ -104,7 +102,7 @@ def requested(snap: Snapshot, group: HostGroup) -> Plan:
         return Plan((MoveGroup(group.name, GroupCause.ASKED),))
     if _late(snap, group):
         return _not_given(snap, group, f"it took no order within {snap.provision_within}", WAITED)
-    acquire = AcquireHosts(group.name, group.provider, group.hosts, group.devices)
+    acquire = AcquireHosts(group.name, group.provider, group.request)
     return Plan((), (acquire,), snap.now + PROVIDER_RETRY)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from orchestrator.records import Evidence
+from orchestrator.records import Evidence, HostRequest
 from orchestrator.state import AttemptCause, GroupCause, RunCause, Verdict
 from worker.protocol import Skip
 
@@ -28,8 +28,7 @@ class MakeGroup:
     name: str
     generation: int
     provider: str
-    hosts: int
-    devices: int
+    request: HostRequest
     price_per_hour: float | None = None
 
 
@@ -211,8 +210,7 @@ Change = (
 class AcquireHosts:
     group: str
     provider: str
-    hosts: int
-    devices: int
+    request: HostRequest
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ its own is fenced by the leader's lease.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
 from datetime import datetime
 
 from sqlalchemy import Connection, insert, select, update
@@ -23,16 +23,29 @@ from orchestrator.store.timeline import tell
 
 def make_group(commit: Commit, change: MakeGroup) -> None:
     _claim(commit, change)
-    values = asdict(change)
+    request = change.request
+    section = None if request.section is None else request.section.model_dump(mode="json")
+    values: dict[str, object] = {
+        "name": change.name,
+        "generation": change.generation,
+        "provider": change.provider,
+        "hosts": request.hosts,
+        "devices": request.devices,
+        "price_per_hour": change.price_per_hour,
+    }
     commit.connection.execute(
         insert(host_groups).values(
-            **values, run_id=commit.run_id, state=GroupState.REQUESTED, created_at=commit.now
+            **values,
+            request=None if section is None else json.dumps(section),
+            run_id=commit.run_id,
+            state=GroupState.REQUESTED,
+            created_at=commit.now,
         )
     )
     commit.connection.execute(
-        insert(hosts), [{"group": change.name, "index": index} for index in range(change.hosts)]
+        insert(hosts), [{"group": change.name, "index": index} for index in range(request.hosts)]
     )
-    commit.tell("group_made", None, **values)
+    commit.tell("group_made", None, **values, **({} if section is None else {"request": section}))
 
 
 def _claim(commit: Commit, change: MakeGroup) -> None:
@@ -42,7 +55,7 @@ def _claim(commit: Commit, change: MakeGroup) -> None:
             commit.connection,
             commit.run_id,
             change.provider,
-            change.hosts,
+            change.request.hosts,
             limits,
             commit.now,
         )

@@ -29,7 +29,7 @@ from orchestrator.state import (
     RunState,
     Verdict,
 )
-from worker.protocol import DataPlan
+from worker.protocol import SECTIONS, DataPlan, HostsSection
 
 AnyRow = Row[*tuple[Any, ...]]
 EVIDENCE = TypeAdapter(tuple[Evidence, ...])
@@ -87,7 +87,12 @@ def group(of: RowMapping) -> HostGroup:
         taken_at=of["taken_at"],
         taken_text=of["taken_text"],
         lost_in_wish=of["lost_in_wish"],
+        section=_section(of["provider"], of["request"]),
     )
+
+
+def _section(provider: str, stored: str | None) -> HostsSection | None:
+    return None if stored is None else SECTIONS[provider].model_validate_json(stored)
 
 
 def host(of: RowMapping) -> Host:

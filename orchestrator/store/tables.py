@@ -176,6 +176,7 @@ host_groups = Table(
     Column("taken_at", Instant),
     Column("taken_text", Text),
     Column("lost_in_wish", Integer),
+    Column("request", Text),  # the provider's own section of what was asked for, as JSON
     UniqueConstraint("run_id", "generation"),
     Index("ix_host_groups_state", "state"),
 )

@@ -15,6 +15,7 @@ from sqlalchemy import Connection, Engine, event, insert, select, text
 from orchestrator.presets import PRESETS
 from orchestrator.reconcile.plan import MakeAttempt, MakeGroup, MoveGroup, MoveRun, Plan
 from orchestrator.reconcile.snapshot import Snapshot
+from orchestrator.records import HostRequest
 from orchestrator.state import GroupCause, RunCause
 from orchestrator.store import group_writes, ingest, lease, looks, tables, writes
 from orchestrator.store.callers import secret_digest
@@ -188,7 +189,7 @@ class House:
         """Up to a group whose agents have all registered."""
         self.lead()
         self.submit()
-        group = MakeGroup(self.group, 1, "local", self.hosts, 1)
+        group = MakeGroup(self.group, 1, "local", HostRequest(self.hosts, 1))
         self.commit(
             group,
             MoveRun(RunCause.ADMITTED),

@@ -25,6 +25,7 @@ from orchestrator.reconcile.plan import (
 )
 from orchestrator.reconcile.rules import reconcile
 from orchestrator.reconcile.versions import understood
+from orchestrator.records import HostRequest
 from orchestrator.state import AttemptCause, GroupCause, RunCause
 from orchestrator.store import tables, upcasters
 from tests.contract.conftest import SECRET, House
@@ -129,7 +130,7 @@ def begin(house: House) -> None:
     house.lead()
     house.submit()
     house.commit(
-        MakeGroup(house.group, 1, "local", 1, 1),
+        MakeGroup(house.group, 1, "local", HostRequest(1, 1)),
         MoveRun(RunCause.ADMITTED),
         MoveGroup(house.group, GroupCause.ASKED),
         MoveGroup(house.group, GroupCause.HOSTS_UP),

@@ -21,6 +21,7 @@ from orchestrator.reconcile.plan import (
     MoveGroup,
     ReleaseHosts,
 )
+from orchestrator.records import HostRequest
 from orchestrator.service import Service
 from orchestrator.settings import Settings
 from orchestrator.state import GroupCause
@@ -72,7 +73,7 @@ def bench(house: House, engine: Engine, tmp_path: Path) -> Iterator[Bench]:
     """A run whose group was asked for a moment ago, under a leader."""
     house.lead()
     house.submit()
-    house.commit(MakeGroup(house.group, 1, "local", 1, 1))
+    house.commit(MakeGroup(house.group, 1, "local", HostRequest(1, 1)))
     writer, provider, clock = Writer(engine), FakeProvider(), FakeClock()
     service = Service(
         settings=Settings(data_dir=tmp_path),
@@ -90,7 +91,7 @@ def bench(house: House, engine: Engine, tmp_path: Path) -> Iterator[Bench]:
 
 def actions(group: str) -> list[Action]:
     return [
-        AcquireHosts(group, "local", 1, 1),
+        AcquireHosts(group, "local", HostRequest(1, 1)),
         LaunchAgent(group, "local", 0),
         ReleaseHosts(group, "local"),
     ]
@@ -101,7 +102,7 @@ def move_to_fit(bench: Bench, action: Action) -> None:
     name = bench.house.group
     if isinstance(action, LaunchAgent):
         bench.house.commit(MoveGroup(name, GroupCause.ASKED), MoveGroup(name, GroupCause.HOSTS_UP))
-        bench.provider.acquire(name, 1, 1)
+        bench.provider.acquire(name, HostRequest(1, 1))
         bench.provider.calls.clear()
     if isinstance(action, ReleaseHosts):
         bench.house.commit(MoveGroup(name, GroupCause.NOT_WANTED))

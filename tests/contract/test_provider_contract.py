@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.providers.base import Provider, ProviderError, ProvisionRefused
+from orchestrator.records import HostRequest
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
 
 STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage}
@@ -30,7 +31,7 @@ def provider(stage: Stage) -> Provider:
 
 def test_a_group_is_there_once_it_is_acquired(provider: Provider):
     assert not provider.probe("lh-new").exists
-    provider.acquire("lh-new", 3, 2)
+    provider.acquire("lh-new", HostRequest(3, 2))
     probe = provider.probe("lh-new")
     assert probe.exists
     assert probe.ready
@@ -41,10 +42,10 @@ def test_a_group_is_there_once_it_is_acquired(provider: Provider):
 
 
 def test_acquiring_again_adopts(provider: Provider):
-    provider.acquire(GROUP, 1, 1)
+    provider.acquire(GROUP, HostRequest(1, 1))
     assert len(provider.probe(GROUP).hosts) == 1
     with pytest.raises(ProvisionRefused):
-        provider.acquire(GROUP, 2, 1)
+        provider.acquire(GROUP, HostRequest(2, 1))
 
 
 def test_releasing_what_is_absent_succeeds(provider: Provider):
@@ -58,7 +59,7 @@ def test_releasing_what_is_absent_succeeds(provider: Provider):
 @pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/b", "A", "a" * 81, "a\n", "a\0b"])
 def test_a_name_that_leads_elsewhere_is_refused(provider: Provider, name: str):
     for call in (
-        lambda: provider.acquire(name, 1, 1),
+        lambda: provider.acquire(name, HostRequest(1, 1)),
         lambda: provider.probe(name),
         lambda: provider.launch(name, 0, "s"),
         lambda: provider.release(name),

@@ -14,6 +14,7 @@ from orchestrator.queueing import Queue, limits_of, wants_hosts
 from orchestrator.reconcile.plan import MakeGroup, MoveGroup, MoveRun
 from orchestrator.reconcile.rules import reconcile
 from orchestrator.reconcile.snapshot import Admission, Limits, Snapshot
+from orchestrator.records import HostRequest
 from orchestrator.roles import Role
 from orchestrator.settings import Settings
 from orchestrator.state import GroupCause, RunCause
@@ -39,7 +40,7 @@ def admitted(snap: Snapshot, limits: Limits) -> Snapshot:
 def ask(house: House, limits: Limits = NONE, generation: int = 1) -> None:
     """What the rules plan for a run whose turn it is."""
     name = f"{house.group[:-1]}{generation}"
-    group = MakeGroup(name, generation, "local", house.hosts, 1)
+    group = MakeGroup(name, generation, "local", HostRequest(house.hosts, 1))
     move = (MoveRun(RunCause.ADMITTED),) if generation == 1 else ()
     house.commit(group, *move, snap=admitted(house.snapshot(), limits))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import timedelta
 
@@ -28,11 +29,11 @@ from orchestrator.reconcile.plan import (
     ReviseVerdict,
 )
 from orchestrator.reconcile.snapshot import Snapshot
-from orchestrator.records import HOST_GONE, Evidence
+from orchestrator.records import HOST_GONE, Evidence, HostRequest
 from orchestrator.state import AttemptCause, GroupCause, IllegalMove, RunCause, RunState, Verdict
 from orchestrator.store import lease, looks, reads, rows, tables, upcasters, writes
 from tests.contract.conftest import INSTALLATION, START, House
-from worker.protocol import ResumePoint, Skip
+from worker.protocol import ResumePoint, Skip, SshHosts
 
 
 def kinds(house: House) -> list[object]:
@@ -503,6 +504,16 @@ def test_a_trainer_is_buried_with_its_host(house: House) -> None:
     assert house.snapshot().trainers[0].killed_for == HOST_GONE
 
 
+def test_what_a_provider_was_asked_for_is_kept_with_the_group(house: House) -> None:
+    house.lead()
+    house.submit()
+    asked = HostRequest(2, 4, SshHosts(labels={"room": "b"}, kind="A100"))
+    house.commit(MakeGroup(house.group, 1, "ssh", asked))
+    assert house.snapshot().group.request == asked
+    [told] = [row for row in house.rows("events") if row["kind"] == "group_made"]
+    assert json.loads(str(told["body"]))["request"] == {"labels": {"room": "b"}, "kind": "A100"}
+
+
 def test_hours_and_cost_are_summed_over_every_group(house: House) -> None:
     house.ready()
     with house.engine.begin() as connection:
@@ -511,7 +522,7 @@ def test_hours_and_cost_are_summed_over_every_group(house: House) -> None:
     house.commit(MoveGroup(house.group, GroupCause.NOT_WANTED))
     house.commit(MoveGroup(house.group, GroupCause.RELEASED))
     house.tick(3600)
-    house.commit(MakeGroup("second", 2, "local", 1, 1, 6.0))
+    house.commit(MakeGroup("second", 2, "local", HostRequest(1, 1), 6.0))
     house.commit(MoveGroup("second", GroupCause.ASKED), MoveGroup("second", GroupCause.HOSTS_UP))
     house.tick(1800)
     snap = house.snapshot()

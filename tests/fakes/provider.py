@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.providers.base import GroupProbe, HostProbe, Owned, ProviderError
+from orchestrator.records import HostRequest
 
 
 @dataclass
@@ -36,9 +37,9 @@ class FakeProvider:
         self.most_at_once = 0
         self._lock = threading.Lock()
 
-    def acquire(self, group: str, hosts: int, devices: int) -> None:
+    def acquire(self, group: str, request: HostRequest) -> None:
         self._enter("acquire", group)
-        self.groups.setdefault(group, FakeGroup(hosts, devices))
+        self.groups.setdefault(group, FakeGroup(request.hosts, request.devices))
 
     def probe(self, group: str) -> GroupProbe:
         if "probe" in self.hang:

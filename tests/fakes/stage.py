@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.processes import RecordedProcess, is_locked
+from orchestrator.records import HostRequest
 from tests.fakes.control_plane import Book, ControlPlane
 from worker.protocol import AttemptSpec, Command, DataPlan, JobSpec, StartTrainer
 from worker.spool import SpooledEvent
@@ -53,7 +54,7 @@ class Stage:
         self.book = Book()
         self.plane = ControlPlane(self.book)
         self.provider = LocalProvider(root, self.plane.url, FAKE_AGENT)
-        self.provider.acquire(GROUP, 1, 1)
+        self.provider.acquire(GROUP, HostRequest(1, 1))
         self.folder = root / GROUP / "0"
 
     def launch(self, *behaviour: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.processes import LocalHost, RecordedProcess
+from orchestrator.records import HostRequest
 from tests.fakes.stage import GROUP, Stage, until
 
 HOLD_LOCK = """
@@ -119,7 +120,9 @@ def test_agents_get_no_settings_and_no_secrets_of_the_control_plane(
 def test_folders_are_their_owners_alone(stage: Stage):
     old = os.umask(0)
     try:
-        LocalProvider(stage.folder.parent.parent, stage.plane.url).acquire("lh-open", 1, 1)
+        LocalProvider(stage.folder.parent.parent, stage.plane.url).acquire(
+            "lh-open", HostRequest(1, 1)
+        )
     finally:
         os.umask(old)
     group = stage.folder.parent.parent / "lh-open"
@@ -132,7 +135,7 @@ def test_a_group_half_made_is_there_but_not_ready(stage: Stage):
     half.mkdir()
     probe = stage.provider.probe("lh-half")
     assert (probe.exists, probe.ready) == (True, False)
-    stage.provider.acquire("lh-half", 2, 1)
+    stage.provider.acquire("lh-half", HostRequest(2, 1))
     assert stage.provider.probe("lh-half").ready
 
 

@@ -15,6 +15,7 @@ import pytest
 from orchestrator.local_runs import LocalUser, local_user, make_room
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.processes import RecordedProcess
+from orchestrator.records import HostRequest
 from orchestrator.settings import Settings
 from tests.fakes.stage import until
 
@@ -64,7 +65,7 @@ def user(settings: Settings) -> LocalUser:
 @pytest.fixture
 def provider(settings: Settings, user: LocalUser) -> Iterator[LocalProvider]:
     made = LocalProvider(settings.hosts_root, "http://127.0.0.1:1", AGENT, user=user)
-    made.acquire(GROUP, 1, 1)
+    made.acquire(GROUP, HostRequest(1, 1))
     yield made
     made.release(GROUP)
 

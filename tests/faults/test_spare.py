@@ -14,6 +14,7 @@ import pytest
 
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.processes import RecordedProcess
+from orchestrator.records import HostRequest
 from tests.fakes.control_plane import Book, ControlPlane
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
 from tests.fakes.tiny import attempt, tiny_job, write_text
@@ -178,7 +179,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
     book = Book()
     plane = ControlPlane(book)
     provider = LocalProvider(tmp_path / "hosts", plane.url)
-    provider.acquire(GROUP, 1, 1)
+    provider.acquire(GROUP, HostRequest(1, 1))
     yield Host(book, tmp_path / "hosts" / GROUP / "0", provider)
     provider.release(GROUP)
     plane.stop()

@@ -16,6 +16,7 @@ from orchestrator.providers.base import (
     ProviderError,
     ProvisionRefused,
 )
+from orchestrator.records import HostRequest
 from tests.scenarios.agents import Agent, Line
 from tests.scenarios.world import Group, Host, World
 from worker.protocol import PROTOCOL_VERSION, Notice
@@ -45,18 +46,18 @@ class Cloud:
         self._made = 0
         self._lists: list[list[Owned]] = []
 
-    def acquire(self, group: str, hosts: int, devices: int) -> None:
+    def acquire(self, group: str, request: HostRequest) -> None:
         fault = self._begin("acquire", group)
         self.asked(group)
         if fault == "refused":
             raise ProvisionRefused("no quota for such hosts")
         found = self._world.groups.get(group)
-        if found is not None and len(found.hosts) != hosts:
+        if found is not None and len(found.hosts) != request.hosts:
             raise ProvisionRefused(f"{group} exists with another shape")
         if found is None:
             if self.stockout_until > self._world.clock.monotonic():
                 raise ProviderError("there is no more capacity in the zone")
-            self._world.make(group, self._machines(group, hosts))
+            self._world.make(group, self._machines(group, request.hosts))
         self._end_call(fault)
 
     def _begin(self, call: str, group: str) -> str | None:

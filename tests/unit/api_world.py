@@ -25,6 +25,7 @@ from orchestrator.store import tables
 from orchestrator.store.engine import open_engine, reading
 from orchestrator.store.writer import Writer
 from orchestrator.wakes import Wakes
+from tests.fakes.provider import FakeProvider
 
 TOKEN = "t" * 43
 HOST = "127.0.0.1:8700"
@@ -122,7 +123,7 @@ class World:
             writer=writer,
             wakes=Wakes(),
             clock=self.clock,
-            providers={},
+            providers={"local": FakeProvider()},
             listening_since=self.clock.now(),
         )
         attach(

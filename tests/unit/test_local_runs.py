@@ -12,6 +12,7 @@ import pytest
 from orchestrator.local_runs import LocalRunsRefused, local_user
 from orchestrator.providers.base import ProvisionRefused
 from orchestrator.providers.local import LocalProvider
+from orchestrator.records import HostRequest
 from orchestrator.settings import Settings
 from tests.unit.api_world import tiny_spec, world
 
@@ -61,10 +62,10 @@ def test_a_run_on_this_machine_is_refused_by_preflight(tmp_path: Path) -> None:
 
 
 def test_a_run_of_before_gets_no_hosts_here_any_more(tmp_path: Path) -> None:
-    LocalProvider(tmp_path, "http://127.0.0.1:1").acquire("lh-old", 1, 1)
+    LocalProvider(tmp_path, "http://127.0.0.1:1").acquire("lh-old", HostRequest(1, 1))
     provider = LocalProvider(tmp_path, "http://127.0.0.1:1", refused="it is disabled")
     with pytest.raises(ProvisionRefused, match="it is disabled"):
-        provider.acquire("lh-new", 1, 1)
+        provider.acquire("lh-new", HostRequest(1, 1))
     with pytest.raises(ProvisionRefused, match="it is disabled"):
         provider.launch("lh-old", 0, "s")
     assert provider.probe("lh-old").exists

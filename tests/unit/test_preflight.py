@@ -33,7 +33,7 @@ def text_job(path: Path, **changes: Any) -> JobSpec:
 
 
 def pointers(made: JobSpec, settings: Settings, free: int = PLENTY) -> list[str]:
-    return [problem.pointer for problem in problems(made, settings, lambda _: free)]
+    return [problem.pointer for problem in problems(made, settings, lambda _: free, {"local"})]
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_a_batch_larger_than_the_text_names_both_numbers(
     tmp_path: Path, settings: Settings
 ) -> None:
     (tmp_path / "a.txt").write_text("x" * 256)
-    [problem] = problems(text_job(tmp_path), settings, lambda _: PLENTY)
+    [problem] = problems(text_job(tmp_path), settings, lambda _: PLENTY, {"local"})
     assert problem.pointer == "/data/source/path"
     assert "256 bytes" in problem.detail
     assert "257" in problem.detail
@@ -74,13 +74,13 @@ def test_a_batch_larger_than_the_text_names_both_numbers(
 
 def test_only_files_with_the_wanted_endings_count(tmp_path: Path, settings: Settings) -> None:
     (tmp_path / "a.bin").write_text("x" * 10_000)
-    [problem] = problems(text_job(tmp_path), settings, lambda _: PLENTY)
+    [problem] = problems(text_job(tmp_path), settings, lambda _: PLENTY, {"local"})
     assert ".txt, .md, .py" in problem.detail
     assert pointers(text_job(tmp_path / "a.bin"), settings) == [], "a file that is named counts"
 
 
 def test_a_missing_path(tmp_path: Path, settings: Settings) -> None:
-    [problem] = problems(text_job(tmp_path / "no"), settings, lambda _: PLENTY)
+    [problem] = problems(text_job(tmp_path / "no"), settings, lambda _: PLENTY, {"local"})
     assert problem.pointer == "/data/source/path"
     assert "does not exist" in problem.detail
 
@@ -91,7 +91,7 @@ def test_an_unreadable_path(
     path = tmp_path / "a.txt"
     path.write_text("x" * 10_000)
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may read every file
-    [problem] = problems(text_job(path), settings, lambda _: PLENTY)
+    [problem] = problems(text_job(path), settings, lambda _: PLENTY, {"local"})
     assert "can not be read" in problem.detail
 
 
@@ -104,14 +104,14 @@ def test_paths_stay_inside_of_what_is_allowed(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path / "data", allowed_paths=(inside,))
     assert pointers(text_job(inside), settings) == []
     for path in (outside, inside / "link", tmp_path / "in-not", outside / "no"):
-        [problem] = problems(text_job(path), settings, lambda _: PLENTY)
+        [problem] = problems(text_job(path), settings, lambda _: PLENTY, {"local"})
         assert "outside" in problem.detail
 
 
 def test_a_full_disk_says_how_much_is_missing_and_what_fits(settings: Settings) -> None:
     made = job(steps=100, checkpoint={"every_steps": 1})
     room = settings.min_free_bytes + 30 * made.checkpoint_bytes
-    [problem] = problems(made, settings, lambda _: room)
+    [problem] = problems(made, settings, lambda _: room, {"local"})
     assert problem.pointer == "/checkpoint/every_steps"
     assert in_bytes(room) in problem.detail
     assert problem.hint
@@ -122,7 +122,7 @@ def test_a_full_disk_says_how_much_is_missing_and_what_fits(settings: Settings) 
 
 def test_the_data_folder_needs_room_too(settings: Settings, tmp_path: Path) -> None:
     apart = settings.model_copy(update={"storage": tmp_path / "other"})
-    found = problems(job(), apart, lambda path: 0 if path == apart.data_dir else PLENTY)
+    found = problems(job(), apart, lambda path: 0 if path == apart.data_dir else PLENTY, {"local"})
     assert [problem.pointer for problem in found] == [""]
 
 

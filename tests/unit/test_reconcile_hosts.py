@@ -25,7 +25,7 @@ from orchestrator.reconcile.plan import (
 from orchestrator.reconcile.rollback import skips
 from orchestrator.reconcile.rules import reconcile
 from orchestrator.reconcile.snapshot import Admission
-from orchestrator.records import HOST_GONE, Trainer
+from orchestrator.records import HOST_GONE, HostRequest, Trainer
 from orchestrator.state import (
     AttemptCause,
     AttemptState,
@@ -53,7 +53,7 @@ from tests.unit.reconcile_world import (
     running,
     snap,
 )
-from worker.protocol import DataPlan, ExitCode, Notice, PolicySpec, Skip
+from worker.protocol import DataPlan, ExitCode, HostsSpec, Notice, PolicySpec, Skip, SshHosts
 
 
 def with_policy(state, **policy):
@@ -297,6 +297,19 @@ def test_hosts_that_do_not_fit_the_revision_are_given_back_first() -> None:
     wider = state.job.hosts.model_copy(update={"count": 2})
     plan = reconcile(replace(state, job=state.job.model_copy(update={"hosts": wider})))
     assert plan.changes == (MoveGroup(GROUP, GroupCause.NOT_WANTED),)
+
+
+def test_hosts_that_were_asked_for_in_other_words_do_not_fit() -> None:
+    state = idle(provider="ssh", section=SshHosts(labels={"room": "a"}))
+    wanted = HostsSpec(provider="ssh", ssh=SshHosts(labels={"room": "b"}))
+    state = replace(state, job=state.job.model_copy(update={"hosts": wanted}))
+    assert reconcile(state).changes == (MoveGroup(GROUP, GroupCause.NOT_WANTED),)
+    fitting = replace(state, group=replace(state.group, section=wanted.section))
+    assert MoveGroup(GROUP, GroupCause.NOT_WANTED) not in reconcile(fitting).changes
+    gone = replace(state, group=replace(state.group, state=GroupState.GONE))
+    asked = HostRequest(1, 1, wanted.ssh)
+    assert only(reconcile(gone), MakeGroup).request == asked
+    assert only(reconcile(gone), AcquireHosts).request == asked
 
 
 def test_a_run_asks_for_hosts_when_it_is_its_turn() -> None:

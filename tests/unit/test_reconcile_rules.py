@@ -27,6 +27,7 @@ from orchestrator.reconcile.plan import (
 from orchestrator.reconcile.rules import reconcile
 from orchestrator.records import (
     Host,
+    HostRequest,
     Incident,
     Trainer,
 )
@@ -64,9 +65,9 @@ from worker.protocol import ExitCode
 
 def test_a_queued_run_names_its_hosts_before_it_asks_for_them():
     plan = reconcile(snap(make_run(RunState.QUEUED)))
-    assert only(plan, MakeGroup) == MakeGroup("lh-inst-r1-g1", 1, "local", 1, 1)
+    assert only(plan, MakeGroup) == MakeGroup("lh-inst-r1-g1", 1, "local", HostRequest(1, 1))
     assert only(plan, MoveRun).cause is RunCause.ADMITTED
-    assert plan.actions == (AcquireHosts("lh-inst-r1-g1", "local", 1, 1),)
+    assert plan.actions == (AcquireHosts("lh-inst-r1-g1", "local", HostRequest(1, 1)),)
 
 
 def test_a_queued_run_waits_until_its_old_hosts_are_given_back():
@@ -92,7 +93,7 @@ def test_hosts_are_asked_for_again_until_the_provider_knows_of_them():
     lost = make_group(GroupState.REQUESTED, exists=False, up=False)
     plan = reconcile(snap(make_run(RunState.PROVISIONING), group=lost))
     assert plan.changes == ()
-    assert plan.actions == (AcquireHosts(GROUP, "local", 1, 1),)
+    assert plan.actions == (AcquireHosts(GROUP, "local", HostRequest(1, 1)),)
     known = replace(lost, exists=True)
     plan = reconcile(snap(make_run(RunState.PROVISIONING), group=known))
     assert plan.changes == (MoveGroup(GROUP, GroupCause.ASKED),)

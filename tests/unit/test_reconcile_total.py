@@ -196,7 +196,7 @@ def _applied(state: Snapshot, change: plans.Change) -> Snapshot:
             group = make_group(
                 GroupState.REQUESTED,
                 name=change.name,
-                hosts=change.hosts,
+                hosts=change.request.hosts,
                 generation=change.generation,
                 exists=None,
                 up=None,

@@ -74,6 +74,7 @@ from worker.protocol.events import (
     TrainerStarted,
     Unknown,
 )
+from worker.protocol.hosts import SECTIONS, HostsSection, HostsSpec, SshHosts
 from worker.protocol.program import (
     ARGUMENT_PLACE,
     AnySpec,
@@ -98,7 +99,6 @@ from worker.protocol.spec import (
     DataSpec,
     EvalSpec,
     HangSpec,
-    HostsSpec,
     JobSpec,
     KeepSpec,
     OptimizerSpec,
@@ -115,6 +115,7 @@ __all__ = [
     "NAME_PATTERN",
     "PROCESS_WAS",
     "PROTOCOL_VERSION",
+    "SECTIONS",
     "SPEC_VERSION",
     "STATE_BYTES_PER_PARAMETER",
     "STOPPED_PROCESS",
@@ -151,6 +152,7 @@ __all__ = [
     "HangSpec",
     "HostFacts",
     "HostNotice",
+    "HostsSection",
     "HostsSpec",
     "JobSpec",
     "KeepSpec",
@@ -184,6 +186,7 @@ __all__ = [
     "SpareReady",
     "Spec",
     "SpikeSpec",
+    "SshHosts",
     "StacksTaken",
     "StandBy",
     "StartTrainer",

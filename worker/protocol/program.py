@@ -15,11 +15,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from worker.protocol.base import Report, Spec
+from worker.protocol.hosts import HostsSpec
 from worker.protocol.spec import (
     NAME_PATTERN,
     SPARE_SECONDS,
     CheckpointSpec,
-    HostsSpec,
     JobSpec,
     PolicySpec,
     SpikeSpec,

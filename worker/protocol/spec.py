@@ -13,6 +13,7 @@ from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig
 from worker.protocol.base import Count, Positive, Spec
+from worker.protocol.hosts import HostsSpec
 
 SPEC_VERSION = 1
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
@@ -163,14 +164,6 @@ class CheckpointSpec(Spec):
         """The first protocol whose agents can read it."""
         set_later = (self.every_seconds, self.keep, self.save_seconds)
         return 3 if self.every_steps is None or any(x is not None for x in set_later) else 2
-
-
-class HostsSpec(Spec):
-    """Where the gang runs: `count` hosts from `provider`, each with `devices` devices."""
-
-    provider: Literal["local"] = "local"
-    count: Annotated[int, Field(gt=0, le=64)] = 1
-    devices: Annotated[int, Field(gt=0, le=64)] = 1
 
 
 class SpikeSpec(Spec):
@@ -366,7 +359,8 @@ class JobSpec(Spec):
     @property
     def needs_protocol(self) -> int:
         """The first protocol whose agents can read the spec."""
-        return max(self.checkpoint.needs_protocol, self.policy.needs_protocol)
+        parts = (self.checkpoint, self.hosts, self.policy)
+        return max(part.needs_protocol for part in parts)
 
     @property
     def tokens_per_step(self) -> int:

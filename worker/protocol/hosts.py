@@ -1,0 +1,69 @@
+"""Where a gang runs: how many hosts, of which provider, and what that provider alone understands.
+
+Owns the `hosts` part of a spec. A provider that can be asked for more than a number has a section
+of its own here, by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from worker.protocol.base import Spec
+
+LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
+Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
+
+
+class SshHosts(Spec):
+    """Which hosts of the inventory fit: those with all of `labels`, and with devices of `kind`."""
+
+    labels: Mapping[Label, Label] = Field(default_factory=dict[str, str], max_length=20)
+    kind: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.labels.items()), self.kind))
+
+
+HostsSection = SshHosts
+SECTIONS: Mapping[str, type[HostsSection]] = MappingProxyType({"ssh": SshHosts})
+
+
+def _left_out(given: object) -> bool:
+    """Older agents refuse a field that they do not know."""
+    return given is None
+
+
+class HostsSpec(Spec):
+    """Where the gang runs: `count` hosts from `provider`, each with `devices` devices.
+
+    `ssh` says more to the provider of that name.
+    """
+
+    provider: Literal["local", "ssh"] = "local"
+    count: Annotated[int, Field(gt=0, le=64)] = 1
+    devices: Annotated[int, Field(gt=0, le=64)] = 1
+    ssh: Annotated[SshHosts | None, Field(exclude_if=_left_out)] = None
+
+    @model_validator(mode="after")
+    def _is_for_its_provider(self) -> Self:
+        for name in SECTIONS:
+            if name != self.provider and getattr(self, name) is not None:
+                raise ValueError(
+                    f"hosts.{name} is for provider {name}, and hosts.provider is {self.provider};"
+                    f" set the one or leave the other out"
+                )
+        return self
+
+    @property
+    def section(self) -> HostsSection | None:
+        """What the spec says to its provider alone."""
+        return getattr(self, self.provider) if self.provider in SECTIONS else None
+
+    @property
+    def needs_protocol(self) -> int:
+        """The first protocol whose agents can read it."""
+        return 2 if self.provider == "local" else 3
