@@ -78,7 +78,7 @@ docs: setup-dev ## Write the pages of docs/ that come from the code
 lock: $(BIN)/uv ## Renew the locks after a change of dependencies; ARGS=--upgrade takes newer versions
 	$(compile) --output-file locks/setup.txt locks/setup.in
 	$(compile) --output-file locks/dev.txt --extra dev --extra gcp pyproject.toml
-	$(compile) --output-file locks/run.txt --extra cpu --constraint locks/dev.txt pyproject.toml
+	$(compile) --output-file locks/run.txt --extra cpu --extra ssh --constraint locks/dev.txt pyproject.toml
 
 clean: ## Remove .venv, builds and caches; runs and their checkpoints stay
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache
