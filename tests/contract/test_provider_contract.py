@@ -13,8 +13,9 @@ import pytest
 from orchestrator.providers.base import Provider, ProviderError, ProvisionRefused
 from orchestrator.records import HostRequest
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
+from tests.fakes.tpu_stage import TpuStage
 
-STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage}
+STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage, "tpu": TpuStage}
 
 
 @pytest.fixture(params=STAGES)
@@ -29,20 +30,22 @@ def provider(stage: Stage) -> Provider:
     return stage.provider
 
 
-def test_a_group_is_there_once_it_is_acquired(provider: Provider):
+def test_a_group_is_there_once_it_is_acquired(stage: Stage, provider: Provider):
     assert not provider.probe("lh-new").exists
-    provider.acquire("lh-new", HostRequest(3, 2))
+    provider.acquire("lh-new", stage.several)
     probe = provider.probe("lh-new")
     assert probe.exists
     assert probe.ready
-    assert [host.index for host in probe.hosts] == [0, 1, 2]
+    assert [host.index for host in probe.hosts] == list(range(stage.several.hosts))
     assert all((host.agent_alive, host.trainer_alive) == (False, False) for host in probe.hosts)
     owned = {one.name: (one.hosts, one.devices) for one in provider.owned()}
-    assert owned == {"lh-new": (3, 2), GROUP: (1, 1)}
+    several = (stage.several.hosts, stage.several.devices)
+    assert owned == {"lh-new": several, GROUP: (1, 1)}
+    provider.release("lh-new")
 
 
-def test_acquiring_again_adopts(provider: Provider):
-    provider.acquire(GROUP, HostRequest(1, 1))
+def test_acquiring_again_adopts(stage: Stage, provider: Provider):
+    provider.acquire(GROUP, stage.one)
     assert len(provider.probe(GROUP).hosts) == 1
     with pytest.raises(ProvisionRefused):
         provider.acquire(GROUP, HostRequest(2, 1))
@@ -127,7 +130,7 @@ def test_release_ends_every_process_and_leaves_nothing(stage: Stage):
 
 def test_a_new_provider_finds_what_an_earlier_one_left(stage: Stage):
     stage.run("--linger")
-    again = type(stage.provider)(stage.folder.parent.parent, stage.plane.url)
+    again = stage.made_provider()
     probe = again.probe(GROUP)
     assert (probe.hosts[0].agent_alive, probe.hosts[0].trainer_alive) == (True, True)
     again.release(GROUP)

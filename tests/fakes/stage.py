@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from orchestrator.providers.base import Provider
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.processes import RecordedProcess, is_locked
 from orchestrator.records import HostRequest
@@ -48,14 +49,30 @@ def until(what: Callable[[], T], seconds: float = 10.0) -> T:
 
 
 class Stage:
-    """`launch` starts an agent on host 0; everything ends with `close`."""
+    """`launch` starts an agent on host 0; everything ends with `close`.
+
+    `one` and `several` hosts can be asked for.
+    """
+
+    one = HostRequest(1, 1)
+    several = HostRequest(3, 2)
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.book = Book()
         self.plane = ControlPlane(self.book)
-        self.provider = LocalProvider(root, self.plane.url, FAKE_AGENT)
-        self.provider.acquire(GROUP, HostRequest(1, 1))
-        self.folder = root / GROUP / "0"
+        self.provider = self.made_provider()
+        self.provider.acquire(GROUP, self.one)
+        self.folder = self.groups / GROUP / "0"
+
+    @property
+    def groups(self) -> Path:
+        """Where the folders of the host groups lie."""
+        return self.root
+
+    def made_provider(self) -> Provider:
+        """One that knows of no other."""
+        return LocalProvider(self.root, self.plane.url, FAKE_AGENT)
 
     def launch(self, *behaviour: str) -> None:
         (self.folder / "trainer.args").write_text("\n".join(behaviour))

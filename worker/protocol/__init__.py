@@ -107,6 +107,7 @@ from worker.protocol.spec import (
     SpikeSpec,
     TextFiles,
 )
+from worker.protocol.tpu import SHAPES, Shape, TpuSpec
 
 __all__ = [
     "ARGUMENT_PLACE",
@@ -116,6 +117,7 @@ __all__ = [
     "PROCESS_WAS",
     "PROTOCOL_VERSION",
     "SECTIONS",
+    "SHAPES",
     "SPEC_VERSION",
     "STATE_BYTES_PER_PARAMETER",
     "STOPPED_PROCESS",
@@ -182,6 +184,7 @@ __all__ = [
     "Saving",
     "Secrets",
     "SecretsAsked",
+    "Shape",
     "Skip",
     "SpareReady",
     "Spec",
@@ -201,6 +204,7 @@ __all__ = [
     "ToTrainerAccepted",
     "ToTrainerDrain",
     "ToTrainerSave",
+    "TpuSpec",
     "TrainerExited",
     "TrainerFailed",
     "TrainerFinished",
