@@ -201,6 +201,8 @@ SETTINGS_WORDS = {
     "local_user": "The user that runs on this machine belong to; only root can start them so.",
     "database_url": "Another database than the SQLite file in the data folder.",
     "storage": "The folder for checkpoints.",
+    "inventory": "A TOML file with hosts for provider `ssh`, beside those added by hand.",
+    "ssh_python": "An interpreter that has Longhaul on those hosts already.",
     "hosts": "The folder of the hosts on this machine; replicas on one machine must share it.",
     "allowed_paths": "Folders below which a spec may name data; not set: any absolute path.",
     "secrets_dir": "A folder with a file for each secret that runs may name; else only variables"
