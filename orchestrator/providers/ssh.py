@@ -7,14 +7,10 @@ happens there `remote_host`'s, which host it is `inventory`'s.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shlex
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from orchestrator.providers.base import (
@@ -29,14 +25,14 @@ from orchestrator.providers.host_devices import Devices, probed, visible
 from orchestrator.providers.inventory import HostsTaken, InventoryHost, Place
 from orchestrator.providers.local import GROUP_NAME, HOLD_SECONDS
 from orchestrator.providers.shell import Shell
-from orchestrator.providers.ssh_transport import Connections, HostUnreachable, Login, SshShell
+from orchestrator.providers.ssh_control import HostControl, HostFailed
+from orchestrator.providers.ssh_shell import HostUnreachable, SshShell
+from orchestrator.providers.ssh_transport import Connections, Login
 from orchestrator.records import HostRequest
 
 PARALLEL = 32
 CALL_SECONDS = 15.0
 END_SECONDS = 40.0  # an agent may leave for 2 s and be killed for 10
-HERE = Path(__file__).parent
-CONTROL = ("remote_host.py", "processes.py")
 AGENT = ("-m", "worker.agent")
 T = TypeVar("T")
 U = TypeVar("U")
@@ -64,10 +60,6 @@ class Places(Protocol):
     def failed(self, host: str, why: str) -> None: ...
     def answered(self, host: str, devices: Devices) -> None: ...
     def due_for_a_look(self) -> tuple[InventoryHost, ...]: ...
-
-
-class HostFailed(ProviderError):
-    """What was asked of a host did not work out there."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ class SshProvider:
         self._announced = control_url
         self._public_url = public_url
         self._agent = tuple(agent)
-        self._control = _Control()
+        self._control = HostControl()
 
     @property
     def name(self) -> str:
@@ -307,23 +299,7 @@ class SshProvider:
         self, host: InventoryHost, place: Place, do: str, seconds: float, **more: object
     ) -> dict[str, Any]:
         """One request to the host's folder; raises in words what did not work out."""
-        shell = self._shell(host)
-        python, folder = place.python, place.folder
-        assert python is not None
-        assert folder is not None
-        script = self._control.on(shell, str(PurePosixPath(folder).parents[2]))
-        request = json.dumps({"do": do, "home": folder} | more)
-        done = shell.run([python, "-S", "-E", script], request.encode() + b"\n", seconds)
-        if done.code is None:
-            raise HostUnreachable(f"the connection to {shell.where} was lost, or it was too slow")
-        try:
-            answer = json.loads(done.out)
-        except ValueError:
-            words = done.err.decode(errors="replace").strip()[-300:] or f"exit code {done.code}"
-            raise HostFailed(f"{host.name} could not {do}: {words}") from None
-        if not answer["ok"]:
-            raise HostFailed(f"{host.name} could not {do}: {answer['words']}")
-        return answer
+        return self._control.ask(self._shell(host), host.name, place, do, seconds, **more)
 
     def _each(self, items: Iterable[T], call: Callable[[T], U]) -> list[U]:
         """All at once; one slow host delays no other."""
@@ -350,39 +326,6 @@ def login_of(host: InventoryHost, hosts: dict[str, InventoryHost], depth: int = 
     return Login(
         written.user, written.address, written.host_key, written.port, written.key_file, jump
     )
-
-
-class _Control:
-    """The script that does a host's work, put there once for each connection."""
-
-    def __init__(self) -> None:
-        contents = b"".join((HERE / name).read_bytes() for name in CONTROL)
-        self._version = hashlib.sha256(contents).hexdigest()[:16]
-        self._there: dict[str, SshShell] = {}
-        self._locks: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def on(self, shell: SshShell, root: str) -> str:
-        folder = f"{root}/control/{self._version}"
-        key = f"{shell.where}{folder}"
-        with self._lock:
-            lock = self._locks.setdefault(key, threading.Lock())
-        with lock:
-            if self._there.get(key) is not shell:
-                self._put(shell, folder)
-                self._there[key] = shell
-        return f"{folder}/{CONTROL[0]}"
-
-    def _put(self, shell: SshShell, folder: str) -> None:
-        names = " && ".join(f"test -f {shlex.quote(f'{folder}/{name}')}" for name in CONTROL)
-        if shell.run(["sh", "-c", names]).code == 0:
-            return
-        made = shell.run(["mkdir", "-p", "-m", "700", folder])
-        if made.code != 0:
-            words = made.err.decode(errors="replace").strip()[-300:]
-            raise HostFailed(f"{folder} could not be made on {shell.where}: {words}")
-        for name in reversed(CONTROL):
-            shell.put(HERE / name, f"{folder}/{name}", 0o600)
 
 
 def _placed(place: Place, python: str, folder: str) -> Place:
