@@ -11,12 +11,17 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
 from typing import Literal
 
 from orchestrator.providers.base import ProviderError, ProvisionRefused
 from orchestrator.providers.findings import Code, problem, refusal
-from orchestrator.providers.interpreters import ConnectionLost, answered, obtained, search
+from orchestrator.providers.interpreters import (
+    Archive,
+    ConnectionLost,
+    answered,
+    obtained,
+    search,
+)
 from orchestrator.providers.shell import Shell
 from orchestrator.providers.wheelhouse import Bundle
 
@@ -29,14 +34,15 @@ NAME_CHARACTERS = 24
 class Options:
     """How a host gets its software.
 
-    `host` is its name for people. `root` is absolute or below the home folder there. `archive` is
-    a Python for hosts that have none that fits. `imports` must work in the finished environment.
+    `host` is its name for people. `root` is absolute or below the home folder there. `archive` gets
+    a Python for a host that has none that fits, and is asked only then. `imports` must work in the
+    finished environment.
     """
 
     host: str
     root: str = ".longhaul"
     extra: Extra = "cpu"
-    archive: Path | None = None
+    archive: Archive | None = None
     imports: tuple[str, ...] = ("worker.agent", "worker.trainer")
     seconds: float = 1800.0
 

@@ -26,6 +26,7 @@ FACTS_SECONDS = 90.0
 CLOCK_WARNING_SECONDS = 5.0
 CLOCK_PROBLEM_SECONDS = 60.0  # certificates and cloud tokens are refused soon after
 LEAST_INODES = 10_000
+UNSEEN_MIB = 1024  # a driver alone takes some hundreds
 GIB = 1 << 30
 
 
@@ -155,9 +156,8 @@ def _devices(facts: Facts, look: Look) -> Iterator[Finding]:
 
 
 def _names(facts: Facts) -> list[str]:
-    if facts.gpus is not None and facts.gpus.found:
-        return [f"GPU {gpu.index} {gpu.name}" for gpu in facts.gpus.found]
-    return [path for path in facts.device_files if "/nvidia" not in path]
+    gpus = () if facts.gpus is None else facts.gpus.found
+    return [f"GPU {gpu.index} {gpu.name}" for gpu in gpus] or list(facts.device_files)
 
 
 def _busy(facts: Facts, look: Look) -> Iterator[Finding]:
@@ -165,30 +165,23 @@ def _busy(facts: Facts, look: Look) -> Iterator[Finding]:
         "End it or move it, or leave the device out of this host's devices; Longhaul does not stop"
         " what it did not start"
     )
-    for device, words in _others(facts):
-        yield problem(Code.DEVICE_BUSY, f"{look.host}:{device}", f"in use by {words}", hint)
-
-
-def _others(facts: Facts) -> Iterator[tuple[str, str]]:
-    """Devices that something uses which is not Longhaul's, and what."""
-    ours = {one.pid for some in facts.holders.values() for one in some if one.ours}
-    named: set[str] = set()
-    for path, some in facts.holders.items():
-        others = [str(one) for one in some if not one.ours]
-        if others:
-            named.add(path)
-            yield path, ", ".join(others)
+    for path, users in facts.holders.items():
+        if others := [str(user) for user in users if not user.ours]:
+            words = f"in use by {', '.join(others)}"
+            yield problem(Code.DEVICE_BUSY, f"{look.host}:{path}", words, hint)
     if facts.gpus is not None:
-        yield from _others_by_nvidia(facts.gpus, ours, named)
+        yield from _busy_gpus(facts.gpus, look, hint)
 
 
-def _others_by_nvidia(gpus: Gpus, ours: set[int], named: set[str]) -> Iterator[tuple[str, str]]:
-    """What only the driver sees: processes of other users and of containers."""
+def _busy_gpus(gpus: Gpus, look: Look, hint: str) -> Iterator[Finding]:
     for gpu in gpus.found:
-        pids = [pid for uuid, pid in gpus.users if uuid == gpu.uuid]
-        others = [pid for pid in pids if not (pid.isdigit() and int(pid) in ours)]
-        if others and f"/dev/nvidia{gpu.index}" not in named:
-            yield f"GPU {gpu.index}", f"process {', '.join(others)}"
+        users = [one.by for one in gpus.users if one.uuid == gpu.uuid]
+        where = f"{look.host}:GPU {gpu.index}"
+        if others := [str(user) for user in users if not user.ours]:
+            yield problem(Code.DEVICE_BUSY, where, f"in use by {', '.join(others)}", hint)
+        elif not users and gpu.used_mib > UNSEEN_MIB:
+            words = f"{gpu.used_mib:,} MiB of its memory are in use by something that is not seen"
+            yield warning(Code.DEVICE_BUSY, where, words, "Look for containers on that host")
 
 
 # ---- ports ---------------------------------------------------------------------------------------

@@ -46,11 +46,22 @@ class Gpu(Told):
     total: str
     used: str
 
+    @property
+    def used_mib(self) -> int:
+        return int(self.used) if self.used.isdigit() else 0
+
+
+class GpuUser(Told):
+    """`by` computes on the GPU of this uuid."""
+
+    uuid: str
+    by: Process
+
 
 class Gpus(Told):
     failed: str | None
     found: tuple[Gpu, ...]
-    users: tuple[tuple[str, str], ...]  # the GPU's uuid, and a process id
+    users: tuple[GpuUser, ...]
 
 
 class TakenPort(Told):

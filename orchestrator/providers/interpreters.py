@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -19,6 +19,7 @@ from orchestrator.providers.findings import Code, Finding, problem, refusal, war
 from orchestrator.providers.shell import Completed, Shell
 
 Minor = tuple[int, int]
+Archive = Callable[[], Path]
 FITTING: tuple[Minor, ...] = ((3, 11), (3, 12), (3, 13))
 OWN: Minor = sys.version_info[:2]
 SEARCH = Path(__file__).with_name("on_host") / "search.sh"
@@ -116,14 +117,16 @@ def judged(host: str, seen: Seen, *, has_archive: bool) -> Finding:
     return problem(Code.PYTHON, host, what, HINT)
 
 
-def obtained(shell: Shell, host: str, seen: Seen, archive: Path | None) -> tuple[Interpreter, Seen]:
+def obtained(
+    shell: Shell, host: str, seen: Seen, archive: Archive | None
+) -> tuple[Interpreter, Seen]:
     """One that fits, put there if need be, and what is there then.
 
     Raises `ProvisionRefused` with what was tried.
     """
     if seen.fitting is not None:
         return seen.fitting, seen
-    tried = _from_uv(shell, seen) if archive is None else _from_archive(shell, seen, archive)
+    tried = _from_uv(shell, seen) if archive is None else _from_archive(shell, seen, archive())
     again = search(shell, seen.root)
     if again.fitting is not None:
         return again.fitting, again
@@ -138,8 +141,6 @@ def _had(seen: Seen) -> str:
 
 def _from_archive(shell: Shell, seen: Seen, archive: Path) -> str:
     """Unpacks it beside its final name; what was tried, for the case that it was in vain."""
-    if not archive.is_file():
-        return f"the archive {archive} is not there"
     name = _digest(archive)[:16]
     there = f"{seen.root}/pythons/{name}.archive"
     answered(shell.run(["mkdir", "-p", f"{seen.root}/pythons"]), "make the folder of Pythons")

@@ -188,7 +188,8 @@ def test_a_host_without_a_fitting_python_unpacks_the_archive(
     host.has_uv()
     if python:
         host.old_python(python)
-    options = Options("tpu-1", imports=OPTIONS.imports, archive=archive_of(tmp_path))
+    archive = archive_of(tmp_path)
+    options = Options("tpu-1", imports=OPTIONS.imports, archive=lambda: archive)
     installed = ensure(host, bundle, options)
     assert answer(installed) == "42"
     pythons = host.home / ".longhaul" / "pythons"
@@ -201,7 +202,7 @@ def test_an_archive_without_a_python_is_told(tmp_path: Path, bundle: Bundle):
     host.old_python()
     archive = archive_of(tmp_path, program="bin/perl")
     with pytest.raises(ProvisionRefused) as refused:
-        ensure(host, bundle, Options("tpu-1", archive=archive))
+        ensure(host, bundle, Options("tpu-1", archive=lambda: archive))
     told = str(refused.value)
     assert "tpu-1: no Python 3.11 to 3.13; it has Python 3.10.12 at" in told
     assert "python.tar.gz could not be unpacked there: it holds no bin/python3" in told
@@ -323,7 +324,9 @@ def test_longhaul_itself_is_installed_and_can_be_packed_again(host: LocalShell, 
     scratch.mkdir()
     bundle = packed(tmp_path / "bundles", [wheelhouse.own_wheel(scratch)], "")
     installed = ensure(host, bundle, Options("gpu-1", imports=("worker", "model")))
-    [packages] = (Path(installed.python).parent.parent).glob("lib/python*/site-packages")
+    venv = Path(installed.python).parent.parent
+    assert (venv / "share" / "longhaul" / "run.txt").read_text() == wheelhouse.own_lock()
+    [packages] = venv.glob("lib/python*/site-packages")
     [found] = Distribution.discover(name="longhaul", path=[str(packages)])
     (tmp_path / "again").mkdir()
     again = repacked(found, tmp_path / "again")
@@ -333,4 +336,4 @@ def test_longhaul_itself_is_installed_and_can_be_packed_again(host: LocalShell, 
 def names_in(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
         assert archive.testzip() is None
-        return sorted(archive.namelist())
+        return sorted(name for name in archive.namelist() if ".data/" not in name)

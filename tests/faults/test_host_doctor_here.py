@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import http.server
+import re
 import shutil
 import socket
 import subprocess
@@ -110,7 +111,7 @@ def test_a_device_that_somebody_has_open(host: LocalShell, tmp_path: Path):
 SMI = (
     'case "$*" in',
     '*query-gpu*) echo "0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 71000";;',
-    '*compute-apps*) echo "GPU-a, 4711";;',
+    '*compute-apps*) echo "GPU-a, $PPID";;',
     "esac",
 )
 
@@ -119,7 +120,9 @@ def test_gpus_as_nvidia_smi_tells_them(host: LocalShell, tmp_path: Path):
     host.program("nvidia-smi", *SMI)
     findings = examined(host, look(tmp_path))
     assert of(findings, Code.DEVICES).what == "GPU 0 NVIDIA H100 80GB HBM3"
-    assert of(findings, Code.DEVICE_BUSY).what == "in use by process 4711"
+    busy = of(findings, Code.DEVICE_BUSY)  # here by the script that asks
+    assert busy.where == "gpu-1:GPU 0"
+    assert re.fullmatch(r"in use by python\S* \(\d+, of \S+\)", busy.what)
 
 
 def test_a_folder_that_can_not_be_written(host: LocalShell, tmp_path: Path):

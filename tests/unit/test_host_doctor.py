@@ -25,7 +25,7 @@ WELL = {
         "kind": "xfs",
     },
     "gpus": {"failed": None, "found": GPUS, "users": []},
-    "device_files": ["/dev/nvidia0", "/dev/nvidia1"],
+    "device_files": [],
     "holders": {},
     "ports": {"low": 9000, "high": 9003, "taken": []},
     "reach": {"trouble": None, "installation": "here"},
@@ -128,25 +128,41 @@ def test_a_driver_that_does_not_work():
     assert (finding.level, finding.what) == (Level.PROBLEM, f"nvidia-smi fails: {words}")
 
 
-def test_a_busy_device_names_who():
-    holders = {"/dev/nvidia1": [process(4711, "ada", "python3")]}
-    finding = one(Code.DEVICE_BUSY, holders=holders)
+def test_a_busy_tpu_names_who():
+    holders = {"/dev/accel1": [process(4711, "ada", "python3")]}
+    finding = one(Code.DEVICE_BUSY, gpus=None, holders=holders)
     assert finding.level is Level.PROBLEM
-    assert finding.where == "gpu-1:/dev/nvidia1"
+    assert finding.where == "gpu-1:/dev/accel1"
     assert finding.what == "in use by python3 (4711, of ada)"
 
 
+def used_by(*users: dict[str, object], memory: str = "0") -> dict[str, object]:
+    found = [gpu | {"used": memory} for gpu in GPUS[:1]]
+    return {"failed": None, "found": found, "users": [{"uuid": "GPU-0", "by": u} for u in users]}
+
+
+def test_a_busy_gpu_names_who():
+    users = (process(9, "ada", "a"), process(8, "bob", "b"))
+    finding = one(Code.DEVICE_BUSY, gpus=used_by(*users))
+    assert finding.level is Level.PROBLEM
+    assert (finding.where, finding.what) == (
+        "gpu-1:GPU 0",
+        "in use by a (9, of ada), b (8, of bob)",
+    )
+
+
+def test_memory_that_nobody_seen_uses_is_a_warning():
+    """A container's process may be out of sight."""
+    finding = one(Code.DEVICE_BUSY, gpus=used_by(memory="71000"))
+    assert finding.level is Level.WARNING
+    assert finding.what.startswith("71,000 MiB of its memory are in use")
+    assert not [f for f in found(gpus=used_by(memory="500")) if f.code is Code.DEVICE_BUSY]
+
+
 def test_what_longhaul_itself_runs_is_no_stranger():
-    holders = {"/dev/nvidia1": [process(4711, "lh", "python", ours=True)]}
-    gpus = {"failed": None, "found": GPUS, "users": [["GPU-1", "4711"]]}
-    assert all(finding.well for finding in found(holders=holders, gpus=gpus))
-
-
-def test_what_only_the_driver_sees_counts_too():
-    """A process of another user, of which this one may see no open files."""
-    gpus = {"failed": None, "found": GPUS, "users": [["GPU-0", "99"], ["GPU-0", "98"]]}
-    finding = one(Code.DEVICE_BUSY, gpus=gpus)
-    assert (finding.where, finding.what) == ("gpu-1:GPU 0", "in use by process 99, 98")
+    ours = process(4711, "lh", "python", ours=True)
+    gpus = used_by(ours, memory="71000")
+    assert all(finding.well for finding in found(holders={"/dev/accel0": [ours]}, gpus=gpus))
 
 
 # ---- ports ---------------------------------------------------------------------------------------

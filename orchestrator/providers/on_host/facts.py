@@ -29,7 +29,7 @@ REACH_SECONDS = 5
 GPU_FIELDS = "index,uuid,name,memory.total,memory.used"
 APP_FIELDS = "gpu_uuid,pid"
 LISTENING = "0A"
-DEVICE_PATTERNS = ("accel[0-9]*", "vfio/[0-9]*", "nvidia[0-9]*")
+DEVICE_PATTERNS = ("accel[0-9]*", "vfio/[0-9]*")
 
 
 def facts(request):
@@ -40,7 +40,7 @@ def facts(request):
         "python": ".".join(str(part) for part in sys.version_info[:3]),
         "hostname": socket.gethostname(),
         "disk": disk(absolute(request["folder"]), request["proc"]),
-        "gpus": gpus(),
+        "gpus": gpus(request["proc"], root),
         "device_files": device_files(request["dev"]),
         "holders": processes(holders, request["proc"], root),
         "ports": ports(request["ports"], listeners, holders, request["proc"], root),
@@ -86,8 +86,11 @@ def file_system(path, proc):
 # ---- devices -------------------------------------------------------------------------------------
 
 
-def gpus():
-    """None where there is no nvidia-smi; else the GPUs, or the words of its failure."""
+def gpus(proc, root):
+    """None where there is no nvidia-smi; else the GPUs, or the words of its failure.
+
+    Who uses them is the driver's word: their files are also held by daemons that only watch.
+    """
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return None
@@ -97,7 +100,11 @@ def gpus():
     names = ("index", "uuid", "name", "total", "used")
     found = [dict(zip(names, words, strict=False)) for words in done if len(words) == len(names)]
     apps = query(tool, "compute-apps", APP_FIELDS)
-    users = [] if isinstance(apps, str) else [words for words in apps if len(words) == 2]
+    users = [
+        {"uuid": words[0], "by": process(int(words[1]), proc, root)}
+        for words in ([] if isinstance(apps, str) else apps)
+        if len(words) == 2 and words[1].isdigit()
+    ]
     return {"failed": None, "found": found, "users": users}
 
 
@@ -120,6 +127,7 @@ def query(tool, what, fields):
 
 
 def device_files(dev):
+    """Of TPUs: who has one open has it alone."""
     found = [path for pattern in DEVICE_PATTERNS for path in Path(dev).glob(pattern)]
     return sorted(str(path) for path in found)
 
