@@ -6,7 +6,6 @@ Owns what of it follows from the settings. Imports paramiko only when it is call
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,10 @@ from sqlalchemy import Engine
 
 from orchestrator.clock import Clock
 from orchestrator.providers.base import ProviderError, ProvisionRefused
-from orchestrator.providers.inventory import BadInventory, InventoryHost, read_file
+from orchestrator.providers.bootstrap import Installed
+from orchestrator.providers.inventory import CPU, BadInventory, InventoryHost, read_file
 from orchestrator.providers.shell import Shell
+from orchestrator.providers.software import Software
 from orchestrator.settings import Settings
 from orchestrator.store import inventory as stored
 from orchestrator.store.writer import Writer
@@ -47,30 +48,23 @@ def ssh_house(settings: Settings, read: Engine, writer: Writer, clock: Clock) ->
     provider = SshProvider(
         inventory, connections, _prepare(settings), settings.url, settings.public_url
     )
-    return SshHouse(inventory, connections, provider)
+    return SshHouse(inventory, connections, provider, settings.python_archive is not None)
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Software that somebody else has put on a host."""
+def _prepare(settings: Settings) -> Callable[[Shell, InventoryHost], Installed]:
+    software = Software(
+        settings.data_dir / "software", settings.wheelhouse, settings.python_archive
+    )
 
-    python: str
-    root: str
-
-
-def _prepare(settings: Settings) -> Callable[[Shell, InventoryHost], Standing]:
-    def prepare(shell: Shell, host: InventoryHost) -> Standing:
-        python = settings.ssh_python
-        if python is None:
-            raise ProvisionRefused(
-                "no interpreter with Longhaul is known for hosts; set ssh_python to its path there"
-            )
-        return standing(shell, python)
+    def prepare(shell: Shell, host: InventoryHost) -> Installed:
+        if settings.ssh_python is not None:
+            return standing(shell, settings.ssh_python)
+        return software.prepare(shell, host.name, "cpu" if host.kind == CPU else "gpu")
 
     return prepare
 
 
-def standing(shell: Shell, python: str) -> Standing:
+def standing(shell: Shell, python: str) -> Installed:
     """Looks whether `python` has Longhaul. Raises `ProviderError`."""
     ask = "import worker.agent, pathlib; print(pathlib.Path.home())"
     seen = shell.run([python, "-c", ask])
@@ -80,4 +74,4 @@ def standing(shell: Shell, python: str) -> Standing:
         words = seen.err.decode(errors="replace").strip()[-300:]
         raise ProvisionRefused(f"{python} there does not run Longhaul: {words}")
     home = seen.out.decode().strip().splitlines()[-1]
-    return Standing(python, f"{home}/{FOLDER}")
+    return Installed(python, f"{home}/{FOLDER}")

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field
 
 from orchestrator.api.requests import Asking, Reason
 from orchestrator.api.schemas import View
+from orchestrator.providers.findings import Code, Level
 from orchestrator.providers.inventory import (
     ADDRESS_PATTERN,
     HOST_NAME_PATTERN,
@@ -85,6 +86,20 @@ class InventoryHostView(View):
 
 class InventoryView(View):
     items: tuple[InventoryHostView, ...]
+
+
+class FindingView(View):
+    """One thing that was looked at on a host; `hint` says what to do where it is not well."""
+
+    code: Code
+    level: Level
+    where: str
+    what: str
+    hint: str | None
+
+
+class FindingsView(View):
+    items: tuple[FindingView, ...]
 
 
 BODIES = (HostAdded, CordonRequest)

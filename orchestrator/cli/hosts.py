@@ -174,6 +174,19 @@ def probe(host: HostName, as_json: AsJson = False, data: DataDir = None) -> None
 
 
 @hosts_app.command()
+def doctor(host: HostName, as_json: AsJson = False, data: DataDir = None) -> None:
+    """Look at all that a run needs on a host: Python, disk, clock, devices, ports, the way back."""
+    from orchestrator.cli.checks import print_findings
+    from orchestrator.providers.findings import Finding
+
+    with connect(data) as client:
+        seen = client.examine_host(host)
+    found = [Finding(**one.model_dump()) for one in seen.items]
+    if not print_findings(found, as_json=as_json):
+        raise typer.Exit(Exit.FAILED)
+
+
+@hosts_app.command()
 def cordon(
     host: HostName,
     reason: Annotated[str, typer.Option("--reason", help="Kept, and shown to others.")],

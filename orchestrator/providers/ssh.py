@@ -21,6 +21,7 @@ from orchestrator.providers.base import (
     ProviderError,
     ProvisionRefused,
 )
+from orchestrator.providers.bootstrap import Installed
 from orchestrator.providers.host_devices import Devices, probed, visible
 from orchestrator.providers.inventory import HostsTaken, InventoryHost, Place
 from orchestrator.providers.local import GROUP_NAME, HOLD_SECONDS
@@ -36,16 +37,6 @@ END_SECONDS = 40.0  # an agent may leave for 2 s and be killed for 10
 AGENT = ("-m", "worker.agent")
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-class Installed(Protocol):
-    """Longhaul's software on a host: the interpreter that has it, and Longhaul's folder there."""
-
-    @property
-    def python(self) -> str: ...
-
-    @property
-    def root(self) -> str: ...
 
 
 class Places(Protocol):
@@ -101,7 +92,7 @@ class SshProvider:
         return HOLD_SECONDS
 
     @property
-    def _url(self) -> str:
+    def url(self) -> str:
         return (self._public_url or self._announced).rstrip("/")
 
     # ---- the provider's calls --------------------------------------------------------------------
@@ -160,7 +151,7 @@ class SshProvider:
             place,
             "launch",
             END_SECONDS,
-            url=self._url,
+            url=self.url,
             argv=[place.python, *self._agent],
             env=visible(found.kind, place.slots),
             handed=json.dumps(handed),
@@ -249,11 +240,11 @@ class SshProvider:
             installed = self._prepare(shell, host)
             folder = f"{installed.root.rstrip('/')}/hosts/{place.group}/{place.index}"
             made = _placed(place, installed.python, folder)
-            self._ask(host, made, "make", CALL_SECONDS, url=self._url)
-            reached = self._ask(host, made, "reach", CALL_SECONDS, url=self._url)
+            self._ask(host, made, "make", CALL_SECONDS, url=self.url)
+            reached = self._ask(host, made, "reach", CALL_SECONDS, url=self.url)
             if not reached["reached"]:
                 raise HostFailed(
-                    f"it can not reach the control plane at {self._url}: {reached.get('words')};"
+                    f"it can not reach the control plane at {self.url}: {reached.get('words')};"
                     " set public_url to an address that hosts can reach"
                 )
             self._inventory.prepared(place, installed.python, folder)
@@ -266,7 +257,7 @@ class SshProvider:
         if host is None:
             return HostProbe(place.index, place.host, None, None), None
         try:
-            seen = self._ask(host, place, "look", CALL_SECONDS, url=self._url)
+            seen = self._ask(host, place, "look", CALL_SECONDS, url=self.url)
         except ProviderError:
             return HostProbe(place.index, host.reached_at, None, None), None
         probe = HostProbe(place.index, host.reached_at, seen["agent"], seen["trainer"])

@@ -12,6 +12,7 @@ from orchestrator.providers.inventory import fingerprint
 from tests.fakes.ssh_hosts import LoopbackHost, loopback_host, make_key
 from tests.unit.api_world import Client, World, world
 
+pytestmark = pytest.mark.sshd
 INVENTORY = "/api/v1/inventory"
 
 

@@ -16,9 +16,10 @@ from tests.fakes.ssh_stage import SshStage
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
 
 STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage, "ssh": SshStage}
+ON_SSHD = pytest.param("ssh", marks=pytest.mark.sshd)
 
 
-@pytest.fixture(params=STAGES)
+@pytest.fixture(params=["local", ON_SSHD])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     made = STAGES[request.param](tmp_path / "hosts")
     yield made
