@@ -21,6 +21,7 @@ from orchestrator.providers.host_doctor import Look, examined
 from orchestrator.providers.inventory import CPU, CordonedBy, HostLogin, InventoryHost, Place
 from orchestrator.providers.ssh import SshProvider, login_of
 from orchestrator.providers.ssh_transport import Connections, connect, shown_key
+from orchestrator.providers.tunnels import Tunnels
 from orchestrator.records import HostRequest
 from orchestrator.store import inventory as stored
 from orchestrator.store.writer import Writer
@@ -123,7 +124,12 @@ class SshHouse:
     inventory: Inventory
     connections: Connections
     provider: SshProvider
+    tunnels: Tunnels
     has_archive: bool = False
+
+    def close(self) -> None:
+        self.tunnels.close()
+        self.connections.close()
 
     def first_key(self, address: str, port: int, jump: str | None) -> str:
         """The key that a host shows now. Raises `ProviderError`, `NoSuchHost`."""
@@ -154,7 +160,8 @@ class SshHouse:
         asked = Look(
             host=name,
             devices=None if host.kind == CPU else host.devices,
-            url=self.provider.url,
+            url=None if host.login.tunnel else self.provider.url,
+            tunnel=host.login.tunnel,
             has_archive=self.has_archive,
         )
         hosts = {one.name: one for one in self.inventory.hosts()}

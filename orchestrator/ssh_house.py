@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 from sqlalchemy import Engine
@@ -24,6 +25,7 @@ from orchestrator.store.writer import Writer
 
 if TYPE_CHECKING:
     from orchestrator.inventory import SshHouse
+    from orchestrator.providers.ssh_shell import SshShell
 
 FOLDER = ".longhaul"  # in the home of the user that Longhaul is on a host
 log = structlog.get_logger(__name__)
@@ -34,8 +36,9 @@ def ssh_house(settings: Settings, read: Engine, writer: Writer, clock: Clock) ->
     if find_spec("paramiko") is None:
         return None
     from orchestrator.inventory import Inventory, SshHouse
-    from orchestrator.providers.ssh import SshProvider
-    from orchestrator.providers.ssh_transport import Connections
+    from orchestrator.providers.ssh import SshProvider, login_of
+    from orchestrator.providers.ssh_transport import Connections, connect
+    from orchestrator.providers.tunnels import Tunnels
 
     inventory, connections = Inventory(read, writer, clock), Connections()
     if settings.inventory is not None:
@@ -45,10 +48,28 @@ def ssh_house(settings: Settings, read: Engine, writer: Writer, clock: Clock) ->
             log.error("the inventory file is not used", words=str(error))
         except stored.NameTaken as error:
             log.error("the inventory file names a host that was added by hand", host=str(error))
+
+    def entered(name: str) -> SshShell:
+        hosts = {host.name: host for host in inventory.hosts()}
+        return connect(login_of(hosts[name], hosts))
+
+    # A tunnel that moved is told to the host's agents by the next look at it.
+    tunnels = Tunnels(entered, _bound(settings), lambda name, url: None)
     provider = SshProvider(
-        inventory, connections, _prepare(settings), settings.url, settings.public_url
+        inventory,
+        connections,
+        _prepare(settings),
+        settings.url,
+        settings.public_url,
+        tunnel_url=tunnels.url,
     )
-    return SshHouse(inventory, connections, provider, settings.python_archive is not None)
+    has_archive = settings.python_archive is not None
+    return SshHouse(inventory, connections, provider, tunnels, has_archive)
+
+
+def _bound(settings: Settings) -> tuple[str, int]:
+    """Where a tunnel leads: to what this process listens on."""
+    return urlsplit(settings.url).hostname or "127.0.0.1", settings.port
 
 
 def _prepare(settings: Settings) -> Callable[[Shell, InventoryHost], Installed]:

@@ -246,6 +246,7 @@ def _view(host: InventoryHost, places: Iterable[Place]) -> InventoryHostView:
         port=host.login.port,
         fingerprint=fingerprint(host.login.host_key),
         jump=host.login.jump,
+        tunnel=host.login.tunnel,
         private_address=host.login.private_address,
         labels=dict(host.login.labels),
         kind=host.kind,

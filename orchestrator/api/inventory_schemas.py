@@ -39,6 +39,7 @@ class HostAdded(Asking):
     )
     kind: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     devices: Annotated[int, Field(ge=0, le=64)] | None = None
+    tunnel: bool = False
 
 
 class CordonRequest(Asking):
@@ -72,6 +73,7 @@ class InventoryHostView(View):
     port: int
     fingerprint: str
     jump: str | None
+    tunnel: bool
     private_address: str | None
     labels: Mapping[str, str]
     kind: str

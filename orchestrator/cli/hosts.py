@@ -86,6 +86,9 @@ def add(
         int | None,
         typer.Option("--devices", min=0, max=64, help="How many it has (else probed)."),
     ] = None,
+    tunnel: Annotated[
+        bool, typer.Option("--tunnel", help="Let it reach the service through SSH.")
+    ] = False,
     as_json: AsJson = False,
     data: DataDir = None,
 ) -> None:
@@ -113,6 +116,7 @@ def add(
             labels=dict(_label(one) for one in label or ()),
             kind=kind,
             devices=devices,
+            tunnel=tunnel,
         )
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]

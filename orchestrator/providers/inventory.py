@@ -35,7 +35,8 @@ class HostLogin(BaseModel):
     """A host as a person writes it down. `devices` are probed where they are not given.
 
     `jump` names another host of the inventory through which this one is reached, `private_address`
-    is where the other hosts of a gang reach it.
+    is where the other hosts of a gang reach it. A `tunnel` leads to the control plane from a host
+    that could not reach it otherwise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +53,7 @@ class HostLogin(BaseModel):
     )
     kind: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     devices: Annotated[int, Field(ge=0, le=64)] | None = None
+    tunnel: bool = False
 
     @field_validator("host_key")
     @classmethod

@@ -61,7 +61,8 @@ class _Trouble:
 
 
 class SshProvider:
-    """`prepare` puts Longhaul's software on a host, or finds it there.
+    """`prepare` puts Longhaul's software on a host, or finds it there. `tunnel_url` opens a host's
+    tunnel by its name, and answers where the host finds the control plane by it.
 
     `public_url` is where hosts find the control plane, whatever is announced; None: as announced.
     """
@@ -74,6 +75,7 @@ class SshProvider:
         control_url: str,
         public_url: str | None = None,
         agent: Sequence[str] = AGENT,
+        tunnel_url: Callable[[str], str] | None = None,
     ) -> None:
         self._inventory = inventory
         self._connections = connections
@@ -81,6 +83,7 @@ class SshProvider:
         self._announced = control_url
         self._public_url = public_url
         self._agent = tuple(agent)
+        self._tunnel_url = tunnel_url
         self._control = HostControl()
 
     @property
@@ -94,6 +97,12 @@ class SshProvider:
     @property
     def url(self) -> str:
         return (self._public_url or self._announced).rstrip("/")
+
+    def url_for(self, host: InventoryHost) -> str:
+        """Where the host finds the control plane. Raises `ProviderError` where its tunnel fails."""
+        if host.login.tunnel and self._tunnel_url is not None:
+            return self._tunnel_url(host.name)
+        return self.url
 
     # ---- the provider's calls --------------------------------------------------------------------
 
@@ -151,7 +160,7 @@ class SshProvider:
             place,
             "launch",
             END_SECONDS,
-            url=self.url,
+            url=self.url_for(found),
             argv=[place.python, *self._agent],
             env=visible(found.kind, place.slots),
             handed=json.dumps(handed),
@@ -238,14 +247,15 @@ class SshProvider:
             host = self._by_name()[place.host]
             shell = self._shell(host, at_once=True)
             installed = self._prepare(shell, host)
+            url = self.url_for(host)
             folder = f"{installed.root.rstrip('/')}/hosts/{place.group}/{place.index}"
             made = _placed(place, installed.python, folder)
-            self._ask(host, made, "make", CALL_SECONDS, url=self.url)
-            reached = self._ask(host, made, "reach", CALL_SECONDS, url=self.url)
+            self._ask(host, made, "make", CALL_SECONDS, url=url)
+            reached = self._ask(host, made, "reach", CALL_SECONDS, url=url)
             if not reached["reached"]:
                 raise HostFailed(
-                    f"it can not reach the control plane at {self.url}: {reached.get('words')};"
-                    " set public_url to an address that hosts can reach"
+                    f"it can not reach the control plane at {url}: {reached.get('words')};"
+                    " set public_url to an address that it can reach, or give it a tunnel"
                 )
             self._inventory.prepared(place, installed.python, folder)
         except ProviderError as error:
@@ -257,7 +267,7 @@ class SshProvider:
         if host is None:
             return HostProbe(place.index, place.host, None, None), None
         try:
-            seen = self._ask(host, place, "look", CALL_SECONDS, url=self.url)
+            seen = self._ask(host, place, "look", CALL_SECONDS, url=self.url_for(host))
         except ProviderError:
             return HostProbe(place.index, host.reached_at, None, None), None
         probe = HostProbe(place.index, host.reached_at, seen["agent"], seen["trainer"])

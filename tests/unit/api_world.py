@@ -143,7 +143,7 @@ class World:
             yield
         finally:
             if ssh is not None:
-                ssh.connections.close()
+                ssh.close()
             writer.close()
 
     @property

@@ -24,6 +24,7 @@ def view(**changes: object) -> InventoryHostView:
         "port": 22,
         "fingerprint": "SHA256:x",
         "jump": None,
+        "tunnel": False,
         "private_address": None,
         "labels": {"room": "b", "rack": "2"},
         "kind": "NVIDIA A100",
