@@ -142,11 +142,11 @@ def follow_file(connection: Connection, logins: Mapping[str, HostLogin], now: da
     there = {found.name: found for found in all_hosts(connection)}
     for name, login in logins.items():
         if name not in there:
-            unknown = login.devices is None
-            kind, devices = login.kind or "", 0 if unknown else login.devices or 0
+            kind, devices = login.kind or "", login.devices or 0
             add(connection, name, login, kind, devices, now, from_file=True)
-            if unknown:
+            if login.kind is None or login.devices is None:
                 cordon(connection, name, CordonedBy.PROBE, "it was not probed yet", now)
+                _change(connection, name, {"probed_at": None})
         elif not there[name].from_file:
             raise NameTaken(name)
         elif there[name].login != login:

@@ -147,6 +147,7 @@ def test_the_file_alone_changes_its_hosts(engine: Engine) -> None:
     f, g = do(engine, inventory.all_hosts)
     assert (f.devices, f.kind, f.cordon) == (2, "A100", None)
     assert g.ill, "it waits for a probe to tell what it has"
+    assert g.probed_at is None
     with pytest.raises(inventory.FromFile):
         do(engine, inventory.remove, "f")
     claim(engine, "group")
