@@ -27,7 +27,7 @@ from worker.protocol.hosts import Label
 CPU = "cpu"  # the kind of devices of a host that has no accelerator
 HOST_NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,39}$"
 USER_PATTERN = r"^[a-zA-Z_][a-zA-Z0-9._-]{0,31}$"
-ADDRESS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$"
+ADDRESS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,79}$"
 KEY_PATTERN = r"^[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?$"
 
 
@@ -162,6 +162,9 @@ def choose(
     The fullest host that has room goes first, so that whole hosts stay free. Raises `NoHosts` where
     the inventory could never do, `HostsTaken` where it can not now.
     """
+    missing = [index for index in range(request.hosts) if index not in there]
+    if not missing:
+        return {}
     fitting = [host for host in hosts if host.fits(request)]
     if len(fitting) < request.hosts:
         raise NoHosts(_too_few(request, fitting, hosts))
@@ -172,7 +175,6 @@ def choose(
         if host.name not in held and host.cordon is None and len(host.free) >= request.devices
     ]
     usable.sort(key=lambda host: (len(host.free), host.name))
-    missing = [index for index in range(request.hosts) if index not in there]
     if len(usable) < len(missing):
         raise HostsTaken(_none_free(request, fitting, held, len(usable)))
     pairs = zip(missing, usable, strict=False)

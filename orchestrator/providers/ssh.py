@@ -27,7 +27,7 @@ from orchestrator.providers.inventory import HostsTaken, InventoryHost, Place
 from orchestrator.providers.local import GROUP_NAME, HOLD_SECONDS
 from orchestrator.providers.shell import Shell
 from orchestrator.providers.ssh_control import HostControl, HostFailed
-from orchestrator.providers.ssh_shell import HostUnreachable, SshShell
+from orchestrator.providers.ssh_shell import SshShell
 from orchestrator.providers.ssh_transport import Connections, Login
 from orchestrator.records import HostRequest
 
@@ -277,13 +277,13 @@ class SshProvider:
         try:
             if place.prepared:
                 self._ask(host, place, "release", END_SECONDS)
-        except HostUnreachable as error:
+        except HostFailed as error:  # it could be entered, and something lives there still
+            return error
+        except ProviderError as error:
             self._inventory.failed(host.name, f"{error}, when {place.group} was to be ended there")
             if place.left_at is not None:
                 return error
             self._inventory.leave(place)
-        except ProviderError as error:
-            return error
         else:
             self._inventory.give_back(place)
             if place.left_at is not None:
