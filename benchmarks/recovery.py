@@ -35,6 +35,9 @@ from worker.supervise import trainer_environment
 
 WAIT_SECONDS = 240.0
 STEPS_AFTER_SAVE = 3
+# What is asked over HTTP is told with its time; to ask as often as a file is looked at would take
+# half a core from what is measured.
+ASK_SECONDS = 0.5
 SHELL_GANG = """
 n=0
 while :; do
@@ -82,12 +85,14 @@ def note(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def until(seen: Callable[[], T | None], what: str, seconds: float = WAIT_SECONDS) -> T:
+def until(
+    seen: Callable[[], T | None], what: str, seconds: float = WAIT_SECONDS, every: float = 0.02
+) -> T:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if (found := seen()) is not None:
             return found
-        time.sleep(0.02)
+        time.sleep(every)
     raise TimeoutError(f"waited {seconds:g} s for {what}")
 
 
@@ -136,10 +141,10 @@ def ours(args: argparse.Namespace, folder: Path, hosts: int) -> Recovered:
             run = client.submit(job_of(args, hosts)).id
             for number in range(1, args.kills + 1):
                 ready = partial(_ready_to_die, client, run, folder, number, hosts)
-                until(ready, "a save to count")
+                until(ready, "a save to count", every=ASK_SECONDS)
                 killed = _kill_trainer(folder, hosts)
                 back = partial(_back, client, run, number + 1, killed)
-                seconds, phases = until(back, "a step")
+                seconds, phases = until(back, "a step", every=ASK_SECONDS)
                 found.seconds.append(seconds)
                 found.phases.append(phases)
                 note(f"ours, {hosts}: {seconds:.2f} s {phases}")

@@ -15,7 +15,7 @@ from orchestrator.cli import (
     backup,
     checkpoint_wishes,
     demo,
-    fleet,
+    hosts,
     logs,
     orphans,
     reading,
@@ -75,7 +75,6 @@ for _command in (
     reading.checkpoints,
     checkpoint_wishes.quarantine,
     reading.goodput,
-    fleet.hosts,
     orphans.orphans,
     service.link,
     service.doctor,
@@ -84,6 +83,7 @@ for _command in (
     access.audit,
 ):
     app.command()(_command)
+app.add_typer(hosts.hosts_app, name="hosts")
 app.add_typer(access.token_app, name="token")
 
 

@@ -25,6 +25,7 @@ from orchestrator.state import (
 from orchestrator.store import rows, upcasters
 from orchestrator.store.conditions import CURRENT, HELD
 from orchestrator.store.tables import (
+    UNTOLD_REPLAY,
     attempts,
     branches,
     checkpoints,
@@ -58,13 +59,15 @@ def active(connection: Connection, now: datetime | None = None) -> list[Active]:
     """Every run that the loop must look at, oldest first.
 
     A resting run counts while it holds hosts, when there is a wish that it does not answer yet,
-    and, where `now` is given, while the verdict that it rests for may still be revised.
+    when steps that it trained again are found to differ and no incident tells of it, and, where
+    `now` is given, while the verdict that it rests for may still be revised.
     """
     holds = exists().where(host_groups.c.run_id == runs.c.id, HELD)
     newer_wish = runs.c.desired_generation > runs.c.settled_generation
     wanted = and_(runs.c.state.in_((RunState.PAUSED, RunState.FAILED)), newer_wish)
     cancel = and_(runs.c.state == RunState.PAUSED, runs.c.desired == Desired.CANCEL)
-    causes = [runs.c.state.not_in(RESTING), holds, wanted, cancel]
+    differs = runs.c.id.in_(select(attempts.c.run_id).where(UNTOLD_REPLAY))
+    causes = [runs.c.state.not_in(RESTING), holds, wanted, cancel, differs]
     if now is not None:
         recent = exists().where(
             attempts.c.run_id == runs.c.id, attempts.c.ended_at >= now - REVISABLE

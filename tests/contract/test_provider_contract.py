@@ -12,13 +12,15 @@ import pytest
 
 from orchestrator.providers.base import Provider, ProviderError, ProvisionRefused
 from orchestrator.records import HostRequest
+from tests.fakes.ssh_stage import SshStage
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
 from tests.fakes.tpu_stage import TpuStage
 
-STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage, "tpu": TpuStage}
+STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage, "ssh": SshStage, "tpu": TpuStage}
+ON_SSHD = pytest.param("ssh", marks=pytest.mark.sshd)
 
 
-@pytest.fixture(params=STAGES)
+@pytest.fixture(params=["local", ON_SSHD, "tpu"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     made = STAGES[request.param](tmp_path / "hosts")
     yield made

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.reconcile.plan import EndAttempt, TellReplay
+from orchestrator.reconcile.plan import EndAttempt, MoveGroup, MoveRun, TellReplay
 from orchestrator.reconcile.rules import reconcile
-from orchestrator.state import Verdict
-from orchestrator.store import history, pages
+from orchestrator.state import GroupCause, RunCause, Verdict
+from orchestrator.store import history, pages, reads
 from tests.contract.conftest import House
 
 KEY = "cpu x1, 1 processes, deterministic"
@@ -149,3 +149,44 @@ def test_a_difference_becomes_an_incident_that_is_over_and_is_paged(crashed: Hou
         [page] = pages.due(connection, crashed.tick(), 10)
     assert not page.closed, "a person has to know, although nothing waits for one"
     assert [row["kind"] for row in crashed.rows("events")][-1] == "incident_opened"
+
+
+@pytest.mark.parametrize("over", [RunCause.GAVE_UP, RunCause.INVALID, RunCause.COMPLETED])
+def test_what_differs_is_told_once_of_a_run_that_is_over(crashed: House, over: RunCause) -> None:
+    """A host that was cut off delivers what it told when nothing is left to decide."""
+    crashed.tell(start(KEY), *(step(n) for n in range(1, 11)), step(11, 2.6), attempt=2)
+    rest(crashed, over)
+    before = state_of(crashed)
+    assert looked_at(crashed) == []
+    told = crashed.tell(step(11), attempt=1)
+    assert told.decisive, "it wakes whoever decides"
+    assert looked_at(crashed) == ["r1"], "and is looked at too where nobody was woken"
+    snap = crashed.snapshot()
+    [change] = reconcile(snap).changes
+    crashed.commit(change, snap=snap)
+    [row] = crashed.rows("incidents")
+    assert (row["verdict"], row["attempt"]) == ("not_reproduced", 2)
+    assert "its loss is 2.6, that of attempt 1 was 2.5" in str(row["summary"])
+    assert len(crashed.rows("pages")) == 1
+    crashed.tell(step(11, 2.7), attempt=1)
+    assert looked_at(crashed) == [], "told once"
+    assert reconcile(crashed.snapshot()).changes == ()
+    assert state_of(crashed) == before
+    assert not reconcile(crashed.snapshot()).actions
+
+
+def rest(house: House, cause: RunCause) -> None:
+    """The run is over, and holds nothing any more."""
+    house.commit(EndAttempt(2, Verdict.CRASHED, "it fell", ()))
+    house.commit(MoveRun(cause, "over", settle=True), MoveGroup(house.group, GroupCause.NOT_WANTED))
+    house.commit(MoveGroup(house.group, GroupCause.RELEASED))
+
+
+def state_of(house: House) -> list[object]:
+    [run] = house.rows("runs")
+    return [run[name] for name in ("state", "state_since", "reason", "finished_at", "desired")]
+
+
+def looked_at(house: House) -> list[str]:
+    with house.engine.connect() as connection:
+        return reads.active_runs(connection)

@@ -28,6 +28,13 @@ CALLS: dict[str, str] = {
     "DELETE /api/v1/tokens/{token}": A,
     "GET /api/v1/audit": A,
     "GET /api/v1/hosts": V,
+    "GET /api/v1/inventory": V,
+    "POST /api/v1/inventory": A,
+    "DELETE /api/v1/inventory/{host}": A,
+    **{
+        f"POST /api/v1/inventory/{{host}}/{what}": O
+        for what in ("cordon", "doctor", "probe", "uncordon")
+    },
     "GET /api/v1/orphans": V,
     "POST /api/v1/orphans:reap": A,
     "GET /api/v1/runs": V,

@@ -8,6 +8,7 @@ import pytest
 
 from tests.fakes.stage import start_trainer
 from worker import environment
+from worker.supervise import HUGE_PAGES, trainer_environment
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -20,3 +21,12 @@ def test_flags_of_an_operator_stay_and_ours_come_once(
     environment.prepare(job)
     ours = [environment.DETERMINISTIC] if deterministic else []
     assert os.environ["XLA_FLAGS"].split() == ["--xla_cpu_own=1", *ours]
+
+
+def test_trainers_take_huge_pages_unless_an_operator_tuned_malloc(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert trainer_environment()["GLIBC_TUNABLES"] == HUGE_PAGES
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")
+    assert trainer_environment()["GLIBC_TUNABLES"] == "glibc.malloc.arena_max=2"
