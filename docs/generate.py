@@ -222,6 +222,14 @@ SETTINGS_WORDS = {
     "python_archive": "A Python 3.11 to 3.13 as `tar` archive, a file or `gs://…`, for hosts that"
     " have none.",
     "wheelhouse": "A folder of wheels for hosts that reach no package index.",
+    "tpu_project": "The Google Cloud project for [Cloud TPU](providers-tpu.md); needs `tpu_zones`,"
+    " `tpu_ssh_key` and `public_url`.",
+    "tpu_zones": "All zones that may be used there, in the order in which they are tried.",
+    "tpu_ssh_user": "The user that Longhaul is on the VMs.",
+    "tpu_ssh_key": "The private key for it; its public one lies beside it with `.pub`.",
+    "tpu_startup_script": "A file that every VM runs at its start.",
+    "tpu_zone_seconds": "How long a zone's queue is waited in while there are others.",
+    "tpu_endpoint": "A fake cloud instead of the real one, as `127.0.0.1:8710`; without TLS.",
     "max_bundle_bytes": "The largest packed `workdir` that is taken.",
     "max_local_hosts": "The most hosts on this machine, of all runs together.",
     "max_hosts": "The most hosts of all runs together, by provider; the others are not limited.",

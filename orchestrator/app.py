@@ -43,6 +43,7 @@ from orchestrator.store.engine import open_engine, reading
 from orchestrator.store.migrate import NewerDatabase, ensure_installation, upgrade
 from orchestrator.store.tables import EPOCH, leases
 from orchestrator.store.writer import Writer
+from orchestrator.tpu_house import tpu_house
 from orchestrator.wakes import Wakes
 
 DRAIN_SECONDS = 2
@@ -73,7 +74,7 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
     engine = open_engine(settings.database, stalled_after=settings.lease_ttl_seconds / 2)
     try:
         await asyncio.to_thread(upgrade, engine)
-        writer, ssh = Writer(engine), None
+        writer, ssh, tpu = Writer(engine), None, None
         try:
             clock = SystemClock()
             installation = await writer.run(lambda c: ensure_installation(c, clock.now()))
@@ -81,6 +82,8 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
                 await writer.run(_end_leases)
             local = await asyncio.to_thread(_local_provider, settings)
             ssh = await asyncio.to_thread(ssh_house, settings, reading(engine), writer, clock)
+            tpu = await asyncio.to_thread(tpu_house, settings, installation)
+            houses = (house.provider for house in (ssh, tpu) if house is not None)
             service = Service(
                 settings=settings,
                 installation=installation,
@@ -88,7 +91,7 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
                 writer=writer,
                 wakes=Wakes(),
                 clock=clock,
-                providers=_by_name(local, *(() if ssh is None else (ssh.provider,))),
+                providers=_by_name(local, *houses),
                 listening_since=clock.now(),
                 ssh=ssh,
             )
@@ -98,6 +101,8 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
         finally:
             if ssh is not None:
                 await asyncio.to_thread(ssh.close)
+            if tpu is not None:
+                tpu.close()
             await asyncio.to_thread(writer.close)
     finally:
         engine.dispose()

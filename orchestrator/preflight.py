@@ -25,7 +25,10 @@ from worker.protocol import AnySpec, CommandSpec, JobSpec, PythonSource, TextFil
 
 UNKNOWN = "not known: the program is not Longhaul's own"
 PROVIDER_HINTS: Mapping[str, str] = MappingProxyType(
-    {"ssh": "Add hosts to its inventory first: docs/providers-ssh.md tells how."}
+    {
+        "tpu": "Set tpu_project and what it needs: docs/providers-tpu.md tells how.",
+        "ssh": "Add hosts to its inventory first: docs/providers-ssh.md tells how.",
+    }
 )
 DiskFree = Callable[[Path], int]
 
@@ -90,7 +93,12 @@ def problems(
 
     `providers` are the names of those that this control plane has.
     """
-    refusals = (*_unknown(job, providers), *_local(job, settings), *_hosts(job, settings))
+    refusals = (
+        *_unknown(job, providers),
+        *_local(job, settings),
+        *_hosts(job, settings),
+        *_zones(job, settings),
+    )
     own = _program(job, settings) if isinstance(job, CommandSpec) else _data(job, settings)
     return (*own, *_disk(job, settings, free), *refusals)
 
@@ -253,6 +261,17 @@ def _unknown(job: AnySpec, providers: Container[str]) -> Iterator[FieldError]:
             detail=f"This service has no provider {name}.",
             hint=PROVIDER_HINTS.get(name, "Choose another provider."),
         )
+
+
+def _zones(job: AnySpec, settings: Settings) -> Iterator[FieldError]:
+    tpu = job.hosts.tpu
+    for zone in () if tpu is None else tpu.zones or ():
+        if settings.tpu_project is not None and zone not in settings.tpu_zones:
+            yield FieldError(
+                pointer="/hosts/tpu/zones",
+                detail=f"This service may not use zone {zone}.",
+                hint=f"It may use {', '.join(settings.tpu_zones)}; the setting is tpu_zones.",
+            )
 
 
 def _local(job: AnySpec, settings: Settings) -> Iterator[FieldError]:

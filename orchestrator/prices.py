@@ -43,8 +43,12 @@ class Peak:
 def price_per_hour(job: AnySpec, settings: Settings, kind: str | None = None) -> float | None:
     """What the whole host group of `job` costs an hour in `settings.currency`; None: no price.
 
-    `kind` names the devices where the provider has several.
+    `kind` names the devices where the provider has several; of Cloud TPU the spec names it, as
+    generation and tier.
     """
+    tpu = job.hosts.tpu
+    if kind is None and tpu is not None:
+        kind = f"{tpu.shape.generation}/{tpu.tier}"
     price = _by_device(settings.prices, job.hosts.provider, kind)
     return None if price is None else price * devices_of(job)
 
@@ -66,6 +70,8 @@ def peak(provider: str, kind: str | None, settings: Settings) -> Peak | None:
 
 
 def _by_device(table: Mapping[str, float], provider: str, kind: str | None) -> float | None:
-    if kind is not None and f"{provider}/{kind}" in table:
-        return table[f"{provider}/{kind}"]
-    return table.get(provider)
+    """Of the kind, of what the kind is one of (`v4` of `v4/spot`), or of the provider."""
+    name = provider if kind is None else f"{provider}/{kind}"
+    while name not in table and "/" in name:
+        name = name.rpartition("/")[0]
+    return table.get(name)

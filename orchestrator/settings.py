@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import shlex
 import tomllib
 from pathlib import Path
@@ -23,6 +24,7 @@ from pydantic_settings import (
 )
 
 from orchestrator.plain_words import in_words
+from worker.protocol import ZONE_PATTERN
 
 SETTINGS_FILE = "longhaul.toml"
 MIB = 1 << 20
@@ -73,6 +75,13 @@ class Settings(BaseSettings):
     ssh_python: str | None = Field(default=None, pattern=r"^/[ -~]+$")
     python_archive: str | None = None
     wheelhouse: Path | None = None
+    tpu_project: str | None = Field(default=None, pattern=r"^[a-z0-9.:-]{1,100}$")
+    tpu_zones: tuple[str, ...] = ()
+    tpu_ssh_user: str = Field(default="longhaul", pattern=r"^[a-z_][a-z0-9_-]{0,31}$")
+    tpu_ssh_key: Path | None = None
+    tpu_startup_script: Path | None = None
+    tpu_zone_seconds: float = Field(default=600.0, gt=0)
+    tpu_endpoint: str | None = Field(default=None, pattern=r"^[A-Za-z0-9.\[\]:-]+:[0-9]+$")
     max_bundle_bytes: int = Field(default=64 * MIB, ge=0)
     max_local_hosts: int = Field(default=16, ge=1, le=64)
     max_hosts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
@@ -95,7 +104,9 @@ class Settings(BaseSettings):
     webhook_secret_file: Path | None = None
     webhook_format: Literal["longhaul", "slack"] = "longhaul"
 
-    @field_validator("data_dir", "storage", "hosts", "secrets_dir", "inventory", "wheelhouse")
+    @field_validator(
+        "data_dir", "storage", "hosts", "secrets_dir", "inventory", "wheelhouse", "tpu_ssh_key"
+    )
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()
@@ -130,6 +141,32 @@ class Settings(BaseSettings):
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError("it begins with https:// or http:// and names a host")
         return url
+
+    @field_validator("tpu_zones")
+    @classmethod
+    def _zones(cls, zones: tuple[str, ...]) -> tuple[str, ...]:
+        for zone in zones:
+            if not re.fullmatch(ZONE_PATTERN, zone):
+                raise ValueError(f"{zone!r} is no zone like us-central2-b")
+        return zones
+
+    @model_validator(mode="after")
+    def _tpu_is_whole(self) -> Self:
+        """VMs have to be let in to, and have to find the service."""
+        if self.tpu_project is None:
+            return self
+        missing = [
+            name
+            for name, given in (
+                ("tpu_zones", self.tpu_zones),
+                ("tpu_ssh_key", self.tpu_ssh_key),
+                ("public_url", self.public_url),
+            )
+            if not given
+        ]
+        if missing:
+            raise ValueError(f"tpu_project needs {', '.join(missing)} beside it")
+        return self
 
     @model_validator(mode="after")
     def _together(self) -> Self:

@@ -78,6 +78,14 @@ def launch(request: Request) -> Answer:
     return {}
 
 
+def stop(request: Request) -> Answer:
+    """Ends what lives there; the folder stays, with what was not delivered yet."""
+    home = _home(request)
+    with _alone(home):
+        end([LocalHost(home)])
+    return {}
+
+
 def release(request: Request) -> Answer:
     """Lets the agent deliver its last words, ends what is left, and removes the folder."""
     home = _home(request)
@@ -110,6 +118,7 @@ DOES: Mapping[str, Callable[[Request], Answer]] = {
     "make": make,
     "look": look,
     "launch": launch,
+    "stop": stop,
     "release": release,
     "reach": reach,
 }

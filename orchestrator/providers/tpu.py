@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Protocol
 
 import structlog
@@ -80,13 +80,15 @@ class Launcher(Protocol):
 
 @dataclass(frozen=True)
 class TpuTerms:
-    """`zones` are all that this installation may use. `metadata` is written on every VM.
+    """`zones` are all that this installation may use. `metadata` is written on every VM, `keys` on
+    those that let in by their own list of SSH keys.
 
     `valid_seconds` bounds how long the cloud keeps a request that was never filled.
     """
 
     zones: tuple[str, ...]
     metadata: Mapping[str, str]
+    keys: Mapping[str, str] = field(default_factory=dict[str, str])
     places: Terms = field(default_factory=Terms)
     poll_seconds: float = 5.0
     valid_seconds: int | None = None
@@ -204,7 +206,7 @@ class TpuProvider:
             GROUP: group,
             ASKED: str(int(self._now().timestamp() * 1000)),
         }
-        order = Order(spec, labels, self._terms.metadata, valid_seconds=self._terms.valid_seconds)
+        order = Order(spec, labels, self._metadata(spec), valid_seconds=self._terms.valid_seconds)
         try:
             self._cloud.create(zone, group, order)
         except (AlreadyThere, Unsure):
@@ -212,6 +214,12 @@ class TpuProvider:
             if there is None:
                 raise  # a spurious conflict, or one that may be filled yet: asked again later
             self._check_ours(there, group, spec)
+
+    def _metadata(self, spec: TpuSpec) -> dict[str, str]:
+        """OS Login is always said: where a project has it on, a VM's own keys count for nothing."""
+        said = {"enable-oslogin": "TRUE" if spec.os_login else "FALSE"}
+        keys = {} if spec.os_login else self._terms.keys
+        return {**self._terms.metadata, **keys, **said}
 
     # A zone that is full at once would be asked every second.
 
@@ -382,15 +390,3 @@ def _parts(group: str) -> tuple[str, str | None]:
     if found:
         _check_name(zone)
     return name, zone if found else None
-
-
-def terms_of(
-    zones: Sequence[str], metadata: Mapping[str, str], zone_wait: float, provision: float
-) -> TpuTerms:
-    """As the settings say: seconds that a zone is waited for, and the hosts altogether."""
-    return TpuTerms(
-        tuple(zones),
-        metadata,
-        Terms(zone_wait=timedelta(seconds=zone_wait)),
-        valid_seconds=int(provision) + 1,
-    )

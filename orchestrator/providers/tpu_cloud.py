@@ -29,6 +29,8 @@ T = TypeVar("T")
 TIMEOUT_SECONDS = 30.0
 TRIES = 3
 FIRST_WAIT_SECONDS = 0.5
+HOST_KEYS = "hostkeys/"
+KEY_KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ssh-rsa")
 CLOUD_PLATFORM = "https://www.googleapis.com/auth/cloud-platform"
 
 
@@ -92,6 +94,21 @@ class TpuCloud:
             lambda: list(self._client.list_nodes(parent=self._zone(zone), timeout=self._timeout)),
         )
         return [_seen_node(zone, one) for one in found or ()]
+
+    def host_key(self, zone: str, name: str, vm: int) -> str | None:
+        """The SSH host key that the VM itself told; None while it has not, or there is no VM."""
+        asked = tpu_v2.GetGuestAttributesRequest(
+            name=f"{self._zone(zone)}/nodes/{name}", query_path=HOST_KEYS, worker_ids=[str(vm)]
+        )
+        found = self._look(
+            f"ask for the host key of VM {vm} of {name}",
+            lambda: self._client.get_guest_attributes(request=asked, timeout=self._timeout),
+        )
+        if found is None or not found.guest_attributes:
+            return None
+        told = {one.key: one.value for one in found.guest_attributes[0].query_value.items}
+        kind = next((kind for kind in KEY_KINDS if kind in told), None)
+        return None if kind is None else f"{kind} {told[kind]}"
 
     # ---- changing ----------------------------------------------------------------------------
 
@@ -265,7 +282,7 @@ def _seen_node(zone: str, given: tpu_v2.Node) -> SeenNode:
         type=given.accelerator_type,
         labels=dict(given.labels),
         addresses=tuple(
-            VmAddress(point.ip_address, point.access_config.external_ip)
+            VmAddress(point.ip_address, point.access_config.external_ip, zone)
             for point in given.network_endpoints
         ),
         words=given.health_description,

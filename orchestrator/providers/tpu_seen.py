@@ -37,8 +37,16 @@ class Seen:
 
 @dataclass(frozen=True)
 class VmAddress:
+    """One VM's. `zone` is its node's."""
+
     internal: str
     external: str
+    zone: str = ""
+
+    @property
+    def reached_at(self) -> str:
+        """From outside, where it has an address there."""
+        return self.external or self.internal
 
 
 @dataclass(frozen=True)

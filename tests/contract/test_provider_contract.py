@@ -14,13 +14,19 @@ from orchestrator.providers.base import Provider, ProviderError, ProvisionRefuse
 from orchestrator.records import HostRequest
 from tests.fakes.ssh_stage import SshStage
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
-from tests.fakes.tpu_stage import TpuStage
+from tests.fakes.tpu_stage import TpuSshStage, TpuStage
 
-STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage, "ssh": SshStage, "tpu": TpuStage}
+STAGES: dict[str, Callable[[Path], Stage]] = {
+    "local": Stage,
+    "ssh": SshStage,
+    "tpu": TpuStage,
+    "tpu-ssh": TpuSshStage,
+}
 ON_SSHD = pytest.param("ssh", marks=pytest.mark.sshd)
+TPU_ON_SSHD = pytest.param("tpu-ssh", marks=pytest.mark.sshd)
 
 
-@pytest.fixture(params=["local", ON_SSHD, "tpu"])
+@pytest.fixture(params=["local", ON_SSHD, "tpu", TPU_ON_SSHD])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     made = STAGES[request.param](tmp_path / "hosts")
     yield made

@@ -32,6 +32,7 @@ from worker.protocol import Notice, TpuSpec
 A, B, C = ZONES = ("us-central2-b", "us-east5-a", "europe-west4-b")
 G = "lh-inst0001-r1-g1"
 V4 = slice_of("v4-32", *ZONES)
+KEYS = {"ssh-keys": "longhaul:ssh-ed25519 AAAA"}
 
 
 class Launcher:
@@ -78,7 +79,7 @@ class House:
         self.provider = self.another()
 
     def another(self, installation: str = "inst0001") -> TpuProvider:
-        terms = TpuTerms(ZONES, {"enable-oslogin": "FALSE"}, Terms(), poll_seconds=2.0)
+        terms = TpuTerms(ZONES, {"startup-script": "true"}, KEYS, Terms(), poll_seconds=2.0)
         return TpuProvider(
             self.calls,
             installation,
@@ -162,7 +163,7 @@ def test_what_is_asked_for_is_what_the_spec_says(house: House) -> None:
     assert (node.network_config.network, node.network_config.subnetwork) == ("n", "s")
     assert node.network_config.enable_external_ips is False
     assert node.service_account.email == "a@b.iam"
-    assert node.metadata["enable-oslogin"] == "FALSE"
+    assert dict(node.metadata) == {"startup-script": "true", "enable-oslogin": "FALSE"} | KEYS
     assert made.tier == "reserved"
     assert made.message.reservation_name.endswith("/r")
     assert "scheduling_config" not in node
@@ -170,6 +171,14 @@ def test_what_is_asked_for_is_what_the_spec_says(house: House) -> None:
     assert house.provider.probe(G).hosts[0].address.startswith("10.")
     house.provider.launch(G, 0, "s")
     assert house.launcher.vms[0].external == ""
+
+
+def test_os_login_is_said_in_any_case_and_takes_the_place_of_keys(house: House) -> None:
+    house.ask(HostRequest(1, 4, TpuSpec(type="v4-8", os_login=True)))
+    made = house.cloud.find(G, A)
+    assert made is not None
+    assert made.spec.metadata["enable-oslogin"] == "TRUE"
+    assert "ssh-keys" not in made.spec.metadata
 
 
 def test_a_control_plane_that_starts_again_adopts_what_was_asked_for(house: House) -> None:
@@ -500,6 +509,18 @@ def test_vms_that_serve_are_told_where_the_service_is(house: House) -> None:
     house.until_up()
     house.provider.announce("https://elsewhere")
     assert len(house.launcher.vms) == 4
+
+
+def test_a_vms_host_key_is_what_it_told_the_cloud(house: House) -> None:
+    house.until_up()
+    with pytest.raises(ProviderError, match="not enabled"):
+        house.calls.host_key(A, G, 2)
+    made = house.cloud.find(G)
+    assert made is not None
+    assert made.node is not None
+    made.node.metadata["enable-guest-attributes"] = "TRUE"
+    assert house.calls.host_key(A, G, 2) == "ssh-ed25519 AAAA2"
+    assert house.calls.host_key(B, G, 2) is None
 
 
 # ---- the fake itself -----------------------------------------------------------------------------

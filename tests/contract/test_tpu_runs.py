@@ -23,7 +23,6 @@ from orchestrator.prices import price_per_hour
 from orchestrator.providers.base import ProviderError
 from orchestrator.providers.tpu import TpuProvider, TpuTerms
 from orchestrator.providers.tpu_cloud import TpuCloud, open_client
-from orchestrator.providers.tpu_places import Terms
 from orchestrator.providers.tpu_seen import VmAddress
 from orchestrator.reconcile.plan import AcquireHosts, Action, LaunchAgent, ReleaseHosts
 from orchestrator.reconcile.rules import reconcile
@@ -219,6 +218,9 @@ class Vms:
             if agent is not None:
                 agent.alive = False
 
+    def host_keys(self, node: str, number: int) -> dict[str, str]:
+        return {}
+
     def launch(self, vm: VmAddress, group: str, host: int, secret: str) -> None:
         if vm.internal not in self._node:
             raise ProviderError("no route to host")
@@ -269,7 +271,7 @@ class World:
     def restart(self) -> None:
         """Another process leads: it knows nothing but the database and what the cloud shows."""
         calls = TpuCloud(open_client(self.server.endpoint), "p1", 5.0, self.tick)
-        terms = TpuTerms(ZONES, {}, Terms(), poll_seconds=2.0)
+        terms = TpuTerms(ZONES, {}, poll_seconds=2.0)
         self.provider = TpuProvider(
             calls, INSTALLATION, self.vms, terms, lambda: self.now, self.seconds
         )

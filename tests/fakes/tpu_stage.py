@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from orchestrator.providers.base import Provider
 from orchestrator.providers.local import LocalProvider
-from orchestrator.providers.tpu import TpuProvider, TpuTerms
+from orchestrator.providers.ssh_transport import Connections
+from orchestrator.providers.tpu import Launcher, TpuProvider, TpuTerms
 from orchestrator.providers.tpu_cloud import TpuCloud, open_client
 from orchestrator.providers.tpu_seen import VmAddress
+from orchestrator.providers.tpu_ssh import SshLauncher
 from orchestrator.records import HostRequest
 from tests.fakes.cloud_tpu import CloudServer, FakeCloud
+from tests.fakes.cloud_tpu.cloud import NoVms, Vms
+from tests.fakes.ssh_hosts import LoopbackHost, loopback_host, write_python
+from tests.fakes.ssh_stage import There
 from tests.fakes.stage import FAKE_AGENT, Stage
 from worker.protocol import TpuSpec
 
@@ -52,11 +58,14 @@ class TpuStage(Stage):
     several = slice_of("v4-32")
 
     def __init__(self, root: Path) -> None:
-        self.cloud = FakeCloud(PROJECT, [ZONE])
+        self.cloud = FakeCloud(PROJECT, [ZONE], vms=self.vms())
         self.server = CloudServer(self.cloud)
         self.server.__enter__()
         super().__init__(root)
         (self.groups / "lh-test-1" / "0").mkdir(parents=True)
+
+    def vms(self) -> Vms:
+        return NoVms()
 
     @property
     def groups(self) -> Path:
@@ -64,9 +73,11 @@ class TpuStage(Stage):
 
     def made_provider(self) -> Provider:
         cloud = TpuCloud(open_client(self.server.endpoint), PROJECT)
-        launcher = LocalLauncher(self.groups, self.plane.url)
-        terms = TpuTerms((ZONE,), {}, poll_seconds=0.0)
-        return TpuProvider(cloud, INSTALLATION, launcher, terms)
+        terms = TpuTerms((ZONE,), {"enable-guest-attributes": "TRUE"}, poll_seconds=0.0)
+        return TpuProvider(cloud, INSTALLATION, self.launcher(cloud), terms)
+
+    def launcher(self, cloud: TpuCloud) -> Launcher:
+        return LocalLauncher(self.groups, self.plane.url)
 
     def close(self) -> None:
         try:
@@ -74,3 +85,61 @@ class TpuStage(Stage):
             assert self.cloud.left == []
         finally:
             self.server.stop()
+
+
+class OnSshd:
+    """Every VM is this machine, by its sshd on loopback."""
+
+    def __init__(self, host: LoopbackHost) -> None:
+        self._host = host
+
+    def start(self, node: str, hosts: int) -> list[tuple[str, str]]:
+        return [(self._host.address, self._host.address)] * hosts
+
+    def stop(self, node: str) -> None:
+        """It stays."""
+
+    def host_keys(self, node: str, number: int) -> dict[str, str]:
+        kind, key = self._host.host_key.split()[:2]
+        return {kind: key}
+
+
+class TpuSshStage(TpuStage):
+    """Agents are started by SSH, as on real VMs, with the host key that the cloud tells."""
+
+    def __init__(self, root: Path) -> None:
+        self.stack = ExitStack()
+        self.host, self.key = self.stack.enter_context(loopback_host(root))
+        self.there = There(str(write_python(root / "python")), str(root / "vms-software"))
+        self.lock = root / "libtpu_lockfile"
+        self.lock.touch()
+        super().__init__(root)
+
+    def vms(self) -> Vms:
+        return OnSshd(self.host)
+
+    @property
+    def groups(self) -> Path:
+        return Path(self.there.root) / "hosts"
+
+    def launcher(self, cloud: TpuCloud) -> Launcher:
+        connections = Connections()
+        self.stack.callback(connections.close)
+        return SshLauncher(
+            connections,
+            self.host.user,
+            str(self.key),
+            lambda vm, group, host: cloud.host_key(vm.zone, group, host),
+            lambda shell, name: self.there,
+            lambda: self.plane.url,
+            ("-m", "tests.fakes.agent"),
+            self.host.port,
+            self.there.root,
+            (str(self.lock), str(self.root / "device")),
+        )
+
+    def close(self) -> None:
+        try:
+            super().close()
+        finally:
+            self.stack.close()

@@ -107,7 +107,7 @@ from worker.protocol.spec import (
     SpikeSpec,
     TextFiles,
 )
-from worker.protocol.tpu import SHAPES, Shape, TpuSpec
+from worker.protocol.tpu import SHAPES, ZONE_PATTERN, Shape, TpuSpec
 
 __all__ = [
     "ARGUMENT_PLACE",
@@ -124,6 +124,7 @@ __all__ = [
     "SUPPORTED_PROTOCOLS",
     "TO_SPARE",
     "TO_TRAINER",
+    "ZONE_PATTERN",
     "AgentReport",
     "AnySpec",
     "AttemptSpec",

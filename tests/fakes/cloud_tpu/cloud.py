@@ -10,7 +10,7 @@ import heapq
 import itertools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -49,6 +49,10 @@ class Vms(Protocol):
         """They are off, whatever ran on them."""
         ...
 
+    def host_keys(self, node: str, number: int) -> Mapping[str, str]:
+        """What one of them tells as its host keys, by their kind."""
+        ...
+
 
 class NoVms:
     """Addresses, and nothing behind them."""
@@ -62,6 +66,9 @@ class NoVms:
 
     def stop(self, node: str) -> None:
         pass
+
+    def host_keys(self, node: str, number: int) -> Mapping[str, str]:
+        return {"ssh-rsa": f"OLD{number}", "ssh-ed25519": f"AAAA{number}"}
 
 
 @dataclass(frozen=True)
@@ -282,6 +289,9 @@ class FakeCloud:
         made = self._of(zone, name, node=True)
         assert made.node is not None
         return tpu_v2.Node(made.node)
+
+    def host_keys(self, zone: str, name: str, number: int) -> Mapping[str, str]:
+        return self._vms.host_keys(self._key(self._of(zone, name, node=True)), number)
 
     def listed(self, zone: str) -> tuple[list[tpu_v2.QueuedResource], list[tpu_v2.Node]]:
         """As it was `stale_seconds` ago."""

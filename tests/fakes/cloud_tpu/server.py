@@ -68,6 +68,7 @@ class CloudServer:
         methods: dict[str, tuple[Any, Callable[[Any], Any]]] = {
             "GetNode": (tpu_v2.GetNodeRequest, self._get_node),
             "ListNodes": (tpu_v2.ListNodesRequest, self._list_nodes),
+            "GetGuestAttributes": (tpu_v2.GetGuestAttributesRequest, self._guest_attributes),
             "DeleteNode": (tpu_v2.DeleteNodeRequest, self._delete_node),
             "GetQueuedResource": (tpu_v2.GetQueuedResourceRequest, self._get),
             "ListQueuedResources": (tpu_v2.ListQueuedResourcesRequest, self._list),
@@ -97,6 +98,26 @@ class CloudServer:
 
     def _get_node(self, request: tpu_v2.GetNodeRequest) -> tpu_v2.Node:
         return self.cloud.get_node(*self._place(request.name, "nodes"))
+
+    def _guest_attributes(
+        self, request: tpu_v2.GetGuestAttributesRequest
+    ) -> tpu_v2.GetGuestAttributesResponse:
+        """Only of VMs whose metadata switch it on."""
+        zone, name = self._place(request.name, "nodes")
+        node = self.cloud.get_node(zone, name)
+        if node.metadata.get("enable-guest-attributes") != "TRUE":
+            raise Refusal("FAILED_PRECONDITION", "Guest attributes are not enabled")
+        given = tpu_v2.GetGuestAttributesResponse()
+        for worker in request.worker_ids:
+            items = [
+                tpu_v2.GuestAttributesEntry(namespace="hostkeys", key=kind, value=value)
+                for kind, value in self.cloud.host_keys(zone, name, int(worker)).items()
+            ]
+            value = tpu_v2.GuestAttributesValue(items=items)
+            given.guest_attributes.append(
+                tpu_v2.GuestAttributes(query_path=request.query_path, query_value=value)
+            )
+        return given
 
     def _list(
         self, request: tpu_v2.ListQueuedResourcesRequest
