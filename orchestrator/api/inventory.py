@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -228,7 +228,7 @@ def _sentence(words: str) -> str:
 
 
 async def _note(
-    request: Request, who: Any, action: str, host: str, about: dict[str, object]
+    request: Request, who: Any, action: str, host: str, about: Mapping[str, object]
 ) -> None:
     service = service_of(request)
     now = service.clock.now()
