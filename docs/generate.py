@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import typer
+from prometheus_client.core import Metric
+from sqlalchemy import create_engine
 from typer.cli import get_docs_for_click
 
 from model.config import MODEL_PRESETS
@@ -19,9 +22,13 @@ from orchestrator.api.assemble import bare_app
 from orchestrator.api.guards import AGENT_BODY, BODY
 from orchestrator.api.problems import PREFIX, PROBLEMS
 from orchestrator.cli.main import app
+from orchestrator.clock import SystemClock
 from orchestrator.presets import PRESETS
+from orchestrator.queueing import Queue
+from orchestrator.reconcile.snapshot import Limits
 from orchestrator.settings import Settings
 from orchestrator.strict_yaml import LARGEST_SPEC
+from orchestrator.telemetry import Telemetry
 from worker.protocol import CommandSpec, JobSpec
 
 DOCS = Path(__file__).parent
@@ -394,12 +401,55 @@ def api_page() -> str:
     return "".join(parts)
 
 
+METRICS_HEAD = """\
+# Metrics
+
+Generated from `orchestrator/telemetry.py` and `orchestrator/scraped.py` by `make docs`.
+
+`GET /metrics` answers in Prometheus's text format, without a token: it holds ids of runs and no
+names. Rules for alerts lie in `deploy/prometheus/`.
+
+Every replica tells the same of runs, hosts and orphans, which it reads from the database: take the
+`max` of them by run, not the sum. What a replica counts for itself (decisions, events, commits,
+pages, calls to providers) is summed up. There are the usual `process_*` metrics too.
+
+Labels are bounded: a run has one only while it is not over or waits for somebody, and the number of
+runs that are told of is limited; `longhaul_runs_not_told` says how many there was no room for.
+"""
+
+
+def metrics_page() -> str:
+    parts = [METRICS_HEAD, "\n| metric | type | labels | |\n| --- | --- | --- | --- |\n"]
+    for family, labels in metric_families():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        shown = " ".join(f"`{label}`" for label in labels)
+        parts.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |\n")
+    return "".join(parts)
+
+
+def metric_families() -> Iterator[tuple[Metric, tuple[str, ...]]]:
+    """Every family of a whole control plane, and its labels."""
+    telemetry, clock, nothing = Telemetry(), SystemClock(), create_engine("sqlite://")
+    queue = Queue(lambda: Limits({}, None), clock)
+    telemetry.count_runs(nothing)
+    telemetry.tell_vitals(nothing, clock, timedelta)
+    telemetry.tell_ledgers(nothing, clock)
+    telemetry.tell_hosts(nothing, queue, ())
+    telemetry.count_orphans(nothing, timedelta())
+    telemetry.tell_disks({})
+    for collector in telemetry.collectors:
+        for family in collector.describe():
+            labels = getattr(family, "_labelnames", getattr(collector, "_labelnames", ()))
+            yield family, tuple(labels)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "states.md": diagrams.page,
     "spec.md": spec_page,
     "settings.md": settings_page,
     "cli.md": cli_page,
     "api.md": api_page,
+    "metrics.md": metrics_page,
 }
 
 

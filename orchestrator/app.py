@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -88,6 +89,7 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
                 providers={provider.name: provider},
                 listening_since=clock.now(),
             )
+            service.telemetry.tell_disks(_folders(settings))
             async with _hearing_replicas(engine, service), _deciding(app, service):
                 with noted(settings, version(), clock.now()):
                     yield
@@ -95,6 +97,11 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
             await asyncio.to_thread(writer.close)
     finally:
         engine.dispose()
+
+
+def _folders(settings: Settings) -> dict[str, Path]:
+    folders = {"data": settings.data_dir, "storage": settings.storage_root}
+    return folders | {"hosts": settings.hosts_root}
 
 
 def _local_provider(settings: Settings) -> LocalProvider:

@@ -25,6 +25,11 @@ def _postgres() -> bool:
     return shutil.which("postgres") is not None or any(installed)
 
 
+def _prometheus() -> bool:
+    programs = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
+    return all(shutil.which(program) for program in programs)
+
+
 _SKIP_NOTHING = pytest.StashKey[bool]()
 _WIDER_FIXTURES = pytest.StashKey["WiderFixtures"]()
 
@@ -32,6 +37,10 @@ NEEDS = {
     "root": (lambda: os.geteuid() == 0, "needs root"),
     "browser": (lambda: shutil.which("chromium") is not None, "needs Chromium (`chromium`)"),
     "postgres": (_postgres, "needs PostgreSQL's server program (`postgresql`)"),
+    "prometheus": (
+        _prometheus,
+        "needs Prometheus and Alertmanager (`prometheus`, `prometheus-alertmanager`)",
+    ),
 }
 
 
