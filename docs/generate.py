@@ -407,7 +407,7 @@ METRICS_HEAD = """\
 Generated from `orchestrator/telemetry.py` and `orchestrator/scraped.py` by `make docs`.
 
 `GET /metrics` answers in Prometheus's text format, without a token: it holds ids of runs and no
-names. Rules for alerts lie in `deploy/prometheus/`.
+names. Rules for alerts lie in `deploy/prometheus/`, with [a runbook](runbook.md) for each of them.
 
 Every replica tells the same of runs, hosts and orphans, which it reads from the database: take the
 `max` of them by run, not the sum. What a replica counts for itself (decisions, events, commits,

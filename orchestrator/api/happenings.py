@@ -145,7 +145,13 @@ def _story(
         lost_seconds=max(0.0, (until - since).total_seconds()) if stopped else 0.0,
         lost_steps=_lost_steps(connection, run.id, row.attempt, told, made) if stopped else 0,
         stopped=stopped,
+        runbook=runbook(service, Verdict(row.verdict)),
     )
+
+
+def runbook(service: Service, verdict: Verdict) -> str:
+    base = service.settings.public_url or service.settings.url
+    return f"{base}/runbook#{verdict}"
 
 
 def _lost_since(

@@ -247,7 +247,7 @@ class IncidentView(View):
     Where nothing stopped for it (`stopped` is false), what came is told all the same.
     `asked_person` stays true when it is over; `needs_person` says whether one is needed now.
     `lost_seconds` begins with the last step before the stop, and leaves out what went before: a
-    pause by a person, or an earlier stop.
+    pause by a person, or an earlier stop. `runbook` is the address of the verdict's entry there.
     """
 
     number: int
@@ -268,6 +268,7 @@ class IncidentView(View):
     lost_seconds: float
     lost_steps: int
     stopped: bool = True
+    runbook: str = ""
 
 
 class IncidentPage(View):
