@@ -11,7 +11,18 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, and_, case, func, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    String,
+    and_,
+    case,
+    cast,
+    func,
+    literal,
+    or_,
+    select,
+)
 
 from orchestrator.reconcile.budgets import COUNTED
 from orchestrator.state import (
@@ -194,12 +205,16 @@ def _silent(connection: Connection, ids: Sequence[str], since: datetime) -> Mapp
 
 
 def _saved(connection: Connection, ids: Sequence[str]) -> Mapping[tuple[str, int], datetime]:
-    c = checkpoints.c
-    query = select(c.run_id, c.attempt, func.max(c.accepted_at)).where(
-        c.run_id.in_(ids), c.accepted_at.is_not(None)
+    """When each attempt's newest checkpoint was accepted, found by its derived id: a run may have
+    thousands of them."""
+    a, c = attempts.c, checkpoints.c
+    newest = literal("a") + cast(a.number, String) + "-s" + cast(a.accepted_step, String)
+    query = (
+        select(a.run_id, a.number, c.accepted_at)
+        .join(checkpoints, and_(c.run_id == a.run_id, c.id == newest))
+        .where(a.run_id.in_(ids), a.accepted_step.is_not(None), c.accepted_at.is_not(None))
     )
-    found = connection.execute(query.group_by(c.run_id, c.attempt))
-    return {(run_id, number): at for run_id, number, at in found}
+    return {(run_id, number): at for run_id, number, at in connection.execute(query)}
 
 
 def _failed_saves(connection: Connection, ids: Sequence[str]) -> Mapping[str, Sequence[AnyRow]]:

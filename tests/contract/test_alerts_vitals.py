@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, insert, update
 
 from orchestrator.clock import SystemClock
-from orchestrator.scraped import DatabaseUp, RunCounts, Vitals
+from orchestrator.queueing import Queue
+from orchestrator.reconcile.snapshot import Limits
+from orchestrator.scraped import DatabaseUp, Disks, Hosts, RunCounts, Vitals
 from orchestrator.state import Verdict
 from orchestrator.store import tables, vitals
 from orchestrator.store.engine import open_engine
@@ -75,6 +78,10 @@ class Rows:
             written_at=at(accepted),
             accepted_at=at(accepted),
         )
+        with self.house.engine.begin() as connection:
+            a = tables.attempts
+            mine = update(a).where(a.c.run_id == "r1", a.c.number == number)
+            connection.execute(mine.values(accepted_step=step))
 
     def failed_save(self, number: int, seconds: float, rank: int = 0) -> None:
         values = {"run_id": "r1", "attempt": number, "rank": rank, "kind": "save_failed"}
@@ -157,7 +164,8 @@ def test_the_interval_of_saves_is_the_runs_own(rows: Rows) -> None:
     rows.set("attempts", save_seconds=60.0)
     assert rows.one().save_seconds == 60.0, "whichever comes first"
     rows.checkpoint(1, step=25, accepted=90)
-    assert rows.one().saved_at == at(90)
+    rows.checkpoint(1, step=50, accepted=140)
+    assert rows.one().saved_at == at(140)
 
 
 def test_failed_saves_count_in_a_row(rows: Rows) -> None:
@@ -268,6 +276,33 @@ def test_a_scrape_tells_of_each_run_by_its_id(rows: Rows) -> None:
     assert value("longhaul_run_incidents", run | {"verdict": "hung"}) == 0
     assert value("longhaul_run_incidents", run | {"verdict": "crashed"}) is None
     assert value("longhaul_runs_needing_person") == 0
+
+
+def test_a_scrape_tells_who_waits_for_hosts(house: House) -> None:
+    house.submit()
+    limits = Limits({"local": 4}, None)
+    registry = CollectorRegistry()
+    registry.register(Hosts(house.engine, Queue(lambda: limits, SystemClock()), ("local", "ssh")))
+    value = registry.get_sample_value
+    local, ssh = {"provider": "local"}, {"provider": "ssh"}
+    assert value("longhaul_queued_runs", local) == 1
+    assert value("longhaul_queue_oldest_timestamp_seconds", local) == START.timestamp()
+    assert (value("longhaul_hosts_claimed", local), value("longhaul_hosts_limit", local)) == (0, 4)
+    assert value("longhaul_queued_runs", ssh) == 0
+    assert value("longhaul_queue_oldest_timestamp_seconds", ssh) is None
+    assert value("longhaul_hosts_limit", ssh) is None
+
+
+def test_a_scrape_tells_the_room_of_folders_that_are_there(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
+    registry.register(Disks({"data": tmp_path, "storage": tmp_path / "not yet"}))
+    data = {"folder": "data"}
+    free = registry.get_sample_value("longhaul_disk_free_bytes", data)
+    size = registry.get_sample_value("longhaul_disk_size_bytes", data)
+    assert free is not None
+    assert size is not None
+    assert 0 < free < size
+    assert registry.get_sample_value("longhaul_disk_size_bytes", {"folder": "storage"}) is None
 
 
 def test_a_scrape_says_that_the_database_is_down_and_no_more(engine: Engine) -> None:
