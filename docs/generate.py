@@ -212,6 +212,9 @@ SETTINGS_WORDS = {
     "allowed_paths": "Folders below which a spec may name data; not set: any absolute path.",
     "secrets_dir": "A folder with a file for each secret that runs may name; else only variables"
     " `LONGHAUL_SECRET_<NAME>` are looked at.",
+    "python_archive": "A Python 3.11 to 3.13 as `tar` archive, a file or `gs://…`, for hosts that"
+    " have none.",
+    "wheelhouse": "A folder of wheels for hosts that reach no package index.",
     "max_bundle_bytes": "The largest packed `workdir` that is taken.",
     "max_local_hosts": "The most hosts on this machine, of all runs together.",
     "max_hosts": "The most hosts of all runs together, by provider; the others are not limited.",
@@ -252,6 +255,8 @@ SETTINGS_DEFAULTS = {
     "tls_key": "not set",
     "local_user": "not set",
     "secrets_dir": "not set",
+    "python_archive": "not set",
+    "wheelhouse": "not set",
     "webhook_url": "not set",
     "webhook_secret": "not set",
     "webhook_secret_file": "not set",

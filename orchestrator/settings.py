@@ -69,6 +69,8 @@ class Settings(BaseSettings):
     hosts: Path | None = None
     allowed_paths: tuple[Path, ...] | None = None
     secrets_dir: Path | None = None
+    python_archive: str | None = None
+    wheelhouse: Path | None = None
     max_bundle_bytes: int = Field(default=64 * MIB, ge=0)
     max_local_hosts: int = Field(default=16, ge=1, le=64)
     max_hosts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
@@ -91,7 +93,7 @@ class Settings(BaseSettings):
     webhook_secret_file: Path | None = None
     webhook_format: Literal["longhaul", "slack"] = "longhaul"
 
-    @field_validator("data_dir", "storage", "hosts", "secrets_dir")
+    @field_validator("data_dir", "storage", "hosts", "secrets_dir", "wheelhouse")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()

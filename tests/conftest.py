@@ -20,6 +20,10 @@ SKIP_NOTHING = "LONGHAUL_TESTS_SKIP_NOTHING"
 GRACE_SECONDS = 2.0
 
 
+def _sshd() -> bool:
+    return shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is not None
+
+
 def _postgres() -> bool:
     installed = Path("/usr/lib/postgresql").glob("*/bin/postgres")
     return shutil.which("postgres") is not None or any(installed)
@@ -36,6 +40,7 @@ _WIDER_FIXTURES = pytest.StashKey["WiderFixtures"]()
 NEEDS = {
     "root": (lambda: os.geteuid() == 0, "needs root"),
     "browser": (lambda: shutil.which("chromium") is not None, "needs Chromium (`chromium`)"),
+    "sshd": (_sshd, "needs OpenSSH's server program (`openssh-server`)"),
     "postgres": (_postgres, "needs PostgreSQL's server program (`postgresql`)"),
     "prometheus": (
         _prometheus,

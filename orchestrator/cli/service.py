@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from orchestrator.cli.checks import Check, host_checks
 from orchestrator.cli.options import AsJson, CommandFailed, DataDir, Exit, connect
 
 if TYPE_CHECKING:
@@ -66,16 +67,6 @@ def link(as_json: AsJson = False, data: DataDir = None) -> None:
         note.print(f"It opens the dashboard once, until {text.clock(made.expires_at)}.")
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that `doctor` looked at. `hint` says what to do where it is not well."""
-
-    name: str
-    ok: bool
-    found: str
-    hint: str | None = None
-
-
 def doctor(as_json: AsJson = False, data: DataDir = None) -> None:
     """Check the settings, the folders, the disk and the service."""
     from orchestrator.cli import render
@@ -83,6 +74,7 @@ def doctor(as_json: AsJson = False, data: DataDir = None) -> None:
 
     settings = read_settings(data_dir=data)
     local = [_folder(settings.data_dir), _disk(settings.storage_root), _trainer()]
+    local += host_checks(settings)
     service = _service(data)
     if settings.database_url is not None and not service.ok:
         local.insert(1, _database(settings))  # a service that answers has one

@@ -23,8 +23,10 @@ from orchestrator.api.schemas import (
     RunPage,
 )
 from orchestrator.cli import follow
+from orchestrator.cli.checks import print_findings
 from orchestrator.cli.main import app
 from orchestrator.client import LoginLink
+from orchestrator.providers.findings import Code, problem, well
 from orchestrator.state import RunState
 from tests.fakes import rest_service as fake
 from tests.fakes.rest_service import FakeService
@@ -438,6 +440,37 @@ def test_doctor_tells_settings_and_checks(
     }
     assert "hush" not in result.output
     assert "hush" not in done("doctor")
+
+
+def test_doctor_tells_of_what_is_set_for_other_hosts(
+    service: FakeService, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("LONGHAUL_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("LONGHAUL_PYTHON_ARCHIVE", str(tmp_path / "python.tar.gz"))
+    monkeypatch.setenv("LONGHAUL_WHEELHOUSE", str(tmp_path))
+    result = call("doctor")
+    assert result.exit_code == 1
+    assert "python.tar.gz is not there" in result.stdout
+    assert "no wheels there" in result.stdout
+    (tmp_path / "python.tar.gz").write_bytes(b"")
+    (tmp_path / "one-1.0-py3-none-any.whl").write_bytes(b"")
+    assert "1 wheels in" in done("doctor")
+
+
+def test_findings_of_hosts_say_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    findings = [
+        well(Code.DISK, "gpu-1:/work", "500.0 GiB free"),
+        problem(Code.CLOCK, "gpu-1", "its clock is \x1b[31m1.0 h off", "timedatectl set-ntp true"),
+    ]
+    assert print_findings(findings[:1], as_json=False)
+    assert not print_findings(findings, as_json=False)
+    told = capsys.readouterr().out
+    assert "✕  clock  gpu-1" in told
+    assert "→ timedatectl set-ntp true" in told
+    assert "\x1b" not in told
+    assert not print_findings(findings, as_json=True)
+    [_, clock] = json.loads(capsys.readouterr().out)
+    assert (clock["code"], clock["level"]) == ("clock", "problem")
 
 
 def test_doctor_finds_no_service(tmp_path: Path) -> None:
