@@ -57,7 +57,6 @@ from worker.supplies import HostSupplies
 from worker.tail import last_lines
 from worker.uplink import ProtocolRefused, Stale, Superseded, Uplink, UplinkError
 
-ADDRESS = "127.0.0.1"
 TRAINER = (sys.executable, "-m", "worker.trainer")
 FLUSH_SECONDS = 5.0
 LOCK_SECONDS = 5.0
@@ -91,7 +90,7 @@ class Agent:
         self._leaving = False
         self._stepped: set[int] = set()
         self._broken = asyncio.Event()
-        self._spares = Spares(folder, self._argv, lambda: self._running, lambda: free_port(ADDRESS))
+        self._spares = Spares(folder, self._argv, lambda: self._running, self._free_port)
         self._uplink = Uplink(
             group=identity.group,
             host=identity.host,
@@ -100,7 +99,7 @@ class Agent:
             spool=self._spool,
             control_url=folder.control_url,
             running=self._running_attempt,
-            port=lambda: free_port(ADDRESS),
+            port=self._free_port,
             obey=self._command,
             standby=lambda: self._spares.standby,
         )
@@ -113,6 +112,9 @@ class Agent:
     def _running(self) -> Trainer | None:
         trainer = self._trainer
         return None if trainer is None or trainer.ended.is_set() else trainer
+
+    def _free_port(self) -> int:
+        return free_port(self._identity.address)
 
     def _running_attempt(self) -> int | None:
         """Told from before the spawn until after the exit is in the spool, never less."""
@@ -159,7 +161,7 @@ class Agent:
 
     async def _serve(self) -> None:
         await self._bury_predecessor()
-        await self._uplink.register(self._folder.facts(ADDRESS))
+        await self._uplink.register(self._folder.facts(self._identity.address))
         log.info("registered as host %d of %s", self._identity.host, self._identity.group)
         talks = (self._uplink.send_events(), self._uplink.poll())
         others = (

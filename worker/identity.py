@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from worker.host import write_whole
+
+LOOPBACK = "127.0.0.1"
 
 
 class CanNotStart(Exception):
@@ -15,11 +17,15 @@ class CanNotStart(Exception):
 
 @dataclass(frozen=True)
 class Identity:
-    """Whose host this is. `secret` proves it to the control plane and goes nowhere else."""
+    """Whose host this is. `secret` proves it to the control plane and goes nowhere else.
+
+    `address` is where the gang's other hosts reach this one.
+    """
 
     group: str
     host: int
     secret: str
+    address: str = LOOPBACK
 
     @classmethod
     def parse(cls, text: str) -> Identity:
@@ -27,14 +33,15 @@ class Identity:
         try:
             given = json.loads(text)
             group, host, secret = given["group"], given["host"], given["secret"]
-        except (ValueError, KeyError, TypeError):
+            address = given.get("address", LOOPBACK)
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise CanNotStart(
                 "standard input must hold one JSON object with group, host and secret"
             ) from None
-        if not (isinstance(group, str) and isinstance(host, int) and isinstance(secret, str)):
-            raise CanNotStart("on standard input, group and secret are texts and host is a number")
-        return cls(group, host, secret)
+        texts = all(isinstance(text, str) for text in (group, secret, address))
+        if not (texts and isinstance(host, int)):
+            raise CanNotStart("on standard input, host is a number and everything else is text")
+        return cls(group, host, secret, address)
 
     def keep(self, path: Path) -> None:
-        text = json.dumps({"group": self.group, "host": self.host, "secret": self.secret})
-        write_whole(path, text + "\n")
+        write_whole(path, json.dumps(asdict(self)) + "\n")

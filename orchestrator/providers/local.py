@@ -12,10 +12,8 @@ import json
 import os
 import re
 import shutil
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
@@ -27,15 +25,18 @@ from orchestrator.providers.base import (
     ProviderError,
     ProvisionRefused,
 )
-from orchestrator.providers.processes import LocalHost, RecordedProcess
+from orchestrator.providers.processes import (
+    LocalHost,
+    RecordedProcess,
+    StillBusy,
+    end,
+    let_leave,
+)
 from orchestrator.records import HostRequest
 
 ADDRESS = "127.0.0.1"
 GROUP_NAME = re.compile(r"[a-z0-9-]{1,80}")
-KILL_SECONDS = 10.0
 HOLD_SECONDS = 600.0  # one's own machine costs nothing while it waits
-LEAVE_SECONDS = 2.0  # an agent's time to deliver its last events before its host is taken away
-POLL_SECONDS = 0.005
 AS_USER = Path(__file__).with_name("as_user.py")
 SOURCE = Path(__file__).resolve().parent.parent.parent
 PASSED_ON = frozenset(
@@ -142,7 +143,7 @@ class LocalProvider:
             return
         with _as_provider_error(f"remove host group {group}"):
             places = [self._host(path) for path in folder.iterdir() if path.is_dir()]
-            self._let_leave(places)
+            let_leave(places, self._reap)
             self._end(places)
             for place in places:
                 shutil.rmtree(place.folder)
@@ -230,28 +231,11 @@ class LocalProvider:
                 if ended:
                     self._children.discard(pid)
 
-    def _let_leave(self, places: list[LocalHost]) -> None:
-        for place in places:
-            place.signal_agent(signal.SIGINT)
-        self._until_idle(places, LEAVE_SECONDS)
-
     def _end(self, places: list[LocalHost]) -> None:
-        """Kills what lives there; raises `HostsBusy` if something still does after a while."""
-        deadline = time.monotonic() + KILL_SECONDS
-        while any(place.busy for place in places):
-            # Again and again: an agent that was just starting may have started a trainer.
-            for place in places:
-                place.kill()
-            if time.monotonic() > deadline:
-                names = ", ".join(str(place.folder) for place in places if place.busy)
-                raise HostsBusy(f"processes in {names} did not end within {KILL_SECONDS:.0f} s")
-            self._until_idle(places, 0.05)
-
-    def _until_idle(self, places: list[LocalHost], seconds: float) -> None:
-        deadline = time.monotonic() + seconds
-        while any(place.busy for place in places) and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        self._reap()
+        try:
+            end(places, self._reap)
+        except StillBusy as error:
+            raise HostsBusy(str(error)) from error
 
 
 def _hosts(made: dict[str, object]) -> int:

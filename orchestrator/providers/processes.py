@@ -2,7 +2,7 @@
 
 Owns the provider's view of the files that an agent and a trainer keep (`agent.lock`, `agent.pid`,
 `trainer.lock`, `trainer.pid`): a lock is held for a process's life, a pid file holds the pid and
-its start time. Must not import the worker.
+its start time. Imports the standard library alone: hosts elsewhere run this file as it is.
 """
 
 from __future__ import annotations
@@ -10,10 +10,15 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 RECORD_CHARACTERS = 200
+KILL_SECONDS = 10.0
+LEAVE_SECONDS = 2.0  # an agent's time to deliver its last events before its host is taken away
+POLL_SECONDS = 0.005
 # The folder may be another user's, who could put a link or a pipe there.
 _AS_IT_IS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
@@ -125,3 +130,38 @@ class LocalHost:
         trainer = RecordedProcess.read(self.folder / "trainer.pid")
         if trainer is not None:
             trainer.signal_group(signal.SIGKILL, self.uid)
+
+
+class StillBusy(Exception):
+    """Processes of a host do not end."""
+
+
+def _nobody() -> None:
+    """Who reaps the processes of another host: not this one."""
+
+
+def let_leave(places: Sequence[LocalHost], reap: Callable[[], None] = _nobody) -> None:
+    """Asks the agents to go, and gives them a moment for it."""
+    for place in places:
+        place.signal_agent(signal.SIGINT)
+    until_idle(places, LEAVE_SECONDS, reap)
+
+
+def end(places: Sequence[LocalHost], reap: Callable[[], None] = _nobody) -> None:
+    """Kills what lives there; raises `StillBusy` if something still does after a while."""
+    deadline = time.monotonic() + KILL_SECONDS
+    while any(place.busy for place in places):
+        # Again and again: an agent that was just starting may have started a trainer.
+        for place in places:
+            place.kill()
+        if time.monotonic() > deadline:
+            names = ", ".join(str(place.folder) for place in places if place.busy)
+            raise StillBusy(f"processes in {names} did not end within {KILL_SECONDS:.0f} s")
+        until_idle(places, 0.05, reap)
+
+
+def until_idle(places: Sequence[LocalHost], seconds: float, reap: Callable[[], None]) -> None:
+    deadline = time.monotonic() + seconds
+    while any(place.busy for place in places) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    reap()

@@ -209,6 +209,46 @@ hosts = Table(
     PrimaryKeyConstraint("group", "index"),
 )
 
+ssh_hosts = Table(
+    "ssh_hosts",
+    metadata,
+    Column("name", String(40), primary_key=True),
+    Column("login", Text, nullable=False),  # as a person wrote it down, as JSON
+    Column("kind", String(100), nullable=False),
+    Column("devices", Integer, nullable=False),
+    Column("added_at", Instant, nullable=False),
+    Column("from_file", Boolean, nullable=False, default=False, server_default=false()),
+    Column("cordoned_at", Instant),
+    Column("cordoned_by", String(16)),
+    Column("cordon_why", Text),
+    Column("probed_at", Instant),
+)
+
+# Host `index` of a group lies there. No reference to host_groups: what is left of a group that was
+# deleted must still be found.
+ssh_places = Table(
+    "ssh_places",
+    metadata,
+    Column("group", String(80), nullable=False),
+    Column("index", Integer, nullable=False),
+    Column("host", String(40), ForeignKey("ssh_hosts.name"), nullable=False),
+    Column("claimed_at", Instant, nullable=False),
+    Column("python", Text),
+    Column("folder", Text),
+    Column("left_at", Instant),
+    PrimaryKeyConstraint("group", "index"),
+)
+
+ssh_slots = Table(
+    "ssh_slots",
+    metadata,
+    Column("host", String(40), ForeignKey("ssh_hosts.name"), nullable=False),
+    Column("slot", Integer, nullable=False),
+    Column("group", String(80), nullable=False),
+    Column("index", Integer, nullable=False),
+    PrimaryKeyConstraint("host", "slot"),
+)
+
 attempts = Table(
     "attempts",
     metadata,

@@ -1,0 +1,398 @@
+"""Hosts that somebody owns, over SSH: places in the inventory, a folder and an agent for each.
+
+Owns what is done on those hosts and in which order. What it knows lies in the database and on the
+hosts, so that any control plane finds it. How a host is entered is `ssh_transport`'s matter, what
+happens there `remote_host`'s, which host it is `inventory`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, TypeVar
+
+from orchestrator.providers.base import (
+    GroupProbe,
+    HostProbe,
+    Owned,
+    Provider,
+    ProviderError,
+    ProvisionRefused,
+)
+from orchestrator.providers.host_devices import Devices, probed, visible
+from orchestrator.providers.inventory import HostsTaken, InventoryHost, Place
+from orchestrator.providers.local import GROUP_NAME, HOLD_SECONDS
+from orchestrator.providers.shell import Shell
+from orchestrator.providers.ssh_transport import Connections, HostUnreachable, Login, SshShell
+from orchestrator.records import HostRequest
+
+PARALLEL = 32
+CALL_SECONDS = 15.0
+END_SECONDS = 40.0  # an agent may leave for 2 s and be killed for 10
+HERE = Path(__file__).parent
+CONTROL = ("remote_host.py", "processes.py")
+AGENT = ("-m", "worker.agent")
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Installed(Protocol):
+    """Longhaul's software on a host: the interpreter that has it, and Longhaul's folder there."""
+
+    @property
+    def python(self) -> str: ...
+
+    @property
+    def root(self) -> str: ...
+
+
+class Places(Protocol):
+    """The inventory as the provider needs it; `store.inventory` is behind it."""
+
+    def hosts(self) -> tuple[InventoryHost, ...]: ...
+    def places(self, group: str | None = None) -> tuple[Place, ...]: ...
+    def claim(self, group: str, request: HostRequest) -> tuple[Place, ...]: ...
+    def prepared(self, place: Place, python: str, folder: str) -> None: ...
+    def leave(self, place: Place) -> None: ...
+    def give_back(self, place: Place) -> None: ...
+    def failed(self, host: str, why: str) -> None: ...
+    def answered(self, host: str, devices: Devices) -> None: ...
+    def due_for_a_look(self) -> tuple[InventoryHost, ...]: ...
+
+
+class HostFailed(ProviderError):
+    """What was asked of a host did not work out there."""
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    place: Place
+    words: str
+    final: bool
+
+
+class SshProvider:
+    """`prepare` puts Longhaul's software on a host, or finds it there.
+
+    `public_url` is where hosts find the control plane, whatever is announced; None: as announced.
+    """
+
+    def __init__(
+        self,
+        inventory: Places,
+        connections: Connections,
+        prepare: Callable[[Shell], Installed],
+        control_url: str,
+        public_url: str | None = None,
+        agent: Sequence[str] = AGENT,
+    ) -> None:
+        self._inventory = inventory
+        self._connections = connections
+        self._prepare = prepare
+        self._announced = control_url
+        self._public_url = public_url
+        self._agent = tuple(agent)
+        self._control = _Control()
+
+    @property
+    def name(self) -> str:
+        return "ssh"
+
+    @property
+    def hold_seconds(self) -> float | None:
+        return HOLD_SECONDS
+
+    @property
+    def _url(self) -> str:
+        return (self._public_url or self._announced).rstrip("/")
+
+    # ---- the provider's calls --------------------------------------------------------------------
+
+    def acquire(self, group: str, request: HostRequest) -> None:
+        """Claims places and prepares the hosts; one that fails is cordoned and another is tried.
+
+        The group exists once all of its hosts are prepared.
+        """
+        _check(group)
+        if request.hosts < 1 or request.devices < 1:
+            raise ProvisionRefused(
+                f"{request.hosts} hosts with {request.devices} devices each can not be had"
+            )
+        self._mend_ill(lambda host: host.probed_at is None)
+        places, met = self._claim(group, request), list[_Trouble]()
+        while troubles := self._troubles(places):
+            for trouble in troubles:
+                self._inventory.failed(trouble.place.host, trouble.words)
+                self._inventory.give_back(trouble.place)
+            met += troubles
+            try:
+                places = self._inventory.claim(group, request)
+            except HostsTaken:
+                self._give_up(group)
+                if all(trouble.final for trouble in met):
+                    raise _refusal(met) from None
+                raise
+
+    def _troubles(self, places: Sequence[Place]) -> list[_Trouble]:
+        waiting = [place for place in places if not place.prepared]
+        return [found for found in self._each(waiting, self._made_ready) if found]
+
+    def probe(self, group: str) -> GroupProbe:
+        _check(group)
+        places = self._standing(group)
+        if not places:
+            return GroupProbe(exists=False, ready=False)
+        hosts = self._by_name()
+        seen = self._each(places, lambda place: self._look(hosts.get(place.host), place))
+        return GroupProbe(
+            exists=True,
+            ready=all(made is not False for _, made in seen),
+            hosts=tuple(probe for probe, _ in seen),
+        )
+
+    def launch(self, group: str, host: int, secret: str) -> None:
+        _check(group)
+        place = next((one for one in self._standing(group) if one.index == host), None)
+        if place is None:
+            raise ProviderError(f"host group {group} has no host {host}")
+        found = self._by_name()[place.host]
+        handed = {"group": group, "host": host, "secret": secret, "address": found.reached_at}
+        self._ask(
+            found,
+            place,
+            "launch",
+            END_SECONDS,
+            url=self._url,
+            argv=[place.python, *self._agent],
+            env=visible(found.kind, place.slots),
+            handed=json.dumps(handed),
+        )
+
+    def release(self, group: str) -> None:
+        """Ends what runs and gives the places back.
+
+        A host that does not answer keeps no run waiting: its place is left, its slots stay taken,
+        it gets no other group, and the sweep comes back until nothing lives there.
+        """
+        _check(group)
+        places = self._inventory.places(group)
+        hosts = self._by_name()
+        errors = self._each(places, lambda place: self._end(hosts[place.host], place))
+        found = [error for error in errors if error is not None]
+        if found:
+            raise found[0]
+
+    def owned(self) -> Sequence[Owned]:
+        groups: dict[str, list[Place]] = {}
+        for place in self._inventory.places():
+            groups.setdefault(place.group, []).append(place)
+        found = sorted(groups.items())
+        return tuple(Owned(name, len(places), len(places[0].slots)) for name, places in found)
+
+    def announce(self, control_url: str) -> None:
+        """A host that does not answer now learns of it from the next probe that it answers."""
+        self._announced = control_url
+        hosts = self._by_name()
+        standing = [p for p in self._inventory.places() if p.prepared and p.left_at is None]
+        self._each(standing, lambda place: self._look(hosts.get(place.host), place))
+
+    # ---- places ----------------------------------------------------------------------------------
+
+    def _standing(self, group: str) -> list[Place]:
+        """The places of a group that was wholly made and not yet left; else none."""
+        places = [place for place in self._inventory.places(group) if place.left_at is None]
+        return places if all(place.prepared for place in places) else []
+
+    def _by_name(self) -> dict[str, InventoryHost]:
+        return {host.name: host for host in self._inventory.hosts()}
+
+    def _claim(self, group: str, request: HostRequest) -> tuple[Place, ...]:
+        """Hosts that a probe cordoned a while ago are looked at again before there are too few."""
+        try:
+            return self._inventory.claim(group, request)
+        except HostsTaken:
+            if not self._mend_ill(lambda host: host.fits(request)):
+                self._give_up(group)
+                raise
+        return self._inventory.claim(group, request)
+
+    def _give_up(self, group: str) -> None:
+        """A part of a gang is of no use, and others may wait for it. Nothing was started there."""
+        for place in self._inventory.places(group):
+            if place.left_at is None:
+                self._inventory.give_back(place)
+
+    def _mend_ill(self, which: Callable[[InventoryHost], bool]) -> bool:
+        """Whether one of the hosts that a probe cordoned answers again."""
+        ill = [host for host in self._inventory.due_for_a_look() if which(host)]
+        return any(self._each(ill, self.mend))
+
+    def mend(self, host: InventoryHost) -> bool:
+        """Whether the host answers. If it does, what was left there ends, and its cordon goes."""
+        try:
+            shell = self._shell(host, at_once=True)
+            devices = probed(shell)
+            for place in self._inventory.places():
+                if place.host == host.name and place.left_at is not None:
+                    self._ask(host, place, "release", END_SECONDS)
+                    self._inventory.give_back(place)
+        except ProviderError as error:
+            self._inventory.failed(host.name, str(error))
+            return False
+        self._inventory.answered(host.name, devices)
+        return True
+
+    # ---- one host --------------------------------------------------------------------------------
+
+    def _made_ready(self, place: Place) -> _Trouble | None:
+        try:
+            host = self._by_name()[place.host]
+            shell = self._shell(host, at_once=True)
+            installed = self._prepare(shell)
+            folder = f"{installed.root.rstrip('/')}/hosts/{place.group}/{place.index}"
+            made = _placed(place, installed.python, folder)
+            self._ask(host, made, "make", CALL_SECONDS, url=self._url)
+            reached = self._ask(host, made, "reach", CALL_SECONDS, url=self._url)
+            if not reached["reached"]:
+                raise HostFailed(
+                    f"it can not reach the control plane at {self._url}: {reached.get('words')};"
+                    " set public_url to an address that hosts can reach"
+                )
+            self._inventory.prepared(place, installed.python, folder)
+        except ProviderError as error:
+            return _Trouble(place, str(error), final=not error.retryable)
+        return None
+
+    def _look(self, host: InventoryHost | None, place: Place) -> tuple[HostProbe, bool | None]:
+        """The host as it is seen, and whether its folder is there; None: could not tell."""
+        if host is None:
+            return HostProbe(place.index, place.host, None, None), None
+        try:
+            seen = self._ask(host, place, "look", CALL_SECONDS, url=self._url)
+        except ProviderError:
+            return HostProbe(place.index, host.reached_at, None, None), None
+        probe = HostProbe(place.index, host.reached_at, seen["agent"], seen["trainer"])
+        return probe, seen["made"]
+
+    def _end(self, host: InventoryHost, place: Place) -> ProviderError | None:
+        try:
+            if place.prepared:
+                self._ask(host, place, "release", END_SECONDS)
+        except HostUnreachable as error:
+            self._inventory.failed(host.name, f"{error}, when {place.group} was to be ended there")
+            if place.left_at is not None:
+                return error
+            self._inventory.leave(place)
+        except ProviderError as error:
+            return error
+        else:
+            self._inventory.give_back(place)
+            if place.left_at is not None:
+                self.mend(host)
+        return None
+
+    def _shell(self, host: InventoryHost, *, at_once: bool = False) -> SshShell:
+        return self._connections.shell(self.login(host), at_once=at_once)
+
+    def login(self, host: InventoryHost) -> Login:
+        return login_of(host, self._by_name())
+
+    def _ask(
+        self, host: InventoryHost, place: Place, do: str, seconds: float, **more: object
+    ) -> dict[str, Any]:
+        """One request to the host's folder; raises in words what did not work out."""
+        shell = self._shell(host)
+        python, folder = place.python, place.folder
+        assert python is not None
+        assert folder is not None
+        script = self._control.on(shell, str(PurePosixPath(folder).parents[2]))
+        request = json.dumps({"do": do, "home": folder} | more)
+        done = shell.run([python, "-S", "-E", script], request.encode() + b"\n", seconds)
+        if done.code is None:
+            raise HostUnreachable(f"the connection to {shell.where} was lost, or it was too slow")
+        try:
+            answer = json.loads(done.out)
+        except ValueError:
+            words = done.err.decode(errors="replace").strip()[-300:] or f"exit code {done.code}"
+            raise HostFailed(f"{host.name} could not {do}: {words}") from None
+        if not answer["ok"]:
+            raise HostFailed(f"{host.name} could not {do}: {answer['words']}")
+        return answer
+
+    def _each(self, items: Iterable[T], call: Callable[[T], U]) -> list[U]:
+        """All at once; one slow host delays no other."""
+        there = list(items)
+        if len(there) < 2:
+            return [call(one) for one in there]
+        with ThreadPoolExecutor(min(PARALLEL, len(there)), thread_name_prefix="ssh") as threads:
+            return list(threads.map(call, there))
+
+
+def _refusal(met: Sequence[_Trouble]) -> ProvisionRefused:
+    return ProvisionRefused("; ".join(f"{one.place.host}: {one.words}" for one in met))
+
+
+def login_of(host: InventoryHost, hosts: dict[str, InventoryHost], depth: int = 3) -> Login:
+    """With the hosts through which it is reached. Raises `ProvisionRefused`."""
+    written, jump = host.login, None
+    if written.jump is not None:
+        if written.jump not in hosts or depth == 0:
+            raise ProvisionRefused(
+                f"{host.name} is reached through {written.jump}, which the inventory does not have"
+            )
+        jump = login_of(hosts[written.jump], hosts, depth - 1)
+    return Login(
+        written.user, written.address, written.host_key, written.port, written.key_file, jump
+    )
+
+
+class _Control:
+    """The script that does a host's work, put there once for each connection."""
+
+    def __init__(self) -> None:
+        contents = b"".join((HERE / name).read_bytes() for name in CONTROL)
+        self._version = hashlib.sha256(contents).hexdigest()[:16]
+        self._there: dict[str, SshShell] = {}
+        self._locks: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def on(self, shell: SshShell, root: str) -> str:
+        folder = f"{root}/control/{self._version}"
+        key = f"{shell.where}{folder}"
+        with self._lock:
+            lock = self._locks.setdefault(key, threading.Lock())
+        with lock:
+            if self._there.get(key) is not shell:
+                self._put(shell, folder)
+                self._there[key] = shell
+        return f"{folder}/{CONTROL[0]}"
+
+    def _put(self, shell: SshShell, folder: str) -> None:
+        names = " && ".join(f"test -f {shlex.quote(f'{folder}/{name}')}" for name in CONTROL)
+        if shell.run(["sh", "-c", names]).code == 0:
+            return
+        made = shell.run(["mkdir", "-p", "-m", "700", folder])
+        if made.code != 0:
+            words = made.err.decode(errors="replace").strip()[-300:]
+            raise HostFailed(f"{folder} could not be made on {shell.where}: {words}")
+        for name in reversed(CONTROL):
+            shell.put(HERE / name, f"{folder}/{name}", 0o600)
+
+
+def _placed(place: Place, python: str, folder: str) -> Place:
+    return Place(place.group, place.index, place.host, place.slots, python, folder)
+
+
+def _check(group: str) -> None:
+    if not GROUP_NAME.fullmatch(group):
+        raise ProvisionRefused(f"{group!r} is no name of a host group")
+
+
+def _is_a_provider(provider: SshProvider) -> Provider:  # pyright: ignore[reportUnusedFunction]
+    return provider
