@@ -5,16 +5,23 @@ Imports nothing of Longhaul and no JAX, so that the lightest test stays light.
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import os
 import shutil
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import jax_rules, leftovers, postgres
+
+if TYPE_CHECKING:
+    from tests.fakes.gcs import FakeGcs
 
 SKIP_NOTHING = "LONGHAUL_TESTS_SKIP_NOTHING"
 GRACE_SECONDS = 2.0
@@ -131,3 +138,32 @@ def data_dir() -> Iterator[Path]:
     """A data folder with a short path: local sockets have room for about 100 characters."""
     with tempfile.TemporaryDirectory(prefix="lh-") as folder:
         yield Path(folder) / "data"
+
+
+@pytest.fixture(scope="session")
+def _cloud_storage() -> Iterator[FakeGcs]:
+    """One for the whole session: each client looks once for where it is."""
+    from tests.fakes.gcs import serving
+
+    with serving() as fake, pytest.MonkeyPatch.context() as patch:
+        for name, value in fake.environment.items():
+            patch.setenv(name, value)
+        yield fake
+        from worker import bucket
+
+        if bucket.client.cache_info().currsize:
+            bucket.client().close()
+
+
+@pytest.fixture
+def gcs(_cloud_storage: FakeGcs, request: pytest.FixtureRequest) -> Iterator[FakeGcs]:
+    """A Cloud Storage without faults; `uri` is a place in it that no other test has.
+
+    What a call that failed held is left to the garbage collector by Orbax and the clients, which
+    then complains: it is collected here, where that is expected.
+    """
+    ignored = "ignore::pytest.PytestUnraisableExceptionWarning"
+    request.node.add_marker(pytest.mark.filterwarnings(ignored))
+    yield dataclasses.replace(_cloud_storage, prefix=uuid.uuid4().hex)
+    _cloud_storage.faults.clear()
+    gc.collect()
