@@ -117,6 +117,7 @@ class Saver:
         self._digester = Digester()
         self._under_way: Save | None = None
         self._abandoned: list[Save] = []
+        self._ordering = threading.Lock()
         self._failures = 0
         self._why = ""
         self._saved_at = now()
@@ -222,6 +223,21 @@ class Saver:
     def last_failed(self) -> bool:
         return self._failures > 0
 
+    def leave_order(self) -> None:
+        """Leaves beside the checkpoints to come what the attempt was told; waits for nothing.
+
+        So the newest branch is known to an import even before its first checkpoint.
+        """
+
+        def leave() -> None:
+            try:
+                with self._ordering:
+                    write_order(self._spec)
+            except OSError as error:  # the first save does it, or fails as well
+                print(f"the attempt's order is not stored yet: {error}", flush=True)
+
+        threading.Thread(target=leave, name="order", daemon=True).start()
+
     def keep_acceptance(self, acceptance: CheckpointAccepted) -> None:
         """Leaves the control plane's acceptance beside its checkpoint."""
         place = self._spec.checkpoint_uri(acceptance.step)
@@ -303,7 +319,8 @@ class Saver:
 
     def _proven(self, save: Save, stall: float, claim: Callable[[], bool]) -> CheckpointWritten:
         """Marks it whole, if nobody has given it up by then."""
-        write_order(self._spec)
+        with self._ordering:
+            write_order(self._spec)
         manifest, sha256 = commit(save.folder, save.loop, save.records, save.state_digest, claim)
         return CheckpointWritten(
             checkpoint_id=self._spec.checkpoint_id(save.step),

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from pathlib import PurePath, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from worker.ends import CheckpointUnusable
 from worker.protocol import AttemptSpec, CheckpointAccepted, DataPlan
-from worker.storage import DRAFT, FileRecord, Folder, OutOfReach, folder_at
+from worker.storage import DRAFT, FileRecord, Folder, OutOfReach, folder_at, in_bucket
 
 STATE, LOOP, MANIFEST = "state", "loop.json", "manifest.json"
 MARKER, ACCEPTED = "COMMITTED", "accepted.json"
@@ -116,8 +116,11 @@ def _of_files(files: Mapping[str, FileRecord]) -> str:
 def write_order(spec: AttemptSpec) -> None:
     """Leaves beside the attempt's checkpoints what it was told: with it they can be imported.
 
-    Each checkpoint needs it, so it is there before the first of them is marked whole.
+    Each checkpoint needs it, so it is there before the first of them is marked whole. Raises
+    OSError.
     """
+    if not in_bucket(spec.storage):
+        Path(spec.storage).mkdir(parents=True, exist_ok=True)
     folder, text = folder_at(spec.storage), spec.model_dump_json(indent=1)
     if not (folder.holds(ORDER) and folder.read(ORDER) == text.encode()):
         folder.write(ORDER, text)

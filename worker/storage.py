@@ -17,7 +17,7 @@ from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from worker.ends import Invalid
+from worker.ends import Invalid, StorageFailed
 
 BUCKETS = "gs://"
 DRAFT = ".draft"  # a crash may leave one of these behind; it never counts
@@ -101,9 +101,15 @@ def folder_at(uri: str | PurePath) -> Folder:
 
 
 def refuse_unusable(storage: str) -> None:
-    """Raises Invalid for a storage that can never work on this host."""
+    """Raises Invalid for a storage that can never work on this host.
+
+    And StorageFailed where a bucket cannot be spoken to as things stand.
+    """
     if in_bucket(storage):
-        folder_at(storage)
+        try:
+            folder_at(storage)
+        except OutOfReach as error:
+            raise StorageFailed(str(error.strerror)) from error
     elif not Path(storage).is_absolute():
         raise Invalid(
             f"the storage {storage} is neither an absolute path nor a gs:// address",
