@@ -76,11 +76,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _expect_litter(items)
     for marker, (has, reason) in NEEDS.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and not has():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _expect_litter(items: list[pytest.Item]) -> None:
+    """What a call that failed held is left to the garbage collector by Orbax and the clients.
+
+    That complains where it happens; the fixture has it collected within the test.
+    """
+    ignored = "ignore::pytest.PytestUnraisableExceptionWarning"
+    for item in items:
+        if "gcs" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.filterwarnings(ignored))
 
 
 def _skips(config: pytest.Config) -> Counter[str]:
@@ -141,7 +153,7 @@ def data_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def _cloud_storage() -> Iterator[FakeGcs]:
+def cloud_storage() -> Iterator[FakeGcs]:
     """One for the whole session: each client looks once for where it is."""
     from tests.fakes.gcs import serving
 
@@ -156,14 +168,8 @@ def _cloud_storage() -> Iterator[FakeGcs]:
 
 
 @pytest.fixture
-def gcs(_cloud_storage: FakeGcs, request: pytest.FixtureRequest) -> Iterator[FakeGcs]:
-    """A Cloud Storage without faults; `uri` is a place in it that no other test has.
-
-    What a call that failed held is left to the garbage collector by Orbax and the clients, which
-    then complains: it is collected here, where that is expected.
-    """
-    ignored = "ignore::pytest.PytestUnraisableExceptionWarning"
-    request.node.add_marker(pytest.mark.filterwarnings(ignored))
-    yield dataclasses.replace(_cloud_storage, prefix=uuid.uuid4().hex)
-    _cloud_storage.faults.clear()
+def gcs(cloud_storage: FakeGcs) -> Iterator[FakeGcs]:
+    """A Cloud Storage without faults; `uri` is a place in it that no other test has."""
+    yield dataclasses.replace(cloud_storage, prefix=uuid.uuid4().hex)
+    cloud_storage.faults.clear()
     gc.collect()
