@@ -207,7 +207,9 @@ SETTINGS_WORDS = {
     "allow_local_provider": "Lets runs use this machine though others can reach the service.",
     "local_user": "The user that runs on this machine belong to; only root can start them so.",
     "database_url": "Another database than the SQLite file in the data folder.",
-    "storage": "The folder for checkpoints.",
+    "storage": "The place of checkpoints: a folder, or a bucket's prefix like"
+    " `gs://bucket/prefix` ([how](storage-gcs.md)).",
+    "allowed_storage": "Other folders and buckets that runs may be imported from.",
     "hosts": "The folder of the hosts on this machine; replicas on one machine must share it.",
     "allowed_paths": "Folders below which a spec may name data; not set: any absolute path.",
     "secrets_dir": "A folder with a file for each secret that runs may name; else only variables"
@@ -244,6 +246,7 @@ SETTINGS_DEFAULTS = {
     "data_dir": "`$XDG_DATA_HOME/longhaul`, else `~/.local/share/longhaul`",
     "database_url": "`longhaul.db` in the data folder",
     "storage": "`storage` in the data folder",
+    "allowed_storage": "none",
     "hosts": "`hosts` in the data folder",
     "allowed_paths": "not set",
     "prices": "none",

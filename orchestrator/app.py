@@ -30,7 +30,7 @@ from orchestrator.api.guards import Drain
 from orchestrator.api.health import version
 from orchestrator.clock import SystemClock
 from orchestrator.dashboard import router as dashboard
-from orchestrator.instance import CannotStart, bound, check_tls, claimed, noted
+from orchestrator.instance import CannotStart, bound, check_storage, check_tls, claimed, noted
 from orchestrator.local_runs import LocalRunsRefused, local_user, make_room
 from orchestrator.loop import Loop
 from orchestrator.news import PostgresNews
@@ -202,6 +202,7 @@ def serve(settings: Settings) -> int:
         signal.signal(number, _already_done)
     try:
         check_tls(settings)
+        check_storage(settings)
         with claimed(settings):
             uvloop.run(_serve(settings))
     except (CannotStart, NewerDatabase) as error:
