@@ -14,8 +14,11 @@ import yaml
 from orchestrator.cli.main import app
 from orchestrator.dashboard import router as dashboard
 from orchestrator.dashboard import runbook
+from orchestrator.presets import PRESETS
+from orchestrator.spec_paths import with_changes
 from orchestrator.state import Verdict
 from tests.unit.api_world import World
+from worker.protocol import JobSpec
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "runbook.md").read_text()
@@ -75,6 +78,13 @@ def test_a_command_of_the_runbook_can_be_typed(line: str) -> None:
     _, name, *rest = shlex.split(line)
     assert name in COMMANDS, f"there is no command {name!r}"
     COMMANDS[name].make_context(name, list(rest)).close()
+
+
+@pytest.mark.parametrize("change", re.findall(r"--set (\S+)", TEXT))
+def test_a_change_of_the_spec_in_the_runbook_can_be_made(change: str) -> None:
+    path, _, value = change.partition("=")
+    spec = PRESETS["demo-1m"].spec.model_dump(mode="json") | {"policy": {}}
+    JobSpec.model_validate(with_changes(spec, {path: yaml.safe_load(value)}))
 
 
 def test_the_runbook_has_commands() -> None:
