@@ -210,6 +210,8 @@ SETTINGS_WORDS = {
     "storage": "The place of checkpoints: a folder, or a bucket's prefix like"
     " `gs://bucket/prefix` ([how](storage-gcs.md)).",
     "allowed_storage": "Other folders and buckets that runs may be imported from.",
+    "inventory": "A TOML file with hosts for provider `ssh`, beside those added by hand.",
+    "ssh_python": "An interpreter that has Longhaul on those hosts already.",
     "hosts": "The folder of the hosts on this machine; replicas on one machine must share it.",
     "allowed_paths": "Folders below which a spec may name data; not set: any absolute path.",
     "secrets_dir": "A folder with a file for each secret that runs may name; else only variables"

@@ -35,9 +35,11 @@ from orchestrator.local_runs import LocalRunsRefused, local_user, make_room
 from orchestrator.loop import Loop
 from orchestrator.news import PostgresNews
 from orchestrator.paging import Pager, Webhook, webhook
+from orchestrator.providers.base import Provider
 from orchestrator.providers.local import LocalProvider
 from orchestrator.service import Service
 from orchestrator.settings import Settings, data_option
+from orchestrator.ssh_house import ssh_house
 from orchestrator.store.engine import open_engine, reading
 from orchestrator.store.migrate import NewerDatabase, ensure_installation, upgrade
 from orchestrator.store.tables import EPOCH, leases
@@ -72,13 +74,14 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
     engine = open_engine(settings.database, stalled_after=settings.lease_ttl_seconds / 2)
     try:
         await asyncio.to_thread(upgrade, engine)
-        writer = Writer(engine)
+        writer, ssh = Writer(engine), None
         try:
             clock = SystemClock()
             installation = await writer.run(lambda c: ensure_installation(c, clock.now()))
             if engine.dialect.name == "sqlite":
                 await writer.run(_end_leases)
-            provider = await asyncio.to_thread(_local_provider, settings)
+            local = await asyncio.to_thread(_local_provider, settings)
+            ssh = await asyncio.to_thread(ssh_house, settings, reading(engine), writer, clock)
             service = Service(
                 settings=settings,
                 installation=installation,
@@ -86,22 +89,31 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
                 writer=writer,
                 wakes=Wakes(),
                 clock=clock,
-                providers={provider.name: provider},
+                providers=_by_name(local, *(() if ssh is None else (ssh.provider,))),
                 listening_since=clock.now(),
+                ssh=ssh,
             )
             service.telemetry.tell_disks(_folders(settings))
             async with _hearing_replicas(engine, service), _deciding(app, service):
                 with noted(settings, version(), clock.now()):
                     yield
         finally:
+            if ssh is not None:
+                ssh.connections.close()
             await asyncio.to_thread(writer.close)
     finally:
         engine.dispose()
 
 
 def _folders(settings: Settings) -> dict[str, Path]:
-    folders = {"data": settings.data_dir, "storage": settings.storage_root}
-    return folders | {"hosts": settings.hosts_root}
+    """Those whose free space is told of; a bucket has none."""
+    folders = {"data": settings.data_dir, "hosts": settings.hosts_root}
+    storage = settings.storage_folder
+    return folders if storage is None else folders | {"storage": storage}
+
+
+def _by_name(*providers: Provider) -> dict[str, Provider]:
+    return {provider.name: provider for provider in providers}
 
 
 def _local_provider(settings: Settings) -> LocalProvider:

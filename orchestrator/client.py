@@ -19,6 +19,7 @@ from pydantic import AwareDatetime, BaseModel, TypeAdapter
 
 from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
 from orchestrator.api.fleet_schemas import FleetPage
+from orchestrator.api.inventory_schemas import HostAdded, InventoryHostView, InventoryView
 from orchestrator.api.schemas import (
     AttemptPage,
     AttemptView,
@@ -236,6 +237,29 @@ class Client:
         items = tuple(self._pages(path, FleetPage, {"gone": str(gone).lower()}))
         currency = self._wire.read("GET", path, FleetPage, params={"limit": 1}).currency
         return FleetPage(items=items, currency=currency)
+
+    def inventory(self) -> InventoryView:
+        """The hosts of provider `ssh`."""
+        return self._wire.read("GET", "/inventory", InventoryView)
+
+    def add_host(self, asked: HostAdded) -> InventoryHostView:
+        body = asked.model_dump(exclude_none=True)
+        return self._wire.read_once("POST", "/inventory", InventoryHostView, json=body)
+
+    def remove_host(self, host: str) -> None:
+        self._wire.delete(f"/inventory/{plain(host)}")
+
+    def probe_host(self, host: str) -> InventoryHostView:
+        return self._wire.read("POST", f"/inventory/{plain(host)}/probe", InventoryHostView)
+
+    def cordon_host(self, host: str, reason: str) -> InventoryHostView:
+        body = {"reason": reason}
+        return self._wire.read(
+            "POST", f"/inventory/{plain(host)}/cordon", InventoryHostView, json=body
+        )
+
+    def uncordon_host(self, host: str) -> InventoryHostView:
+        return self._wire.read("POST", f"/inventory/{plain(host)}/uncordon", InventoryHostView)
 
     def orphans(self) -> OrphansView:
         return self._wire.read("GET", "/orphans", OrphansView)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from sqlalchemy import Engine
 
@@ -17,6 +18,9 @@ from orchestrator.settings import Settings
 from orchestrator.store.writer import Writer
 from orchestrator.telemetry import Telemetry
 from orchestrator.wakes import Wakes
+
+if TYPE_CHECKING:  # paramiko may not be there
+    from orchestrator.inventory import SshHouse
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Service:
     clock: Clock
     providers: Mapping[str, Provider]
     listening_since: datetime
+    ssh: SshHouse | None = None
     telemetry: Telemetry = field(default_factory=Telemetry)
     pace: Pace = field(init=False)
 

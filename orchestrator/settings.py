@@ -77,6 +77,8 @@ class Settings(BaseSettings):
     secrets_dir: Path | None = None
     python_archive: str | None = None
     wheelhouse: Path | None = None
+    inventory: Path | None = None
+    ssh_python: str | None = Field(default=None, pattern=r"^/[ -~]+$")
     max_bundle_bytes: int = Field(default=64 * MIB, ge=0)
     max_local_hosts: int = Field(default=16, ge=1, le=64)
     max_hosts: dict[str, Annotated[int, Field(ge=0)]] = Field(default_factory=dict)
@@ -109,7 +111,7 @@ class Settings(BaseSettings):
     def _places(cls, places: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(storage_place(place) for place in places)
 
-    @field_validator("data_dir", "hosts", "secrets_dir", "wheelhouse")
+    @field_validator("data_dir", "hosts", "secrets_dir", "wheelhouse", "inventory")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()

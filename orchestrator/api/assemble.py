@@ -19,6 +19,7 @@ from pydantic.json_schema import models_json_schema
 from orchestrator.api import (
     fleet,
     health,
+    inventory,
     orphans,
     programs,
     runs,
@@ -31,13 +32,14 @@ from orchestrator.api.access_schemas import TokenRequest
 from orchestrator.api.auth import Gate
 from orchestrator.api.errors import install_handlers
 from orchestrator.api.guards import BodyLimit, KnownHost, Proxied, RequestId, SecurityHeaders
+from orchestrator.api.inventory_schemas import BODIES as INVENTORY_BODIES
 from orchestrator.api.requests import BODIES
 from orchestrator.api.schemas import Problem
 from orchestrator.preflight import DiskFree, disk_free
 from orchestrator.service import Service
 from worker.protocol import AgentReport, CommandSpec, JobSpec
 
-READ_BY_HAND = (JobSpec, CommandSpec, TokenRequest, AgentReport, *BODIES)
+READ_BY_HAND = (JobSpec, CommandSpec, TokenRequest, AgentReport, *BODIES, *INVENTORY_BODIES)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -55,7 +57,18 @@ def bare_app(lifespan: Lifespan | None = None) -> FastAPI:
     # The last is passed first.
     for guard in (BodyLimit, KnownHost, SecurityHeaders, RequestId, Proxied):
         app.add_middleware(guard)
-    for part in (health, sessions, tokens, runs, wishes, programs, fleet, orphans, stream):
+    for part in (
+        health,
+        sessions,
+        tokens,
+        runs,
+        wishes,
+        programs,
+        fleet,
+        inventory,
+        orphans,
+        stream,
+    ):
         app.include_router(part.router)
     app.openapi = lambda: _openapi(app)
     return app

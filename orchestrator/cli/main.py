@@ -15,7 +15,7 @@ from orchestrator.cli import (
     backup,
     checkpoint_wishes,
     demo,
-    fleet,
+    hosts,
     importing,
     logs,
     orphans,
@@ -76,7 +76,6 @@ for _command in (
     reading.checkpoints,
     checkpoint_wishes.quarantine,
     reading.goodput,
-    fleet.hosts,
     orphans.orphans,
     service.link,
     service.doctor,
@@ -86,6 +85,7 @@ for _command in (
 ):
     app.command()(_command)
 app.command("import")(importing.import_runs)
+app.add_typer(hosts.hosts_app, name="hosts")
 app.add_typer(access.token_app, name="token")
 
 

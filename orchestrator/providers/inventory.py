@@ -6,13 +6,14 @@ places. Pure but for reading that file; where it is kept is `store.inventory`'s 
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -43,10 +44,12 @@ class HostLogin(BaseModel):
     address: Annotated[str, Field(pattern=ADDRESS_PATTERN)]
     port: Annotated[int, Field(ge=1, le=65535)] = 22
     host_key: Annotated[str, Field(pattern=KEY_PATTERN, max_length=4000)]
-    key_file: Annotated[str, Field(pattern=r"^/[^\0]*$", max_length=400)] | None = None
+    key_file: Annotated[str, Field(pattern=r"^/[ -~]*$", max_length=400)] | None = None
     jump: Annotated[str, Field(pattern=HOST_NAME_PATTERN)] | None = None
     private_address: Annotated[str, Field(pattern=ADDRESS_PATTERN, max_length=80)] | None = None
-    labels: Annotated[Mapping[Label, Label], Field(max_length=20)] = MappingProxyType({})
+    labels: Annotated[Mapping[Label, Label], Field(max_length=20)] = Field(
+        default_factory=dict[str, str]
+    )
     kind: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     devices: Annotated[int, Field(ge=0, le=64)] | None = None
 
@@ -210,6 +213,12 @@ def _none_free(
         f"{request.hosts} hosts with {_wanted(request)} are asked for, and {found} are to be had"
         f" now: {'; '.join(reasons)}"
     )
+
+
+def fingerprint(text: str) -> str:
+    """As ssh prints it."""
+    digest = hashlib.sha256(base64.b64decode(text.split()[1])).digest()
+    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 # ---- the file ----------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ class SshProvider:
         self,
         inventory: Places,
         connections: Connections,
-        prepare: Callable[[Shell], Installed],
+        prepare: Callable[[Shell, InventoryHost], Installed],
         control_url: str,
         public_url: str | None = None,
         agent: Sequence[str] = AGENT,
@@ -254,7 +254,7 @@ class SshProvider:
         try:
             host = self._by_name()[place.host]
             shell = self._shell(host, at_once=True)
-            installed = self._prepare(shell)
+            installed = self._prepare(shell, host)
             folder = f"{installed.root.rstrip('/')}/hosts/{place.group}/{place.index}"
             made = _placed(place, installed.python, folder)
             self._ask(host, made, "make", CALL_SECONDS, url=self._url)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import logging
 import shlex
 import socket
@@ -22,6 +21,7 @@ from pathlib import Path
 import paramiko
 
 from orchestrator.providers.base import ProviderError
+from orchestrator.providers.inventory import fingerprint
 from orchestrator.providers.shell import Completed
 
 CONNECT_SECONDS = 5.0
@@ -29,7 +29,7 @@ LOGIN_SECONDS = 10.0
 UNANSWERED_MS = (
     8000  # so long may bytes stay unacknowledged; a keep-alive had not noticed after 60 s
 )
-KEEP_ALIVE_SECONDS = 15
+KEEP_ALIVE_SECONDS = 5
 AGAIN_SECONDS = 2.0
 CHUNK = 1 << 16
 PUT = (
@@ -88,12 +88,6 @@ def parsed_key(text: str) -> paramiko.PKey:
         return paramiko.PKey.from_type_string(words[0], base64.b64decode(words[1], validate=True))
     except (binascii.Error, paramiko.SSHException, ValueError, IndexError) as error:
         raise ValueError(f"{words[0]} {words[1][:20]}… is no public key") from error
-
-
-def fingerprint(text: str) -> str:
-    """As ssh prints it."""
-    digest = hashlib.sha256(base64.b64decode(text.split()[1])).digest()
-    return "SHA256:" + base64.b64encode(digest).decode().rstrip("=")
 
 
 def shown_key(address: str, port: int, through: paramiko.Transport | None = None) -> str:

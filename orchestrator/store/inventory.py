@@ -258,11 +258,7 @@ def _check_shape(group: str, there: Sequence[Place], request: HostRequest) -> No
 
 
 def prepared(connection: Connection, place: Place, python: str, folder: str) -> None:
-    connection.execute(
-        update(ssh_places)
-        .where(_here(place))
-        .values(python=python, folder=folder)
-    )
+    connection.execute(update(ssh_places).where(_here(place)).values(python=python, folder=folder))
 
 
 def leave(connection: Connection, place: Place, now: datetime) -> None:

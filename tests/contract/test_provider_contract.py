@@ -12,9 +12,10 @@ import pytest
 
 from orchestrator.providers.base import Provider, ProviderError, ProvisionRefused
 from orchestrator.records import HostRequest
+from tests.fakes.ssh_stage import SshStage
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
 
-STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage}
+STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage, "ssh": SshStage}
 
 
 @pytest.fixture(params=STAGES)
@@ -127,7 +128,7 @@ def test_release_ends_every_process_and_leaves_nothing(stage: Stage):
 
 def test_a_new_provider_finds_what_an_earlier_one_left(stage: Stage):
     stage.run("--linger")
-    again = type(stage.provider)(stage.folder.parent.parent, stage.plane.url)
+    again = stage.made_provider()
     probe = again.probe(GROUP)
     assert (probe.hosts[0].agent_alive, probe.hosts[0].trainer_alive) == (True, True)
     again.release(GROUP)

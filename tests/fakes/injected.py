@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -26,6 +27,7 @@ from typing import Any
 TRAINER, AGENT = "trainer", "agent"
 SAVE = "save"
 KNOWN_SECONDS = 60.0
+SLOW_SECONDS = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +208,18 @@ def _stuck(prefetched: Any, state: Any) -> Any:
     return state
 
 
+def _slow(prefetched: Any, state: Any) -> Any:
+    """From here on each step waits for its batch."""
+    take = prefetched.next
+
+    def taken_late() -> Any:
+        time.sleep(SLOW_SECONDS)
+        return take()
+
+    prefetched.next = taken_late
+    return state
+
+
 def _full(prefetched: Any, state: Any) -> Any:
     """The next two saves find no room."""
     from worker.checkpoint import OrbaxWriter
@@ -227,5 +241,6 @@ TROUBLES: dict[str, Callable[[Any, Any], Any]] = {
     "drift": lambda prefetched, state: _scaled(state, 1.0001),
     "spike": lambda prefetched, state: _scaled(state, 30.0),
     "stuck reader": _stuck,
+    "slow": _slow,
     "full disk": _full,
 }

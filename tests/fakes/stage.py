@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from orchestrator.providers.base import Provider
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.processes import RecordedProcess, is_locked
 from orchestrator.records import HostRequest
@@ -51,11 +52,21 @@ class Stage:
     """`launch` starts an agent on host 0; everything ends with `close`."""
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self.book = Book()
         self.plane = ControlPlane(self.book)
-        self.provider = LocalProvider(root, self.plane.url, FAKE_AGENT)
+        self.provider = self.made_provider()
         self.provider.acquire(GROUP, HostRequest(1, 1))
-        self.folder = root / GROUP / "0"
+        self.folder = self.groups / GROUP / "0"
+
+    @property
+    def groups(self) -> Path:
+        """Where the folders of the host groups lie."""
+        return self.root
+
+    def made_provider(self) -> Provider:
+        """One that knows of no other."""
+        return LocalProvider(self.root, self.plane.url, FAKE_AGENT)
 
     def launch(self, *behaviour: str) -> None:
         (self.folder / "trainer.args").write_text("\n".join(behaviour))
