@@ -97,7 +97,7 @@ def test_a_newer_database_is_refused_and_left_alone(empty: Engine) -> None:
     migrate.upgrade(empty)
     with empty.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(migrate.NewerDatabase, match=r"revision 9999.*newer than 0010"):
+    with pytest.raises(migrate.NewerDatabase, match=r"revision 9999.*newer than 0011"):
         migrate.upgrade(empty)
     with empty.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
