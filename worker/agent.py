@@ -36,6 +36,7 @@ from worker.protocol import (
     KilledFor,
     KillTrainer,
     KnownEvent,
+    LeaveAt,
     LogLines,
     Notice,
     PhaseEntered,
@@ -243,6 +244,9 @@ class Agent:
             case SaveNow():
                 if self._running and self._running.attempt == command.attempt:
                     self._running.save(command.request)
+            case LeaveAt():
+                if self._running and self._running.attempt == command.attempt:
+                    self._running.leave(command.step)
             case KillTrainer():
                 await self._kill(command)
             case DeleteCheckpoints():

@@ -38,6 +38,7 @@ from worker.protocol import (
     Meaning,
     Phase,
     PhaseEntered,
+    ProgramLeaves,
     Resumed,
     SaveFailed,
     Saving,
@@ -117,6 +118,7 @@ class Program(Trainer):
         self._taking, self._looking = asyncio.Lock(), asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_at = 0.0
+        self._leaves: ProgramLeaves | None = None
 
     # ---- before it starts ------------------------------------------------------------------------
 
@@ -209,6 +211,17 @@ class Program(Trainer):
         super().drain(grace_seconds, reason)
         if self.pid is None:
             self._given_up.set()
+
+    def leave(self, step: int | None) -> None:
+        """One that has not connected yet hears of it as it does."""
+        self._leaves = ProgramLeaves(step=step)
+        if self._writer is not None:
+            self._send(self._leaves)
+
+    def _greet(self) -> None:
+        super()._greet()
+        if self._leaves is not None:
+            self._send(self._leaves)
 
     def kill(self, why: str, reason: KilledFor) -> None:
         super().kill(why, reason)

@@ -273,6 +273,10 @@ class Trainer:
         if self._writer is not None and not self.ended.is_set():
             self._send(ToTrainerSave(request=request))
 
+    def leave(self, step: int | None) -> None:
+        """The gang leaves after `step`, or asks when this process can. Our own trainers agree on
+        that among themselves."""
+
     def kill(self, why: str, reason: KilledFor) -> None:
         """SIGKILL to its whole process group. The first reason is the one that is told."""
         if self.ended.is_set():
@@ -319,14 +323,17 @@ class Trainer:
             return
         self._writer = writer
         self._reading = asyncio.current_task()
-        self._send(self.start)
-        if self._draining:
-            self._send(ToTrainerDrain())
+        self._greet()
         try:
             with contextlib.suppress(ConnectionError):
                 await self._read(reader)
         finally:
             writer.transport.abort()  # a polite close can wait for ever on one that reads nothing
+
+    def _greet(self) -> None:
+        self._send(self.start)
+        if self._draining:
+            self._send(ToTrainerDrain())
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while True:

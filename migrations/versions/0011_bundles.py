@@ -1,4 +1,4 @@
-"""Bundles in the database, part by part."""
+"""Bundles in the database, part by part; up to which step a program has answered that it stays."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    with op.batch_alter_table("trainers", schema=None) as batch_op:
+        batch_op.add_column(sa.Column("leave_after", sa.Integer(), nullable=True))
     op.create_table(
         "bundles",
         sa.Column("sha256", sa.String(length=64), nullable=False),
@@ -38,3 +40,5 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_table("bundle_parts")
     op.drop_table("bundles")
+    with op.batch_alter_table("trainers", schema=None) as batch_op:
+        batch_op.drop_column("leave_after")

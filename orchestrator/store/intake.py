@@ -39,6 +39,7 @@ from worker.protocol import (
     FilesDeleted,
     HostNotice,
     KnownEvent,
+    LeaveOffered,
     LogLines,
     LossSpiked,
     Phase,
@@ -273,6 +274,9 @@ class Intake:
             case TrainerExited():
                 self.exits = True
                 self._trainer(attempt, **_exit(event, at))
+            case LeaveOffered():
+                self.exits = True
+                self._trainer(attempt, leave_after=event.after)
             case LogLines():
                 self._into.logs += _log_rows(attempt, envelope.rank, at, event.lines)
             case StateNotFinite():

@@ -303,6 +303,7 @@ trainers = Table(
     Column("pace_own", Float(53)),
     Column("pace_data_wait", Float(53)),
     Column("slow_why", Text),
+    Column("leave_after", Integer),
     PrimaryKeyConstraint("run_id", "attempt", "rank"),
     ForeignKeyConstraint(
         ["run_id", "attempt"], ["attempts.run_id", "attempts.number"], ondelete="CASCADE"
