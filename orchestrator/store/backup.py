@@ -164,9 +164,7 @@ def _write_all(
 
 
 def _told(value: object) -> object:
-    if isinstance(value, bytes | memoryview):
-        return {BYTES: base64.b64encode(value).decode()}
-    return value
+    return {BYTES: base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
 
 def _header_line(header: Header) -> dict[str, object]:
@@ -296,7 +294,9 @@ def _parts(path: Path) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
 
 
 def _read(value: Any) -> Any:
-    return base64.b64decode(value[BYTES]) if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    return base64.b64decode(cast(dict[str, str], value)[BYTES])
 
 
 def _restart_ids(connection: Connection, table: Table) -> None:
