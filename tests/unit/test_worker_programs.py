@@ -22,8 +22,9 @@ import pytest
 from worker import client, folders, life, manifest
 from worker.ends import CheckpointUnusable
 from worker.hang import FEW_STEPS, Vigil
+from worker.hiding import HIDDEN
 from worker.host import HostFolder
-from worker.program import HIDDEN, Program
+from worker.program import Program
 from worker.protocol import (
     AttemptSpec,
     CheckpointAccepted,
