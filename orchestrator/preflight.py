@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from orchestrator import bundles, secret_values, storage
+from orchestrator import secret_values, storage
 from orchestrator.api.schemas import Facts, FieldError
 from orchestrator.arithmetic import in_bytes, memory_per_device
 from orchestrator.forecast import Known, forecast
@@ -79,14 +79,18 @@ def _notes(job: AnySpec, settings: Settings) -> Iterator[str]:
 
 
 def problems(
-    job: AnySpec, settings: Settings, free: DiskFree, providers: Container[str]
+    job: AnySpec,
+    settings: Settings,
+    free: DiskFree,
+    providers: Container[str],
+    bundles: Container[str] = (),
 ) -> tuple[FieldError, ...]:
     """Every reason why `job` can not run; empty where there is none.
 
-    `providers` are the names of those that this control plane has.
+    `providers` and `bundles` are the names of those that this control plane has.
     """
     refusals = (*_unknown(job, providers), *_local(job, settings), *_hosts(job, settings))
-    own = _program(job, settings) if isinstance(job, CommandSpec) else _data(job, settings)
+    own = _program(job, settings, bundles) if isinstance(job, CommandSpec) else _data(job, settings)
     return (*own, *_disk(job, settings, free), *_bucket(job, settings), *refusals)
 
 
@@ -101,8 +105,8 @@ def _silences(job: CommandSpec) -> Iterator[str]:
         yield "reads.step is not set: only steps that worker.client's step() tells are seen"
 
 
-def _program(job: CommandSpec, settings: Settings) -> Iterator[FieldError]:
-    if job.bundle is not None and not bundles.path_of(settings, job.bundle).is_file():
+def _program(job: CommandSpec, settings: Settings, bundles: Container[str]) -> Iterator[FieldError]:
+    if job.bundle is not None and job.bundle not in bundles:
         yield FieldError(
             pointer="/bundle",
             detail=f"The service has no bundle {job.bundle}.",
