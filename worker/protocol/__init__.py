@@ -110,6 +110,7 @@ from worker.protocol.spec import (
     SpikeSpec,
     TextFiles,
 )
+from worker.protocol.tpu import SHAPES, Shape, TpuSpec
 
 __all__ = [
     "ARGUMENT_PLACE",
@@ -119,6 +120,7 @@ __all__ = [
     "PROCESS_WAS",
     "PROTOCOL_VERSION",
     "SECTIONS",
+    "SHAPES",
     "SPEC_VERSION",
     "STATE_BYTES_PER_PARAMETER",
     "STOPPED_PROCESS",
@@ -188,6 +190,7 @@ __all__ = [
     "Saving",
     "Secrets",
     "SecretsAsked",
+    "Shape",
     "Skip",
     "SpareReady",
     "Spec",
@@ -207,6 +210,7 @@ __all__ = [
     "ToTrainerAccepted",
     "ToTrainerDrain",
     "ToTrainerSave",
+    "TpuSpec",
     "TrainerExited",
     "TrainerFailed",
     "TrainerFinished",
