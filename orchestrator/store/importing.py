@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, func, insert, select, update
 
 from orchestrator.ledger.finding import Found, FoundRun
 from orchestrator.state import (
@@ -110,7 +110,11 @@ def _take(
         _checkpoint(connection, now, run.id, one, offered=True)
         connection.execute(
             update(attempts)
-            .where(attempts.c.run_id == run.id, attempts.c.number == one.attempt)
+            .where(
+                attempts.c.run_id == run.id,
+                attempts.c.number == one.attempt,
+                func.coalesce(attempts.c.accepted_step, 0) < one.step,
+            )
             .values(accepted_step=one.step)
         )
     ids = sorted(one.id for one in offered)
