@@ -19,21 +19,18 @@ from pydantic import AwareDatetime, BaseModel, TypeAdapter
 
 from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
 from orchestrator.api.fleet_schemas import FleetPage
+from orchestrator.api.history_schemas import EventPage, EventView, LogPage, Metrics
 from orchestrator.api.schemas import (
     AttemptPage,
     AttemptView,
     BundleView,
     CheckpointPage,
     CheckpointView,
-    EventPage,
-    EventView,
     Facts,
     GoodputView,
     Health,
     IncidentPage,
     IncidentView,
-    LogPage,
-    Metrics,
     OrphansView,
     RunDetail,
     RunPage,
