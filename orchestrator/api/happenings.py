@@ -14,14 +14,9 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection
 
 from orchestrator.api import cursors
+from orchestrator.api.history_schemas import EventPage, EventView
 from orchestrator.api.logs import clean
-from orchestrator.api.schemas import (
-    EventPage,
-    EventView,
-    EvidenceView,
-    IncidentPage,
-    IncidentView,
-)
+from orchestrator.api.schemas import EvidenceView, IncidentPage, IncidentView
 from orchestrator.api.stories import STORIES
 from orchestrator.records import Evidence
 from orchestrator.service import Service

@@ -21,17 +21,14 @@ from orchestrator.api.auth import Checked, csrf_checked, service_of
 from orchestrator.api.bodies import read_spec
 from orchestrator.api.cursors import DatabaseTime, NotACursor
 from orchestrator.api.errors import Refused, problem_responses
+from orchestrator.api.history_schemas import Chart, EventPage, LogPage, Metrics
 from orchestrator.api.logs import NotARegex, Search
 from orchestrator.api.schemas import (
     AttemptPage,
-    Chart,
     CheckpointPage,
-    EventPage,
     Facts,
     GoodputView,
     IncidentPage,
-    LogPage,
-    Metrics,
     RevisionPage,
     RunDetail,
     RunPage,
