@@ -99,7 +99,7 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
                     yield
         finally:
             if ssh is not None:
-                ssh.connections.close()
+                await asyncio.to_thread(ssh.close)
             await asyncio.to_thread(writer.close)
     finally:
         engine.dispose()

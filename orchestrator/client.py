@@ -20,7 +20,12 @@ from pydantic import AwareDatetime, BaseModel, TypeAdapter
 from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
 from orchestrator.api.fleet_schemas import FleetPage
 from orchestrator.api.history_schemas import EventPage, EventView, LogPage, Metrics
-from orchestrator.api.inventory_schemas import HostAdded, InventoryHostView, InventoryView
+from orchestrator.api.inventory_schemas import (
+    FindingsView,
+    HostAdded,
+    InventoryHostView,
+    InventoryView,
+)
 from orchestrator.api.schemas import (
     AttemptPage,
     AttemptView,
@@ -248,6 +253,9 @@ class Client:
 
     def probe_host(self, host: str) -> InventoryHostView:
         return self._wire.read("POST", f"/inventory/{plain(host)}/probe", InventoryHostView)
+
+    def examine_host(self, host: str) -> FindingsView:
+        return self._wire.read("POST", f"/inventory/{plain(host)}/doctor", FindingsView)
 
     def cordon_host(self, host: str, reason: str) -> InventoryHostView:
         body = {"reason": reason}

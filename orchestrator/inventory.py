@@ -14,10 +14,14 @@ from typing import TypeVar
 from sqlalchemy import Connection, Engine
 
 from orchestrator.clock import Clock
+from orchestrator.providers.base import ProviderError
+from orchestrator.providers.findings import Code, Finding, problem
 from orchestrator.providers.host_devices import Devices, probed
-from orchestrator.providers.inventory import CordonedBy, HostLogin, InventoryHost, Place
+from orchestrator.providers.host_doctor import Look, examined
+from orchestrator.providers.inventory import CPU, CordonedBy, HostLogin, InventoryHost, Place
 from orchestrator.providers.ssh import SshProvider, login_of
 from orchestrator.providers.ssh_transport import Connections, connect, shown_key
+from orchestrator.providers.tunnels import Tunnels
 from orchestrator.records import HostRequest
 from orchestrator.store import inventory as stored
 from orchestrator.store.writer import Writer
@@ -120,6 +124,12 @@ class SshHouse:
     inventory: Inventory
     connections: Connections
     provider: SshProvider
+    tunnels: Tunnels
+    has_archive: bool = False
+
+    def close(self) -> None:
+        self.tunnels.close()
+        self.connections.close()
 
     def first_key(self, address: str, port: int, jump: str | None) -> str:
         """The key that a host shows now. Raises `ProviderError`, `NoSuchHost`."""
@@ -143,6 +153,26 @@ class SshHouse:
         finally:
             shell.close()
         return self.inventory.add(name, login, devices)
+
+    def findings(self, name: str) -> tuple[Finding, ...]:
+        """What is wrong with the host, and what to do. Raises `NoSuchHost`."""
+        host = self.inventory.host(name)
+        asked = Look(
+            host=name,
+            devices=None if host.kind == CPU else host.devices,
+            url=None if host.login.tunnel else self.provider.url,
+            tunnel=host.login.tunnel,
+            has_archive=self.has_archive,
+        )
+        hosts = {one.name: one for one in self.inventory.hosts()}
+        try:
+            shell = connect(login_of(host, hosts))
+        except ProviderError as error:
+            return (problem(Code.CONNECTION, name, str(error), error.hint),)
+        try:
+            return examined(shell, asked)
+        finally:
+            shell.close()
 
     def look(self, name: str) -> InventoryHost:
         """Probes the host; whether it may be used then, it says itself. Raises `NoSuchHost`."""

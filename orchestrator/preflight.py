@@ -72,6 +72,11 @@ def _notes(job: AnySpec, settings: Settings) -> Iterator[str]:
         yield from _silences(job)
     elif job.data.held_out == 0:
         yield "data.held_out is 0: nothing is held out, so eval has no effect"
+    if not _here(job):
+        yield (
+            f"checkpoints go to {settings.storage_root}: the service and every host must have that"
+            " folder, the same one"
+        )
     if job.policy.max_cost is not None and price_per_hour(job, settings) is None:
         yield (
             f"policy.max_cost has no effect: the setting prices has none for '{job.hosts.provider}'"
@@ -127,9 +132,13 @@ def _data(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
         root, suffixes, field = Path(sysconfig.get_path("stdlib")), (".py",), "/data/source"
     else:
         root, suffixes, field = Path(source.path), source.suffixes, "/data/source/path"
-        refusal = _unreadable(source, settings)
+        refusal = _outside(source, settings)
+        if refusal is None and (_here(job) or root.exists()):
+            refusal = _unreadable(source)
         if refusal is not None:
             yield refusal
+            return
+        if not root.exists():  # the hosts may have it: their disks are others
             return
     need = job.tokens_per_step * (2 if job.data.held_out > 0 else 1) + 1
     found, files = _text_bytes(root, suffixes, need)
@@ -149,7 +158,12 @@ def _data(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
         )
 
 
-def _unreadable(source: TextFiles, settings: Settings) -> FieldError | None:
+def _here(job: AnySpec) -> bool:
+    """Whether its trainers have the disk of this machine, and no other."""
+    return job.hosts.provider == "local"
+
+
+def _outside(source: TextFiles, settings: Settings) -> FieldError | None:
     path, field = Path(source.path), "/data/source/path"
     roots = settings.allowed_paths
     if roots is not None and not _below(path, roots):
@@ -159,6 +173,11 @@ def _unreadable(source: TextFiles, settings: Settings) -> FieldError | None:
             detail="The path is outside of what this service may read.",
             hint=f"Allowed are: {shown}. The setting is allowed_paths.",
         )
+    return None
+
+
+def _unreadable(source: TextFiles) -> FieldError | None:
+    path, field = Path(source.path), "/data/source/path"
     if not path.exists():
         return FieldError(
             pointer=field,

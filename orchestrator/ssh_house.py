@@ -6,23 +6,26 @@ Owns what of it follows from the settings. Imports paramiko only when it is call
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import structlog
 from sqlalchemy import Engine
 
 from orchestrator.clock import Clock
 from orchestrator.providers.base import ProviderError, ProvisionRefused
-from orchestrator.providers.inventory import BadInventory, InventoryHost, read_file
+from orchestrator.providers.bootstrap import Installed
+from orchestrator.providers.inventory import CPU, BadInventory, InventoryHost, read_file
 from orchestrator.providers.shell import Shell
+from orchestrator.providers.software import Software
 from orchestrator.settings import Settings
 from orchestrator.store import inventory as stored
 from orchestrator.store.writer import Writer
 
 if TYPE_CHECKING:
     from orchestrator.inventory import SshHouse
+    from orchestrator.providers.ssh_shell import SshShell
 
 FOLDER = ".longhaul"  # in the home of the user that Longhaul is on a host
 log = structlog.get_logger(__name__)
@@ -33,8 +36,9 @@ def ssh_house(settings: Settings, read: Engine, writer: Writer, clock: Clock) ->
     if find_spec("paramiko") is None:
         return None
     from orchestrator.inventory import Inventory, SshHouse
-    from orchestrator.providers.ssh import SshProvider
-    from orchestrator.providers.ssh_transport import Connections
+    from orchestrator.providers.ssh import SshProvider, login_of
+    from orchestrator.providers.ssh_transport import Connections, connect
+    from orchestrator.providers.tunnels import Tunnels
 
     inventory, connections = Inventory(read, writer, clock), Connections()
     if settings.inventory is not None:
@@ -44,33 +48,44 @@ def ssh_house(settings: Settings, read: Engine, writer: Writer, clock: Clock) ->
             log.error("the inventory file is not used", words=str(error))
         except stored.NameTaken as error:
             log.error("the inventory file names a host that was added by hand", host=str(error))
+
+    def entered(name: str) -> SshShell:
+        hosts = {host.name: host for host in inventory.hosts()}
+        return connect(login_of(hosts[name], hosts))
+
+    # A tunnel that moved is told to the host's agents by the next look at it.
+    tunnels = Tunnels(entered, _bound(settings), lambda name, url: None)
     provider = SshProvider(
-        inventory, connections, _prepare(settings), settings.url, settings.public_url
+        inventory,
+        connections,
+        _prepare(settings),
+        settings.url,
+        settings.public_url,
+        tunnel_url=tunnels.url,
     )
-    return SshHouse(inventory, connections, provider)
+    has_archive = settings.python_archive is not None
+    return SshHouse(inventory, connections, provider, tunnels, has_archive)
 
 
-@dataclass(frozen=True)
-class Standing:
-    """Software that somebody else has put on a host."""
-
-    python: str
-    root: str
+def _bound(settings: Settings) -> tuple[str, int]:
+    """Where a tunnel leads: to what this process listens on."""
+    return urlsplit(settings.url).hostname or "127.0.0.1", settings.port
 
 
-def _prepare(settings: Settings) -> Callable[[Shell, InventoryHost], Standing]:
-    def prepare(shell: Shell, host: InventoryHost) -> Standing:
-        python = settings.ssh_python
-        if python is None:
-            raise ProvisionRefused(
-                "no interpreter with Longhaul is known for hosts; set ssh_python to its path there"
-            )
-        return standing(shell, python)
+def _prepare(settings: Settings) -> Callable[[Shell, InventoryHost], Installed]:
+    software = Software(
+        settings.data_dir / "software", settings.wheelhouse, settings.python_archive
+    )
+
+    def prepare(shell: Shell, host: InventoryHost) -> Installed:
+        if settings.ssh_python is not None:
+            return standing(shell, settings.ssh_python)
+        return software.prepare(shell, host.name, "cpu" if host.kind == CPU else "gpu")
 
     return prepare
 
 
-def standing(shell: Shell, python: str) -> Standing:
+def standing(shell: Shell, python: str) -> Installed:
     """Looks whether `python` has Longhaul. Raises `ProviderError`."""
     ask = "import worker.agent, pathlib; print(pathlib.Path.home())"
     seen = shell.run([python, "-c", ask])
@@ -80,4 +95,4 @@ def standing(shell: Shell, python: str) -> Standing:
         words = seen.err.decode(errors="replace").strip()[-300:]
         raise ProvisionRefused(f"{python} there does not run Longhaul: {words}")
     home = seen.out.decode().strip().splitlines()[-1]
-    return Standing(python, f"{home}/{FOLDER}")
+    return Installed(python, f"{home}/{FOLDER}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from anyio import to_thread
@@ -14,6 +15,8 @@ from orchestrator.api.errors import Refused, problem_responses
 from orchestrator.api.inventory_schemas import (
     CordonRequest,
     CordonView,
+    FindingsView,
+    FindingView,
     HostAdded,
     HostHolder,
     InventoryHostView,
@@ -100,6 +103,18 @@ async def probe_host(request: Request, host: HostName, session: Checked) -> Inve
     """Enters the host now. One that does not work is cordoned, with the reason."""
     house = _house(request)
     return _view(await _done(lambda: house.look(host)), await _places(house))
+
+
+@router.post(
+    "/inventory/{host}/doctor",
+    response_model=FindingsView,
+    responses=problem_responses(401, 403, 404, 409, 422),
+)
+async def examine_host(request: Request, host: HostName, session: Checked) -> FindingsView:
+    """Looks at everything that a run needs there, and changes nothing."""
+    house = _house(request)
+    found = await _done(lambda: house.findings(host))
+    return FindingsView(items=tuple(FindingView(**asdict(one)) for one in found))
 
 
 @router.post(
@@ -231,6 +246,7 @@ def _view(host: InventoryHost, places: Iterable[Place]) -> InventoryHostView:
         port=host.login.port,
         fingerprint=fingerprint(host.login.host_key),
         jump=host.login.jump,
+        tunnel=host.login.tunnel,
         private_address=host.login.private_address,
         labels=dict(host.login.labels),
         kind=host.kind,

@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field
 
 from orchestrator.api.requests import Asking, Reason
 from orchestrator.api.schemas import View
+from orchestrator.providers.findings import Code, Level
 from orchestrator.providers.inventory import (
     ADDRESS_PATTERN,
     HOST_NAME_PATTERN,
@@ -38,6 +39,7 @@ class HostAdded(Asking):
     )
     kind: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     devices: Annotated[int, Field(ge=0, le=64)] | None = None
+    tunnel: bool = False
 
 
 class CordonRequest(Asking):
@@ -71,6 +73,7 @@ class InventoryHostView(View):
     port: int
     fingerprint: str
     jump: str | None
+    tunnel: bool
     private_address: str | None
     labels: Mapping[str, str]
     kind: str
@@ -85,6 +88,20 @@ class InventoryHostView(View):
 
 class InventoryView(View):
     items: tuple[InventoryHostView, ...]
+
+
+class FindingView(View):
+    """One thing that was looked at on a host; `hint` says what to do where it is not well."""
+
+    code: Code
+    level: Level
+    where: str
+    what: str
+    hint: str | None
+
+
+class FindingsView(View):
+    items: tuple[FindingView, ...]
 
 
 BODIES = (HostAdded, CordonRequest)

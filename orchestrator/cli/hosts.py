@@ -86,6 +86,9 @@ def add(
         int | None,
         typer.Option("--devices", min=0, max=64, help="How many it has (else probed)."),
     ] = None,
+    tunnel: Annotated[
+        bool, typer.Option("--tunnel", help="Let it reach the service through SSH.")
+    ] = False,
     as_json: AsJson = False,
     data: DataDir = None,
 ) -> None:
@@ -113,6 +116,7 @@ def add(
             labels=dict(_label(one) for one in label or ()),
             kind=kind,
             devices=devices,
+            tunnel=tunnel,
         )
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
@@ -170,6 +174,19 @@ def probe(host: HostName, as_json: AsJson = False, data: DataDir = None) -> None
     else:
         typer.echo(_cordoned(seen))
     if seen.cordon is not None:
+        raise typer.Exit(Exit.FAILED)
+
+
+@hosts_app.command()
+def doctor(host: HostName, as_json: AsJson = False, data: DataDir = None) -> None:
+    """Look at all that a run needs on a host: Python, disk, clock, devices, ports, the way back."""
+    from orchestrator.cli.checks import print_findings
+    from orchestrator.providers.findings import Finding
+
+    with connect(data) as client:
+        seen = client.examine_host(host)
+    found = [Finding(**one.model_dump()) for one in seen.items]
+    if not print_findings(found, as_json=as_json):
         raise typer.Exit(Exit.FAILED)
 
 

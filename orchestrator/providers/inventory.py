@@ -27,7 +27,7 @@ from worker.protocol.hosts import Label
 CPU = "cpu"  # the kind of devices of a host that has no accelerator
 HOST_NAME_PATTERN = r"^[a-z0-9][a-z0-9.-]{0,39}$"
 USER_PATTERN = r"^[a-zA-Z_][a-zA-Z0-9._-]{0,31}$"
-ADDRESS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,252}$"
+ADDRESS_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9.:-]{0,79}$"
 KEY_PATTERN = r"^[a-z0-9@.-]+ [A-Za-z0-9+/]+=*( .*)?$"
 
 
@@ -35,7 +35,8 @@ class HostLogin(BaseModel):
     """A host as a person writes it down. `devices` are probed where they are not given.
 
     `jump` names another host of the inventory through which this one is reached, `private_address`
-    is where the other hosts of a gang reach it.
+    is where the other hosts of a gang reach it. A `tunnel` leads to the control plane from a host
+    that could not reach it otherwise.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +53,7 @@ class HostLogin(BaseModel):
     )
     kind: Annotated[str, Field(min_length=1, max_length=100)] | None = None
     devices: Annotated[int, Field(ge=0, le=64)] | None = None
+    tunnel: bool = False
 
     @field_validator("host_key")
     @classmethod
@@ -160,6 +162,9 @@ def choose(
     The fullest host that has room goes first, so that whole hosts stay free. Raises `NoHosts` where
     the inventory could never do, `HostsTaken` where it can not now.
     """
+    missing = [index for index in range(request.hosts) if index not in there]
+    if not missing:
+        return {}
     fitting = [host for host in hosts if host.fits(request)]
     if len(fitting) < request.hosts:
         raise NoHosts(_too_few(request, fitting, hosts))
@@ -170,7 +175,6 @@ def choose(
         if host.name not in held and host.cordon is None and len(host.free) >= request.devices
     ]
     usable.sort(key=lambda host: (len(host.free), host.name))
-    missing = [index for index in range(request.hosts) if index not in there]
     if len(usable) < len(missing):
         raise HostsTaken(_none_free(request, fitting, held, len(usable)))
     pairs = zip(missing, usable, strict=False)

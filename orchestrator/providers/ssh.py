@@ -7,14 +7,10 @@ happens there `remote_host`'s, which host it is `inventory`'s.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shlex
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any, Protocol, TypeVar
 
 from orchestrator.providers.base import (
@@ -25,31 +21,22 @@ from orchestrator.providers.base import (
     ProviderError,
     ProvisionRefused,
 )
+from orchestrator.providers.bootstrap import Installed
 from orchestrator.providers.host_devices import Devices, probed, visible
 from orchestrator.providers.inventory import HostsTaken, InventoryHost, Place
 from orchestrator.providers.local import GROUP_NAME, HOLD_SECONDS
 from orchestrator.providers.shell import Shell
-from orchestrator.providers.ssh_transport import Connections, HostUnreachable, Login, SshShell
+from orchestrator.providers.ssh_control import HostControl, HostFailed
+from orchestrator.providers.ssh_shell import SshShell
+from orchestrator.providers.ssh_transport import Connections, Login
 from orchestrator.records import HostRequest
 
 PARALLEL = 32
 CALL_SECONDS = 15.0
 END_SECONDS = 40.0  # an agent may leave for 2 s and be killed for 10
-HERE = Path(__file__).parent
-CONTROL = ("remote_host.py", "processes.py")
 AGENT = ("-m", "worker.agent")
 T = TypeVar("T")
 U = TypeVar("U")
-
-
-class Installed(Protocol):
-    """Longhaul's software on a host: the interpreter that has it, and Longhaul's folder there."""
-
-    @property
-    def python(self) -> str: ...
-
-    @property
-    def root(self) -> str: ...
 
 
 class Places(Protocol):
@@ -66,10 +53,6 @@ class Places(Protocol):
     def due_for_a_look(self) -> tuple[InventoryHost, ...]: ...
 
 
-class HostFailed(ProviderError):
-    """What was asked of a host did not work out there."""
-
-
 @dataclass(frozen=True)
 class _Trouble:
     place: Place
@@ -78,7 +61,8 @@ class _Trouble:
 
 
 class SshProvider:
-    """`prepare` puts Longhaul's software on a host, or finds it there.
+    """`prepare` puts Longhaul's software on a host, or finds it there. `tunnel_url` opens a host's
+    tunnel by its name, and answers where the host finds the control plane by it.
 
     `public_url` is where hosts find the control plane, whatever is announced; None: as announced.
     """
@@ -91,6 +75,7 @@ class SshProvider:
         control_url: str,
         public_url: str | None = None,
         agent: Sequence[str] = AGENT,
+        tunnel_url: Callable[[str], str] | None = None,
     ) -> None:
         self._inventory = inventory
         self._connections = connections
@@ -98,7 +83,8 @@ class SshProvider:
         self._announced = control_url
         self._public_url = public_url
         self._agent = tuple(agent)
-        self._control = _Control()
+        self._tunnel_url = tunnel_url
+        self._control = HostControl()
 
     @property
     def name(self) -> str:
@@ -109,8 +95,14 @@ class SshProvider:
         return HOLD_SECONDS
 
     @property
-    def _url(self) -> str:
+    def url(self) -> str:
         return (self._public_url or self._announced).rstrip("/")
+
+    def url_for(self, host: InventoryHost) -> str:
+        """Where the host finds the control plane. Raises `ProviderError` where its tunnel fails."""
+        if host.login.tunnel and self._tunnel_url is not None:
+            return self._tunnel_url(host.name)
+        return self.url
 
     # ---- the provider's calls --------------------------------------------------------------------
 
@@ -168,7 +160,7 @@ class SshProvider:
             place,
             "launch",
             END_SECONDS,
-            url=self._url,
+            url=self.url_for(found),
             argv=[place.python, *self._agent],
             env=visible(found.kind, place.slots),
             handed=json.dumps(handed),
@@ -255,14 +247,15 @@ class SshProvider:
             host = self._by_name()[place.host]
             shell = self._shell(host, at_once=True)
             installed = self._prepare(shell, host)
+            url = self.url_for(host)
             folder = f"{installed.root.rstrip('/')}/hosts/{place.group}/{place.index}"
             made = _placed(place, installed.python, folder)
-            self._ask(host, made, "make", CALL_SECONDS, url=self._url)
-            reached = self._ask(host, made, "reach", CALL_SECONDS, url=self._url)
+            self._ask(host, made, "make", CALL_SECONDS, url=url)
+            reached = self._ask(host, made, "reach", CALL_SECONDS, url=url)
             if not reached["reached"]:
                 raise HostFailed(
-                    f"it can not reach the control plane at {self._url}: {reached.get('words')};"
-                    " set public_url to an address that hosts can reach"
+                    f"it can not reach the control plane at {url}: {reached.get('words')};"
+                    " set public_url to an address that it can reach, or give it a tunnel"
                 )
             self._inventory.prepared(place, installed.python, folder)
         except ProviderError as error:
@@ -274,7 +267,7 @@ class SshProvider:
         if host is None:
             return HostProbe(place.index, place.host, None, None), None
         try:
-            seen = self._ask(host, place, "look", CALL_SECONDS, url=self._url)
+            seen = self._ask(host, place, "look", CALL_SECONDS, url=self.url_for(host))
         except ProviderError:
             return HostProbe(place.index, host.reached_at, None, None), None
         probe = HostProbe(place.index, host.reached_at, seen["agent"], seen["trainer"])
@@ -284,13 +277,13 @@ class SshProvider:
         try:
             if place.prepared:
                 self._ask(host, place, "release", END_SECONDS)
-        except HostUnreachable as error:
+        except HostFailed as error:  # it could be entered, and something lives there still
+            return error
+        except ProviderError as error:
             self._inventory.failed(host.name, f"{error}, when {place.group} was to be ended there")
             if place.left_at is not None:
                 return error
             self._inventory.leave(place)
-        except ProviderError as error:
-            return error
         else:
             self._inventory.give_back(place)
             if place.left_at is not None:
@@ -307,23 +300,7 @@ class SshProvider:
         self, host: InventoryHost, place: Place, do: str, seconds: float, **more: object
     ) -> dict[str, Any]:
         """One request to the host's folder; raises in words what did not work out."""
-        shell = self._shell(host)
-        python, folder = place.python, place.folder
-        assert python is not None
-        assert folder is not None
-        script = self._control.on(shell, str(PurePosixPath(folder).parents[2]))
-        request = json.dumps({"do": do, "home": folder} | more)
-        done = shell.run([python, "-S", "-E", script], request.encode() + b"\n", seconds)
-        if done.code is None:
-            raise HostUnreachable(f"the connection to {shell.where} was lost, or it was too slow")
-        try:
-            answer = json.loads(done.out)
-        except ValueError:
-            words = done.err.decode(errors="replace").strip()[-300:] or f"exit code {done.code}"
-            raise HostFailed(f"{host.name} could not {do}: {words}") from None
-        if not answer["ok"]:
-            raise HostFailed(f"{host.name} could not {do}: {answer['words']}")
-        return answer
+        return self._control.ask(self._shell(host), host.name, place, do, seconds, **more)
 
     def _each(self, items: Iterable[T], call: Callable[[T], U]) -> list[U]:
         """All at once; one slow host delays no other."""
@@ -350,39 +327,6 @@ def login_of(host: InventoryHost, hosts: dict[str, InventoryHost], depth: int = 
     return Login(
         written.user, written.address, written.host_key, written.port, written.key_file, jump
     )
-
-
-class _Control:
-    """The script that does a host's work, put there once for each connection."""
-
-    def __init__(self) -> None:
-        contents = b"".join((HERE / name).read_bytes() for name in CONTROL)
-        self._version = hashlib.sha256(contents).hexdigest()[:16]
-        self._there: dict[str, SshShell] = {}
-        self._locks: dict[str, threading.Lock] = {}
-        self._lock = threading.Lock()
-
-    def on(self, shell: SshShell, root: str) -> str:
-        folder = f"{root}/control/{self._version}"
-        key = f"{shell.where}{folder}"
-        with self._lock:
-            lock = self._locks.setdefault(key, threading.Lock())
-        with lock:
-            if self._there.get(key) is not shell:
-                self._put(shell, folder)
-                self._there[key] = shell
-        return f"{folder}/{CONTROL[0]}"
-
-    def _put(self, shell: SshShell, folder: str) -> None:
-        names = " && ".join(f"test -f {shlex.quote(f'{folder}/{name}')}" for name in CONTROL)
-        if shell.run(["sh", "-c", names]).code == 0:
-            return
-        made = shell.run(["mkdir", "-p", "-m", "700", folder])
-        if made.code != 0:
-            words = made.err.decode(errors="replace").strip()[-300:]
-            raise HostFailed(f"{folder} could not be made on {shell.where}: {words}")
-        for name in reversed(CONTROL):
-            shell.put(HERE / name, f"{folder}/{name}", 0o600)
 
 
 def _placed(place: Place, python: str, folder: str) -> Place:

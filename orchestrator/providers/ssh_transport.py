@@ -1,48 +1,33 @@
-"""Connections to hosts by SSH: pinned keys, sockets that notice a cut, programs that are run there.
+"""Connections to hosts by SSH: pinned keys, and sockets that notice a cut.
 
-Owns paramiko. A connection is shared by all who talk to a host, made again where it was lost, and
-not tried again at once where it failed. What is not known after a loss stays unknown.
+A connection is shared by all who talk to a host, made again where it was lost, and not tried again
+at once where it failed.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
 import logging
-import shlex
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import paramiko
 
 from orchestrator.providers.base import ProviderError
 from orchestrator.providers.inventory import fingerprint
-from orchestrator.providers.shell import Completed
+from orchestrator.providers.ssh_shell import LOGIN_SECONDS, HostUnreachable, SshShell, words_of
 
 CONNECT_SECONDS = 5.0
-LOGIN_SECONDS = 10.0
 UNANSWERED_MS = (
     8000  # so long may bytes stay unacknowledged; a keep-alive had not noticed after 60 s
 )
 KEEP_ALIVE_SECONDS = 5
 AGAIN_SECONDS = 2.0
-CHUNK = 1 << 16
-PUT = (
-    'umask 077; t="$1.$$.new"; trap \'rm -f "$t"\' EXIT; cat > "$t" &&'
-    ' [ "$(($(wc -c < "$t")))" -eq "$2" ] && chmod "$3" "$t" && sync "$t" && mv -f "$t" "$1"'
-)
-
 # What it would log is raised here too, and told once.
 logging.getLogger("paramiko").setLevel(logging.CRITICAL)
-
-
-class HostUnreachable(ProviderError):
-    """Nothing of the host answers, or not any more."""
 
 
 class LoginRefused(ProviderError):
@@ -58,6 +43,13 @@ class HostKeyDiffers(ProviderError):
         "Either it was installed anew, or somebody stands in between. If you know why, remove the"
         " host and add it with its new key."
     )
+
+
+class BadHostKey(ProviderError):
+    """What is written down as a host's key is none."""
+
+    retryable = False
+    hint = "It stands in /etc/ssh/ssh_host_ed25519_key.pub on the host: its first two words."
 
 
 @dataclass(frozen=True)
@@ -80,14 +72,12 @@ class Login:
 
 
 def parsed_key(text: str) -> paramiko.PKey:
-    """Raises ValueError for what is no public key."""
-    words = text.split()
-    if len(words) < 2:
-        raise ValueError("a host key is two words, like ssh-ed25519 AAAA…")
+    """Raises `BadHostKey` for what is no public key."""
+    kind, _, data = text.partition(" ")
     try:
-        return paramiko.PKey.from_type_string(words[0], base64.b64decode(words[1], validate=True))
-    except (binascii.Error, paramiko.SSHException, ValueError, IndexError) as error:
-        raise ValueError(f"{words[0]} {words[1][:20]}… is no public key") from error
+        return paramiko.PKey.from_type_string(kind, base64.b64decode(data, validate=True))
+    except Exception as error:  # paramiko raises whatever its parser meets
+        raise BadHostKey(f"{text[:30]}… is no public key: {words_of(error)}") from error
 
 
 def shown_key(address: str, port: int, through: paramiko.Transport | None = None) -> str:
@@ -99,75 +89,9 @@ def shown_key(address: str, port: int, through: paramiko.Transport | None = None
         key = transport.get_remote_server_key()
         return f"{key.get_name()} {key.get_base64()}"
     except (paramiko.SSHException, OSError, EOFError) as error:
-        raise HostUnreachable(f"{address}:{port} speaks no SSH: {_words(error)}") from error
+        raise HostUnreachable(f"{address}:{port} speaks no SSH: {words_of(error)}") from error
     finally:
         transport.close()
-
-
-class SshShell:
-    """Programs on one host, over one connection. Implements `Shell`."""
-
-    def __init__(self, client: paramiko.SSHClient, through: SshShell | None, where: str) -> None:
-        self._client = client
-        self._through = through
-        self.where = where
-
-    @property
-    def transport(self) -> paramiko.Transport:
-        found = self._client.get_transport()
-        if found is None or not found.is_active():
-            raise HostUnreachable(f"the connection to {self.where} was lost")
-        return found
-
-    @property
-    def alive(self) -> bool:
-        found = self._client.get_transport()
-        return found is not None and found.is_active()
-
-    def run(self, argv: Sequence[str], stdin: bytes = b"", seconds: float = 60.0) -> Completed:
-        return self._run(argv, (stdin,) if stdin else (), seconds)
-
-    def put(self, source: Path, path: str, mode: int = 0o600) -> None:
-        size = source.stat().st_size
-        argv = ("sh", "-c", PUT, "put", path, str(size), f"{mode:o}")
-        seconds = 60.0 + size / (256 << 10)  # over a slow line too
-        done = self._run(argv, _chunks(source), seconds)
-        if done.code is None:
-            raise HostUnreachable(f"the connection to {self.where} was lost while a file was sent")
-        if done.code != 0:
-            words = done.err.decode(errors="replace").strip()[-300:]
-            raise ProviderError(f"{path} could not be written on {self.where}: {words}")
-
-    def _run(self, argv: Sequence[str], stdin: Iterable[bytes], seconds: float) -> Completed:
-        deadline = time.monotonic() + seconds
-        try:
-            channel = self.transport.open_session(timeout=LOGIN_SECONDS)
-        except (paramiko.SSHException, OSError, EOFError) as error:
-            raise HostUnreachable(f"{self.where} opens no session: {_words(error)}") from error
-        out, err = bytearray(), bytearray()
-        try:
-            channel.settimeout(seconds)
-            channel.exec_command(shlex.join(argv))
-            reading = threading.Thread(target=_read, args=(channel.recv_stderr, err), daemon=True)
-            reading.start()
-            with suppress(BrokenPipeError, ConnectionError):  # it may end before it has read all
-                for chunk in stdin:
-                    channel.sendall(chunk)
-                channel.shutdown_write()
-            _read(channel.recv, out)
-            reading.join(max(0.0, deadline - time.monotonic()))
-            known = channel.status_event.wait(max(0.0, deadline - time.monotonic()))
-            code = channel.recv_exit_status() if known else -1
-        except (paramiko.SSHException, OSError, EOFError):
-            code = -1
-        finally:
-            channel.close()
-        return Completed(None if code < 0 else code, bytes(out), bytes(err))
-
-    def close(self) -> None:
-        self._client.close()
-        if self._through is not None:
-            self._through.close()
 
 
 def connect(login: Login) -> SshShell:
@@ -207,14 +131,14 @@ def _connect(login: Login, through: SshShell | None) -> SshShell:
         )
     except Exception as error:
         client.close()
-        raise _in_words(login, error) from error
+        raise _inwords_of(login, error) from error
     transport = client.get_transport()
     assert transport is not None
     transport.set_keepalive(KEEP_ALIVE_SECONDS)
     return SshShell(client, through, login.where)
 
 
-def _in_words(login: Login, error: Exception) -> ProviderError:
+def _inwords_of(login: Login, error: Exception) -> ProviderError:
     where = login.where
     match error:
         case ProviderError():
@@ -235,19 +159,19 @@ def _in_words(login: Login, error: Exception) -> ProviderError:
             return LoginRefused(f"{where} does not let user {login.user} in with {whose}")
         case FileNotFoundError() | PermissionError():
             return LoginRefused(
-                f"the private key {login.key_file} can not be read: {_words(error)}"
+                f"the private key {login.key_file} can not be read: {words_of(error)}"
             )
         case paramiko.SSHException() if "not found in known_hosts" in str(error):
             return HostKeyDiffers(f"{where} shows a host key of another type than the pinned one")
         case _:
-            return HostUnreachable(f"{where} does not answer: {_words(error)}")
+            return HostUnreachable(f"{where} does not answer: {words_of(error)}")
 
 
 def _socket(address: str, port: int) -> socket.socket:
     try:
         sock = socket.create_connection((address, port), CONNECT_SECONDS)
     except OSError as error:
-        raise HostUnreachable(f"{address}:{port} does not answer: {_words(error)}") from error
+        raise HostUnreachable(f"{address}:{port} does not answer: {words_of(error)}") from error
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNANSWERED_MS)
     return sock
@@ -258,25 +182,8 @@ def _channel(through: paramiko.Transport, address: str, port: int) -> paramiko.C
         return through.open_channel("direct-tcpip", (address, port), ("127.0.0.1", 0), timeout=5)
     except (paramiko.SSHException, OSError, EOFError) as error:
         raise HostUnreachable(
-            f"the jump host can not reach {address}:{port}: {_words(error)}"
+            f"the jump host can not reach {address}:{port}: {words_of(error)}"
         ) from error
-
-
-def _words(error: BaseException) -> str:
-    strerror = getattr(error, "strerror", None)
-    return strerror or str(error) or type(error).__name__
-
-
-def _read(receive: Callable[[int], bytes], into: bytearray) -> None:
-    with suppress(OSError):  # a time limit, or the loss of the connection
-        while chunk := receive(CHUNK):
-            into += chunk
-
-
-def _chunks(source: Path) -> Iterator[bytes]:
-    with source.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
 
 
 class Connections:

@@ -120,16 +120,20 @@ def add(
 
 
 def remove(connection: Connection, name: str) -> None:
-    """Raises `NoSuchHost`, `FromFile` or `InUse`."""
+    """With it what was left there. Raises `NoSuchHost`, `FromFile` or `InUse`."""
     if host(connection, name).from_file:
         raise FromFile(name)
     _remove(connection, name)
 
 
 def _remove(connection: Connection, name: str) -> None:
-    groups = connection.scalars(select(ssh_places.c.group).where(ssh_places.c.host == name)).all()
+    here = ssh_places.c.host == name
+    held = select(ssh_places.c.group).where(here, ssh_places.c.left_at.is_(None))
+    groups = connection.scalars(held).all()
     if groups:
         raise InUse(", ".join(sorted(set(groups))))
+    connection.execute(delete(ssh_slots).where(ssh_slots.c.host == name))
+    connection.execute(delete(ssh_places).where(here))
     connection.execute(delete(ssh_hosts).where(ssh_hosts.c.name == name))
 
 
@@ -142,11 +146,11 @@ def follow_file(connection: Connection, logins: Mapping[str, HostLogin], now: da
     there = {found.name: found for found in all_hosts(connection)}
     for name, login in logins.items():
         if name not in there:
-            unknown = login.devices is None
-            kind, devices = login.kind or "", 0 if unknown else login.devices or 0
+            kind, devices = login.kind or "", login.devices or 0
             add(connection, name, login, kind, devices, now, from_file=True)
-            if unknown:
+            if login.kind is None or login.devices is None:
                 cordon(connection, name, CordonedBy.PROBE, "it was not probed yet", now)
+                _change(connection, name, {"probed_at": None})
         elif not there[name].from_file:
             raise NameTaken(name)
         elif there[name].login != login:

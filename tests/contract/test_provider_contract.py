@@ -17,9 +17,10 @@ from tests.fakes.stage import GROUP, Stage, start_trainer, until
 from tests.fakes.tpu_stage import TpuStage
 
 STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage, "ssh": SshStage, "tpu": TpuStage}
+ON_SSHD = pytest.param("ssh", marks=pytest.mark.sshd)
 
 
-@pytest.fixture(params=STAGES)
+@pytest.fixture(params=["local", ON_SSHD, "tpu"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     made = STAGES[request.param](tmp_path / "hosts")
     yield made

@@ -137,6 +137,12 @@ def test_a_host_goes_once_nobody_holds_it(engine: Engine) -> None:
     with pytest.raises(inventory.InUse, match="g"):
         do(engine, inventory.remove, "a")
     do(engine, inventory.remove, "b")
+    assert claim(engine, "g") == [("a", (0,))], "it has all that it asked for"
+    [place] = do(engine, inventory.places, "g")
+    do(engine, inventory.leave, place, NOW)
+    do(engine, inventory.remove, "a")
+    assert do(engine, inventory.places) == ()
+    two(engine)
     with pytest.raises(inventory.NameTaken):
         do(engine, inventory.add, "a", login(), "A100", 1, NOW)
 
@@ -147,6 +153,7 @@ def test_the_file_alone_changes_its_hosts(engine: Engine) -> None:
     f, g = do(engine, inventory.all_hosts)
     assert (f.devices, f.kind, f.cordon) == (2, "A100", None)
     assert g.ill, "it waits for a probe to tell what it has"
+    assert g.probed_at is None
     with pytest.raises(inventory.FromFile):
         do(engine, inventory.remove, "f")
     claim(engine, "group")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.clock import SystemClock
 from orchestrator.inventory import Inventory
 from orchestrator.providers.base import Provider
+from orchestrator.providers.bootstrap import Installed
 from orchestrator.providers.host_devices import Devices
 from orchestrator.providers.inventory import HostLogin, InventoryHost
 from orchestrator.providers.shell import Shell
@@ -23,19 +23,11 @@ from tests.fakes.stage import Stage
 HOSTS, DEVICES = 4, 4
 
 
-@dataclass(frozen=True)
-class There:
-    """Software that stands on a host already."""
-
-    python: str
-    root: str
-
-
 class SshStage(Stage):
     def __init__(self, root: Path) -> None:
         self.stack = ExitStack()
         self.host, self.key = self.stack.enter_context(loopback_host(root))
-        self.there = There(str(write_python(root / "python")), str(root / "there"))
+        self.there = Installed(str(write_python(root / "python")), str(root / "there"))
         engine = open_engine(f"sqlite:///{root / 'longhaul.db'}")
         self.stack.callback(engine.dispose)
         tables.metadata.create_all(engine)
@@ -59,7 +51,7 @@ class SshStage(Stage):
     def groups(self) -> Path:
         return Path(self.there.root) / "hosts"
 
-    def prepare(self, shell: Shell, host: InventoryHost) -> There:
+    def prepare(self, shell: Shell, host: InventoryHost) -> Installed:
         return self.there
 
     def made_provider(self) -> Provider:

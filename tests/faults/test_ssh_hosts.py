@@ -18,7 +18,7 @@ from tests.fakes.ssh_hosts import Network, network, write_python
 from tests.faults.harness import Plane, plane, tiny_job, until
 from tests.faults.outcome import Told, attempts, check_outcome, checkpoints, verdicts
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.sshd, pytest.mark.timeout(600)]
 NAMES = ("ada", "ben", "cyd", "dan")
 LOST_SECONDS = 0.5  # ten times as long where the provider can not tell either
 SLOW_FROM = 20
@@ -66,6 +66,7 @@ def site(data_dir: Path, shared_compile_cache: None) -> Iterator[Site]:
             "LONGHAUL_HOST": net.address,
             "LONGHAUL_SSH_PYTHON": str(there),
             "LONGHAUL_HOST_LOST_SECONDS": str(LOST_SECONDS),
+            "LONGHAUL_PROBE_SECONDS": "1",
             "LONGHAUL_ORPHAN_GRACE_SECONDS": "3600",
         }
         with plane(data_dir / "data", **env) as service:
@@ -89,7 +90,7 @@ def moved_on(site: Site, run: str, number: int) -> None:
         tried = attempts(site.service, run)
         return len(tried) == number and tried[-1]["first_step_at"] is not None
 
-    until(trains, f"attempt {number} to train", 150.0, 0.2)
+    until(trains, f"attempt {number} to train", 240.0, 0.2)
 
 
 def test_a_crashed_host_is_replaced_and_one_that_was_cut_off_comes_back_too_late(
@@ -97,7 +98,7 @@ def test_a_crashed_host_is_replaced_and_one_that_was_cut_off_comes_back_too_late
 ) -> None:
     expected = undisturbed(2)
     run = site.service.submit(tiny_job("gang", text, hosts=on_hosts(2)))
-    until(lambda: site.service.step(run) >= 14, "the first checkpoint", 120.0)
+    until(lambda: site.service.step(run) >= 14, "the first checkpoint", 240.0)
     crashed, stays = site.gang()[1], site.gang()[0]
     site.net.hosts[crashed].crash()
     inject(site.python, "gang", Fault(2, 40, "slow"), Fault(2, 40, "slow", rank=1))
@@ -105,14 +106,14 @@ def test_a_crashed_host_is_replaced_and_one_that_was_cut_off_comes_back_too_late
     second = site.gang()
     assert crashed not in second.values()
     assert stays in second.values(), "the one that is well serves on"
-    until(lambda: site.service.step(run) >= 40, "the next steps", 120.0)
+    until(lambda: site.service.step(run) >= 40, "the next steps", 240.0)
     cut = second[1]
     site.net.hosts[cut].cut()
     moved_on(site, run, 3)
     site.net.hosts[cut].join()
     agent = site.folder(cut) / "logs" / "agent.log"
     until(lambda: "superseded" in agent.read_text(), "the agent to be told", 60.0)
-    check_outcome(site.service, run, expected, 3, seconds=240)
+    check_outcome(site.service, run, expected, 3, seconds=400)
     assert verdicts(site.service, run) == ["host_lost", "host_lost", "completed"]
     well_again(site, crashed, cut)
 
@@ -137,7 +138,7 @@ def test_a_trainer_that_was_cut_off_trains_for_nothing_and_is_killed_once_it_is_
     expected = undisturbed(1)
     inject(site.python, "cut", Fault(1, SLOW_FROM, "slow"))
     run = site.service.submit(tiny_job("cut", text, hosts=on_hosts(1)))
-    until(lambda: site.service.step(run) >= SLOW_FROM, f"step {SLOW_FROM}", 120.0)
+    until(lambda: site.service.step(run) >= SLOW_FROM, f"step {SLOW_FROM}", 240.0)
     cut = site.gang()[0]
     site.net.hosts[cut].cut()
     moved_on(site, run, 2)
@@ -148,7 +149,7 @@ def test_a_trainer_that_was_cut_off_trains_for_nothing_and_is_killed_once_it_is_
     until(lambda: not is_locked(folder / "trainer.lock"), "the trainer to be killed", 60.0)
     agent = folder / "logs" / "agent.log"
     until(lambda: "superseded" in agent.read_text(), "the agent to leave", 60.0)
-    check_outcome(site.service, run, expected, 2, seconds=240)
+    check_outcome(site.service, run, expected, 2, seconds=400)
     assert verdicts(site.service, run) == ["host_lost", "completed"]
     counted = [one for one in checkpoints(site.service, run) if one["attempt"] == 1]
     assert {one["step"] for one in counted} == {12}, "what it saved in the dark does not count"

@@ -20,6 +20,7 @@ from orchestrator.api.assemble import attach, bare_app
 from orchestrator.api.auth import make_gate
 from orchestrator.service import Service
 from orchestrator.settings import Settings
+from orchestrator.ssh_house import ssh_house
 from orchestrator.state import AttemptState, CheckpointState, RunState, Verdict
 from orchestrator.store import tables
 from orchestrator.store.engine import open_engine, reading
@@ -108,6 +109,7 @@ class World:
     clock: Clock = field(default_factory=Clock)
     free: int = 10**12
     trouble: str | None = None
+    with_ssh: bool = False
     app: FastAPI = field(init=False)
 
     def __post_init__(self) -> None:
@@ -116,15 +118,18 @@ class World:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
         writer = Writer(self.engine)
+        read = reading(self.engine)
+        ssh = ssh_house(self.settings, read, writer, self.clock) if self.with_ssh else None
         service = Service(
             settings=self.settings,
             installation="inst0001",
-            read=reading(self.engine),
+            read=read,
             writer=writer,
             wakes=Wakes(),
             clock=self.clock,
             providers={"local": FakeProvider()},
             listening_since=self.clock.now(),
+            ssh=ssh,
         )
         attach(
             app,
@@ -137,6 +142,8 @@ class World:
         try:
             yield
         finally:
+            if ssh is not None:
+                ssh.close()
             writer.close()
 
     @property

@@ -31,7 +31,10 @@ CALLS: dict[str, str] = {
     "GET /api/v1/inventory": V,
     "POST /api/v1/inventory": A,
     "DELETE /api/v1/inventory/{host}": A,
-    **{f"POST /api/v1/inventory/{{host}}/{what}": O for what in ("cordon", "probe", "uncordon")},
+    **{
+        f"POST /api/v1/inventory/{{host}}/{what}": O
+        for what in ("cordon", "doctor", "probe", "uncordon")
+    },
     "GET /api/v1/orphans": V,
     "POST /api/v1/orphans:reap": A,
     "GET /api/v1/runs": V,

@@ -56,3 +56,16 @@ def test_a_provider_that_is_not_there_is_refused_beforehand(tmp_path) -> None:
     assert (found.pointer, found.detail) == ("/hosts/provider", "This service has no provider ssh.")
     assert "inventory" in (found.hint or "")
     assert problems(job, settings, lambda _: 10**12, {"local", "ssh"}) == ()
+
+
+def test_text_that_only_the_hosts_have_is_no_problem_elsewhere(tmp_path) -> None:
+    text = {"source": {"kind": "text", "path": "/only/on/hosts"}, "held_out": 0}
+
+    def pointers(provider: str, **settings: object) -> list[str]:
+        job = JobSpec.model_validate(tiny_spec(hosts={"provider": provider}, data=text))
+        here = Settings(data_dir=tmp_path, **settings)
+        return [one.pointer for one in problems(job, here, lambda _: 10**12, {"local", "ssh"})]
+
+    assert pointers("ssh") == []
+    assert pointers("local") == ["/data/source/path"]
+    assert pointers("ssh", allowed_paths=(tmp_path,)) == ["/data/source/path"]
