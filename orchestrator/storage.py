@@ -7,17 +7,14 @@ Default Credentials. Must not import the store, the API or a provider.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, cast
 
 from orchestrator.settings import BUCKETS, in_bucket
-
-if TYPE_CHECKING:
-    from google.cloud.storage import Bucket
 
 # What trainers, agents and an import do there.
 NEEDED = (
@@ -27,7 +24,7 @@ NEEDED = (
     "storage.objects.list",
 )
 PACKAGES = {"gcsfs": "gcsfs", "google.cloud.storage": "google-cloud-storage"}
-TRY_SECONDS, PATIENCE_SECONDS = 10.0, 20.0
+TRY_SECONDS, PATIENCE_SECONDS = 10, 20.0
 INSTALL = "Install them for the service and the trainers: pip install 'longhaul[gcp]'."
 LOG_IN = (
     "Give the service's user Application Default Credentials: run it as a service account, or"
@@ -159,7 +156,7 @@ class _InBucket:
             )
             for _ in found:
                 pass  # only once all pages were read are the prefixes known
-            return [prefix.removeprefix(below).rstrip("/") for prefix in found.prefixes]
+            return [str(prefix).removeprefix(below).rstrip("/") for prefix in found.prefixes]
 
     def read(self, name: str) -> bytes | None:
         from google.api_core.exceptions import NotFound
@@ -179,20 +176,23 @@ def _installed(module: str) -> bool:
         return False
 
 
-def _bucket(name: str) -> Bucket:
-    from google.cloud import storage
+def _bucket(name: str) -> Any:
+    """A `google.cloud.storage.Bucket`, whose package has no types."""
+    from google.cloud import storage  # pyright: ignore[reportMissingTypeStubs]
 
-    return storage.Client().bucket(name)
+    return cast(Any, storage).Client().bucket(name)
 
 
 def _retry() -> Any:
-    from google.cloud.storage.retry import DEFAULT_RETRY
+    from google.cloud.storage.retry import (  # pyright: ignore[reportMissingTypeStubs]
+        DEFAULT_RETRY,
+    )
 
     return DEFAULT_RETRY.with_timeout(PATIENCE_SECONDS)
 
 
 @contextmanager
-def _told(root: str) -> Iterator[None]:
+def _told(root: str) -> Generator[None]:
     from google.api_core.exceptions import GoogleAPIError, NotFound
     from google.auth.exceptions import DefaultCredentialsError, GoogleAuthError
     from requests import RequestException

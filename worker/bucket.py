@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 60.0  # of one call with all its tries
 START_SECONDS = 10.0  # the same at the start of a save, for which training waits
-TRY_SECONDS = 20.0
+TRY_SECONDS = 20
 WORDS_LENGTH = 300
 MISSING = re.compile(r"\b(storage\.[a-z]+\.[A-Za-z]+)\b")
 NO_BUCKET = "bucket does not exist"

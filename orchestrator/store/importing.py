@@ -72,8 +72,10 @@ def import_run(
     for one in (*counts, *([] if found.inherited is None else [found.inherited])):
         _checkpoint(connection, now, found.id, one, offered=one in offered)
     connection.execute(update(installation).values(restored_at=now, sweep_confirmed_at=None))
-    told = {"source": source, "checkpoints": len(counts), "taken": sorted(taken)}
-    tell(connection, found.id, "imported", now, by=who.name, name=job.name, **told)
+    told: dict[str, object] = {"source": source, "checkpoints": len(counts)}
+    told["taken"] = sorted(taken)
+    about = {"by": who.name, "name": job.name, **told}
+    tell(connection, found.id, "imported", now, attempt=None, **about)
     audit.note(connection, now, who, "run.import", found.id, None, {"name": job.name, **told})
     left = [one for one in found.offered if one.id not in taken]
     return Imported(found.id, job.name, counts, left)
