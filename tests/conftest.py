@@ -5,6 +5,7 @@ Imports nothing of Longhaul and no JAX, so that the lightest test stays light.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -25,12 +26,17 @@ def _postgres() -> bool:
     return shutil.which("postgres") is not None or any(installed)
 
 
+def _reference() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
 _SKIP_NOTHING = pytest.StashKey[bool]()
 _WIDER_FIXTURES = pytest.StashKey["WiderFixtures"]()
 
 NEEDS = {
     "root": (lambda: os.geteuid() == 0, "needs root"),
     "browser": (lambda: shutil.which("chromium") is not None, "needs Chromium (`chromium`)"),
+    "reference": (_reference, "needs torch and transformers (`pip install torch transformers`)"),
     "postgres": (_postgres, "needs PostgreSQL's server program (`postgresql`)"),
 }
 

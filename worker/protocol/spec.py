@@ -326,11 +326,6 @@ class JobSpec(Spec):
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     deterministic: bool = True
 
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model_by_name(cls, given: object) -> object:
-        return {"preset": given} if isinstance(given, str) else given
-
     @field_validator("hosts", mode="before")
     @classmethod
     def _hosts_by_count(cls, given: object) -> object:
@@ -366,7 +361,7 @@ class JobSpec(Spec):
     @property
     def needs_protocol(self) -> int:
         """The first protocol whose agents can read the spec."""
-        return max(self.checkpoint.needs_protocol, self.policy.needs_protocol)
+        return max(one.needs_protocol for one in (self.model, self.checkpoint, self.policy))
 
     @property
     def tokens_per_step(self) -> int:
