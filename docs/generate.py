@@ -48,6 +48,11 @@ Two short forms: `model: NAME` means `model: {preset: NAME}`, and `hosts: N` mea
 `hosts: {count: N}`. With `preset`, the fields of the preset stand for all that are not given.
 """
 
+DERIVED = {
+    "LlamaConfig": {"head_dim", "kv_heads"},
+    "NanochatConfig": {"hidden", "heads", "kv_heads"},
+}
+
 API_HEAD = """\
 # The REST API
 
@@ -75,6 +80,11 @@ There is no page of interactive documentation: the usual ones come from a CDN.
 | --- | --- | --- |
 """
 
+REMAT = (
+    "What a block keeps for the backward pass: all of it, the outputs of matrix products, or"
+    " (`full`) its input alone."
+)
+LOSS_CHUNK = "Positions whose logits are held at once; must divide `context`. Not set: all of them."
 SPEC_WORDS = {
     "name": "The run's name, unique in this installation.",
     "model": "The architecture: its fields, or the name of a model preset.",
@@ -99,21 +109,44 @@ SPEC_WORDS = {
     "priority": "A queued run with a higher one goes first.",
     "seed": "Seeds the weights, the order of the data and the dropout.",
     "deterministic": "Asks for the same bits again under the same numerics key.",
-    "model.kind": "The family of the architecture.",
-    "model.vocab_size": "Rows of the embedding. Text is read as bytes: 256 values and an end mark.",
-    "model.context": "Tokens in one sequence.",
-    "model.layers": "Number of blocks.",
-    "model.hidden": "Width of the residual stream.",
-    "model.heads": "Query heads. They divide `hidden` unless `head_dim` is given.",
-    "model.kv_heads": "Key and value heads; must divide `heads`. Left out: as many as `heads`.",
-    "model.head_dim": "Width of one head, even. Left out: `hidden / heads`.",
-    "model.ffn": "Width of the feed-forward part.",
-    "model.rope_theta": "Base of the rotary position embedding.",
-    "model.norm_eps": "Added to the mean square in RMSNorm.",
-    "model.tied": "Input and output embeddings share their weights.",
-    "model.dropout": "Share of each block's output that is dropped while training.",
-    "model.dtype": "Type of the matrix products. Weights are kept in float32.",
-    "model.scan_layers": "Compile one block and loop over it: starts faster.",
+    "model.llama.kind": "A Llama-style decoder; what is meant where no kind is given.",
+    "model.llama.vocab_size": "Rows of the embedding. Text is read as bytes: 256 values"
+    " and an end mark.",
+    "model.llama.context": "Tokens in one sequence.",
+    "model.llama.layers": "Number of blocks.",
+    "model.llama.hidden": "Width of the residual stream.",
+    "model.llama.heads": "Query heads. They divide `hidden` unless `head_dim` is given.",
+    "model.llama.kv_heads": "Key and value heads; divide `heads`. Left out: as many as `heads`.",
+    "model.llama.head_dim": "Width of one head, even. Left out: `hidden / heads`.",
+    "model.llama.ffn": "Width of the feed-forward part.",
+    "model.llama.rope_theta": "Base of the rotary position embedding.",
+    "model.llama.rope_pairs": "Which numbers of a head turn together.",
+    "model.llama.ntk_factor": "Raises the base for a context so many times as long.",
+    "model.llama.norm_eps": "Added to the mean square in RMSNorm.",
+    "model.llama.tied": "Input and output embeddings share their weights.",
+    "model.llama.dropout": "Share of each block's output that is dropped while training.",
+    "model.llama.init_std": "Every matrix begins normal with it; not set: by its number of inputs.",
+    "model.llama.dtype": "Type of the matrix products. Weights are kept in float32.",
+    "model.llama.scan_layers": "Compile one block and loop over it: starts faster.",
+    "model.llama.remat": REMAT,
+    "model.llama.loss_chunk": LOSS_CHUNK,
+    "model.nanochat.kind": "A nanochat-style decoder.",
+    "model.nanochat.vocab_size": "Tokens; the embeddings are padded to a multiple of 64 rows.",
+    "model.nanochat.context": "Tokens in one sequence.",
+    "model.nanochat.layers": "Number of blocks: the dial that gives `hidden` and `heads`.",
+    "model.nanochat.hidden": "Width of the residual stream. Left out: 64 a layer, whole heads.",
+    "model.nanochat.heads": "Query heads; must divide `hidden`. Left out: `hidden / 128`.",
+    "model.nanochat.kv_heads": "Key and value heads; divide `heads`. Left out: as many as `heads`.",
+    "model.nanochat.activation": "Of the feed-forward part: squared ReLU, or GELU.",
+    "model.nanochat.tied": "Input and output embeddings share their weights.",
+    "model.nanochat.window_pattern": "Over the layers, again and again: S sees a quarter of the"
+    " context, L all of it, and so does the last layer.",
+    "model.nanochat.rope_theta": "Base of the rotary position embedding.",
+    "model.nanochat.logit_cap": "Logits are held within ± so much by a tanh.",
+    "model.nanochat.dtype": "Type of the matrix products. Weights are kept in float32.",
+    "model.nanochat.scan_layers": "Compile the group of blocks that repeats and loop over it.",
+    "model.nanochat.remat": REMAT,
+    "model.nanochat.loss_chunk": LOSS_CHUNK,
     "data.source": "Where the text comes from.",
     "data.held_out": "Share of the files that is kept for evaluation; 0 for no evaluation.",
     "data.source.python-source.kind": "The source of Python's own standard library; no download.",
@@ -157,7 +190,7 @@ SPEC_WORDS = {
     "hosts.tpu.network": "The network of the VMs.",
     "hosts.tpu.subnetwork": "The part of it.",
     "hosts.tpu.service_account": "The account that the VMs act as.",
-    "hosts.tpu.os_login": "Whether OS Login says who may enter, instead of the VMs' own list of keys.",
+    "hosts.tpu.os_login": "Whether OS Login says who may enter, not the VMs' own list of keys.",
     "hosts.tpu.external_ips": "Whether the VMs have addresses that are reached from everywhere.",
     "policy.max_crashes": "Crashes in a row without a new highest accepted step.",
     "policy.max_host_losses": "The same for lost hosts.",
@@ -361,7 +394,7 @@ def _type(field: Any) -> str:
 
 
 def _default(name: str, field: Any, schema: Any) -> str:
-    if name in {"head_dim", "kv_heads"}:
+    if name in DERIVED.get(schema["title"], ()):
         return "derived"
     if name in schema.get("required", ()):
         return "—"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -41,6 +42,10 @@ def _prometheus() -> bool:
     return all(shutil.which(program) for program in programs)
 
 
+def _reference() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
 _SKIP_NOTHING = pytest.StashKey[bool]()
 _WIDER_FIXTURES = pytest.StashKey["WiderFixtures"]()
 
@@ -48,6 +53,7 @@ NEEDS = {
     "root": (lambda: os.geteuid() == 0, "needs root"),
     "browser": (lambda: shutil.which("chromium") is not None, "needs Chromium (`chromium`)"),
     "sshd": (_sshd, "needs OpenSSH's server program (`openssh-server`)"),
+    "reference": (_reference, "needs torch and transformers (`pip install torch transformers`)"),
     "postgres": (_postgres, "needs PostgreSQL's server program (`postgresql`)"),
     "prometheus": (
         _prometheus,
