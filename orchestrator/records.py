@@ -63,7 +63,8 @@ class HostGroup:
     `exists` and `up` are the provider's newest probe, None before there was one; `refused` its own
     words when it said that it can not give these hosts. `taken` says that the cloud took them away
     (a `Notice`), in the words of `taken_text`; `taken_at` is None until that is written down.
-    `lost_in_wish` is the wish under which a host of it was found lost.
+    `lost_in_wish` is the wish under which a host of it was found lost. `again` is why its provider
+    wants to be asked for it again while it is not up.
     """
 
     name: str
@@ -84,6 +85,7 @@ class HostGroup:
     lost_in_wish: int | None = None
     exists: bool | None = None
     up: bool | None = None
+    again: str | None = None
     section: HostsSection | None = None
 
     @property
@@ -146,7 +148,8 @@ class Trainer:
     """One process of a gang, as its agent told of it.
 
     `killed_for` is an agent's `KilledFor`, or `HOST_GONE` where it went with its host. `slow_why`
-    says how the others wait for it.
+    says how the others wait for it. A program's process that was asked to leave has answered no up
+    to step `leave_after`.
     """
 
     attempt: int
@@ -172,6 +175,7 @@ class Trainer:
     diverged_where: str | None = None
     pace: Pace | None = None
     slow_why: str | None = None
+    leave_after: int | None = None
 
     @property
     def exited(self) -> bool:

@@ -89,7 +89,10 @@ async def add_host(request: Request, session: Admin) -> InventoryHostView:
         return house.enrol(asked.name, HostLogin(host_key=key, **fields))
 
     added = await _done(work)
-    about = {"address": added.login.address, "key": fingerprint(added.login.host_key)}
+    about: dict[str, object] = {
+        "address": added.login.address,
+        "key": fingerprint(added.login.host_key),
+    }
     await _note(request, session.actor, "inventory.add", added.name, about)
     return _view(added, ())
 

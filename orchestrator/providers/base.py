@@ -43,7 +43,9 @@ class HostProbe:
 class GroupProbe:
     """A host group as the provider sees it now; `exists` is False when nothing of it is left.
 
-    `taken` says that the cloud itself took the hosts away, and why; `words` are its own.
+    `taken` says that the cloud itself took the hosts away, and why; `words` are its own. `again`
+    says that hosts which were never all up will not come from what was asked for so far, and why:
+    the provider wants to be asked again.
     """
 
     exists: bool
@@ -51,6 +53,7 @@ class GroupProbe:
     hosts: tuple[HostProbe, ...] = ()
     taken: Notice | None = None
     words: str | None = None
+    again: str | None = None
 
     @property
     def well(self) -> bool:

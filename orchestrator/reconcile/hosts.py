@@ -102,6 +102,10 @@ def requested(snap: Snapshot, group: HostGroup) -> Plan:
         return Plan((MoveGroup(group.name, GroupCause.ASKED),))
     if _late(snap, group):
         return _not_given(snap, group, f"it took no order within {snap.provision_within}", WAITED)
+    return _ask_again(snap, group)
+
+
+def _ask_again(snap: Snapshot, group: HostGroup) -> Plan:
     acquire = AcquireHosts(group.name, group.provider, group.request)
     return Plan((), (acquire,), snap.now + PROVIDER_RETRY)
 
@@ -109,14 +113,22 @@ def requested(snap: Snapshot, group: HostGroup) -> Plan:
 def creating(snap: Snapshot, group: HostGroup) -> Plan:
     if group.refused is not None:
         return refused(snap, group, group.refused)
-    lost = lost_while_idle(snap, group)  # the cloud may take hosts that were never all up
+    # The cloud may take hosts that were never all up. One without capacity has not lost any.
+    lost = lost_while_idle(snap, group) if group.again is None else None
     if lost is not None:
         return Plan(lose_idle_group(snap, group, lost))
     if group.up:
         return Plan((MoveGroup(group.name, GroupCause.HOSTS_UP),))
     if _late(snap, group):
-        return _not_given(snap, group, f"not all were up within {snap.provision_within}", WAITED)
+        return _not_given(snap, group, _not_up(snap, group), WAITED)
+    if group.again is not None:
+        return _ask_again(snap, group)
     return Plan(look_again_at=snap.now + PROVIDER_RETRY)
+
+
+def _not_up(snap: Snapshot, group: HostGroup) -> str:
+    last = "" if group.again is None else f"; at last: {group.again}"
+    return f"not all were up within {snap.provision_within}{last}"
 
 
 def _late(snap: Snapshot, group: HostGroup) -> bool:

@@ -305,7 +305,7 @@ def _as_seen(group: HostGroup, sighting: Sighting | None) -> HostGroup:
     if sighting is None:
         return group
     probe = sighting.probe
-    seen = replace(group, exists=probe.exists, up=probe.ready)
+    seen = replace(group, exists=probe.exists, up=probe.ready, again=probe.again)
     if group.taken is not None or probe.taken is None:
         return seen
     return replace(seen, taken=probe.taken, taken_text=probe.words)

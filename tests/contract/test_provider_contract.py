@@ -14,12 +14,13 @@ from orchestrator.providers.base import Provider, ProviderError, ProvisionRefuse
 from orchestrator.records import HostRequest
 from tests.fakes.ssh_stage import SshStage
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
+from tests.fakes.tpu_stage import TpuStage
 
-STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage, "ssh": SshStage}
+STAGES: dict[str, Callable[[Path], Stage]] = {"local": Stage, "ssh": SshStage, "tpu": TpuStage}
 ON_SSHD = pytest.param("ssh", marks=pytest.mark.sshd)
 
 
-@pytest.fixture(params=["local", ON_SSHD])
+@pytest.fixture(params=["local", ON_SSHD, "tpu"])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
     made = STAGES[request.param](tmp_path / "hosts")
     yield made
@@ -31,20 +32,22 @@ def provider(stage: Stage) -> Provider:
     return stage.provider
 
 
-def test_a_group_is_there_once_it_is_acquired(provider: Provider):
+def test_a_group_is_there_once_it_is_acquired(stage: Stage, provider: Provider):
     assert not provider.probe("lh-new").exists
-    provider.acquire("lh-new", HostRequest(3, 2))
+    provider.acquire("lh-new", stage.several)
     probe = provider.probe("lh-new")
     assert probe.exists
     assert probe.ready
-    assert [host.index for host in probe.hosts] == [0, 1, 2]
+    assert [host.index for host in probe.hosts] == list(range(stage.several.hosts))
     assert all((host.agent_alive, host.trainer_alive) == (False, False) for host in probe.hosts)
     owned = {one.name: (one.hosts, one.devices) for one in provider.owned()}
-    assert owned == {"lh-new": (3, 2), GROUP: (1, 1)}
+    several = (stage.several.hosts, stage.several.devices)
+    assert owned == {"lh-new": several, GROUP: (1, 1)}
+    provider.release("lh-new")
 
 
-def test_acquiring_again_adopts(provider: Provider):
-    provider.acquire(GROUP, HostRequest(1, 1))
+def test_acquiring_again_adopts(stage: Stage, provider: Provider):
+    provider.acquire(GROUP, stage.one)
     assert len(provider.probe(GROUP).hosts) == 1
     with pytest.raises(ProvisionRefused):
         provider.acquire(GROUP, HostRequest(2, 1))

@@ -49,14 +49,20 @@ def until(what: Callable[[], T], seconds: float = 10.0) -> T:
 
 
 class Stage:
-    """`launch` starts an agent on host 0; everything ends with `close`."""
+    """`launch` starts an agent on host 0; everything ends with `close`.
+
+    `one` and `several` hosts can be asked for.
+    """
+
+    one = HostRequest(1, 1)
+    several = HostRequest(3, 2)
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.book = Book()
         self.plane = ControlPlane(self.book)
         self.provider = self.made_provider()
-        self.provider.acquire(GROUP, HostRequest(1, 1))
+        self.provider.acquire(GROUP, self.one)
         self.folder = self.groups / GROUP / "0"
 
     @property

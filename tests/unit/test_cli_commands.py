@@ -13,12 +13,12 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 from typer.testing import CliRunner, Result
 
+from orchestrator.api.history_schemas import LogLine
 from orchestrator.api.schemas import (
     CheckpointView,
     Facts,
     GoodputView,
     IncidentView,
-    LogLine,
     RunDetail,
     RunPage,
 )

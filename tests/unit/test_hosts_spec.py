@@ -20,9 +20,10 @@ def test_a_section_of_another_provider_is_refused_by_name() -> None:
 
 def test_each_section_is_a_field_and_a_provider() -> None:
     for name, kind in SECTIONS.items():
-        spec = HostsSpec.model_validate({"provider": name, name: {}})
-        assert spec.section == kind()
-        assert HostsSpec.model_validate({"provider": name}).section is None
+        given = {"type": "v4-8"} if name == "tpu" else {}
+        spec = HostsSpec.model_validate({"provider": name, name: given})
+        assert spec.section == kind.model_validate(given)
+    assert HostsSpec.model_validate({"provider": "ssh"}).section is None
     assert HostsSpec().section is None
 
 

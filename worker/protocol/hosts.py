@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, cast
 
 from pydantic import Field, model_validator
 
 from worker.protocol.base import Spec
+from worker.protocol.tpu import SHAPES, TpuSpec
 
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
@@ -28,8 +29,10 @@ class SshHosts(Spec):
         return hash((frozenset(self.labels.items()), self.kind))
 
 
-HostsSection = SshHosts
-SECTIONS: Mapping[str, type[HostsSection]] = MappingProxyType({"ssh": SshHosts})
+HostsSection = SshHosts | TpuSpec
+SECTIONS: Mapping[str, type[SshHosts] | type[TpuSpec]] = MappingProxyType(
+    {"ssh": SshHosts, "tpu": TpuSpec}
+)
 
 
 def _left_out(given: object) -> bool:
@@ -40,13 +43,32 @@ def _left_out(given: object) -> bool:
 class HostsSpec(Spec):
     """Where the gang runs: `count` hosts from `provider`, each with `devices` devices.
 
-    `ssh` says more to the provider of that name.
+    `ssh` and `tpu` say more to the provider of that name. With `tpu` the type of the slice says how
+    many hosts and devices there are.
     """
 
-    provider: Literal["local", "ssh"] = "local"
+    provider: Literal["local", "ssh", "tpu"] = "local"
     count: Annotated[int, Field(gt=0, le=64)] = 1
     devices: Annotated[int, Field(gt=0, le=64)] = 1
     ssh: Annotated[SshHosts | None, Field(exclude_if=_left_out)] = None
+    tpu: Annotated[TpuSpec | None, Field(exclude_if=_left_out)] = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_slice_has(cls, given: object) -> object:
+        """Numbers that nobody gave are those of the slice."""
+        if not isinstance(given, dict):
+            return given
+        fields = cast(dict[str, object], given)
+        section = fields.get("tpu")
+        if isinstance(section, dict):
+            kind = cast(dict[str, object], section).get("type")
+        else:
+            kind = section.type if isinstance(section, TpuSpec) else None
+        shape = SHAPES.get(kind) if isinstance(kind, str) else None
+        if shape is None:
+            return fields
+        return {"count": shape.hosts, "devices": shape.devices, **fields}
 
     @model_validator(mode="after")
     def _is_for_its_provider(self) -> Self:
@@ -55,6 +77,25 @@ class HostsSpec(Spec):
                 raise ValueError(
                     f"hosts.{name} is for provider {name}, and hosts.provider is {self.provider};"
                     f" set the one or leave the other out"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _is_one_slice(self) -> Self:
+        if self.provider != "tpu":
+            return self
+        if self.tpu is None:
+            raise ValueError("provider tpu needs to know the slice: set hosts.tpu.type, like v4-8")
+        shape = self.tpu.shape
+        for field, given, has in (
+            ("count", self.count, shape.hosts),
+            ("devices", self.devices, shape.devices),
+        ):
+            if given != has:
+                words = "hosts" if field == "count" else "devices on each host"
+                raise ValueError(
+                    f"hosts.{field} is {given}, but hosts.tpu.type {shape.type} has {has} {words};"
+                    f" set hosts.{field} to {has} or leave it out"
                 )
         return self
 

@@ -319,11 +319,6 @@ class JobSpec(Spec):
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     deterministic: bool = True
 
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model_by_name(cls, given: object) -> object:
-        return {"preset": given} if isinstance(given, str) else given
-
     @field_validator("hosts", mode="before")
     @classmethod
     def _hosts_by_count(cls, given: object) -> object:
@@ -359,7 +354,7 @@ class JobSpec(Spec):
     @property
     def needs_protocol(self) -> int:
         """The first protocol whose agents can read the spec."""
-        parts = (self.checkpoint, self.hosts, self.policy)
+        parts = (self.model, self.checkpoint, self.hosts, self.policy)
         return max(part.needs_protocol for part in parts)
 
     @property
