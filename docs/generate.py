@@ -101,7 +101,7 @@ SPEC_WORDS = {
     "data": "What is trained on.",
     "steps": "How many optimizer updates the run has.",
     "batch": "The global batch of one update.",
-    "optimizer": "AdamW and its learning rate over time.",
+    "optimizer": "How weights change: AdamW or Muon, and the learning rate over time.",
     "eval": "When the held-out loss is measured.",
     "checkpoint": "When the state is saved.",
     "hosts": "Where it runs, and on how many hosts.",
@@ -155,15 +155,53 @@ SPEC_WORDS = {
     "data.source.text.suffixes": "In a folder, the endings of the files that are read.",
     "batch.sequences": "Sequences in one update, over all hosts and devices.",
     "batch.microbatches": "Equal parts whose gradients are added up; must divide `sequences`.",
-    "optimizer.kind": "The only one so far.",
-    "optimizer.learning_rate": "The highest, at the end of the warm-up.",
-    "optimizer.min_learning_rate": "Where the cosine ends.",
-    "optimizer.warmup_steps": "Steps of linear rise from 0.",
-    "optimizer.b1": "Decay of the first moment.",
-    "optimizer.b2": "Decay of the second moment.",
-    "optimizer.eps": "Added to the root of the second moment.",
-    "optimizer.weight_decay": "Decoupled weight decay.",
-    "optimizer.clip_norm": "Gradients are scaled down to this global norm.",
+    "optimizer.adamw.kind": "AdamW; what is meant where no kind is given.",
+    "optimizer.adamw.learning_rate": "The highest, at the end of the warm-up.",
+    "optimizer.adamw.min_learning_rate": "Where the schedule ends.",
+    "optimizer.adamw.zero_based": "Count a cosine's updates from 0, as PyTorch does.",
+    "optimizer.adamw.b1": "Decay of the first moment.",
+    "optimizer.adamw.b2": "Decay of the second moment.",
+    "optimizer.adamw.eps": "Added to the root of the second moment.",
+    "optimizer.adamw.weight_decay": "Decoupled weight decay; the scales of norms have none.",
+    "optimizer.adamw.groups": "Weights that are treated otherwise, by their names.",
+    "optimizer.adamw.warmup_steps": "Steps of linear rise from 0.",
+    "optimizer.adamw.schedule": "A cosine, constant with a fall at the end, or constant.",
+    "optimizer.adamw.warmdown": "Share of the steps that the fall takes.",
+    "optimizer.adamw.clip_norm": "Gradients are scaled down to this global norm; null: never.",
+    "optimizer.adamw.average": "Decay of a moving average of the weights, which is evaluated.",
+    "optimizer.adamw.groups.match": "A dotted name, with `*` for any part of it.",
+    "optimizer.adamw.groups.learning_rate": "The highest of these weights.",
+    "optimizer.adamw.groups.b1": "Decay of the first moment.",
+    "optimizer.adamw.groups.b2": "Decay of the second moment.",
+    "optimizer.adamw.groups.eps": "Added to the root of the second moment.",
+    "optimizer.adamw.groups.weight_decay": "Decoupled weight decay.",
+    "optimizer.muon.kind": "Muon for the matrices of the blocks, AdamW for the rest.",
+    "optimizer.muon.learning_rate": "The highest of the matrices, at the end of the warm-up.",
+    "optimizer.muon.min_learning_rate": "Where it ends; other rates end at the same share.",
+    "optimizer.muon.momentum": "Decay of the matrices' momentum.",
+    "optimizer.muon.momentum_start": "Where the momentum begins, if below.",
+    "optimizer.muon.momentum_warmup_steps": "Steps in which it rises.",
+    "optimizer.muon.momentum_end": "Where it falls to over the last `warmdown` share, if it does.",
+    "optimizer.muon.b2": "Decay of the sizes of rows.",
+    "optimizer.muon.weight_decay": "Of the matrices, where it goes the way of the update.",
+    "optimizer.muon.weight_decay_schedule": "Constant, or falling to 0 over the run.",
+    "optimizer.muon.adam_learning_rate": "AdamW's highest, for the rest.",
+    "optimizer.muon.adam_b1": "AdamW's decay of the first moment.",
+    "optimizer.muon.adam_b2": "AdamW's decay of the second moment.",
+    "optimizer.muon.adam_eps": "Added to the root of the second moment.",
+    "optimizer.muon.adam_weight_decay": "AdamW's weight decay.",
+    "optimizer.muon.groups": "Weights that AdamW treats otherwise, by their names.",
+    "optimizer.muon.warmup_steps": "Steps of linear rise from 0.",
+    "optimizer.muon.schedule": "A cosine, constant with a fall at the end, or constant.",
+    "optimizer.muon.warmdown": "Share of the steps that the fall takes.",
+    "optimizer.muon.clip_norm": "Gradients are scaled down to this global norm; null: never.",
+    "optimizer.muon.average": "Decay of a moving average of the weights, which is evaluated.",
+    "optimizer.muon.groups.match": "A dotted name, with `*` for any part of it.",
+    "optimizer.muon.groups.learning_rate": "The highest of these weights.",
+    "optimizer.muon.groups.b1": "Decay of the first moment.",
+    "optimizer.muon.groups.b2": "Decay of the second moment.",
+    "optimizer.muon.groups.eps": "Added to the root of the second moment.",
+    "optimizer.muon.groups.weight_decay": "Decoupled weight decay.",
     "eval.every_steps": "Steps between evaluations; there is always one at the end.",
     "eval.batches": "Held-out batches each time, always the same ones.",
     "checkpoint.every_steps": "Steps between saves; there is always one at the end. Null: by time.",
@@ -358,7 +396,7 @@ def _objects(field: Any, known: Any) -> list[tuple[str, Any]]:
     """The objects that a field may hold, each with its kind where there are several."""
     found = [
         known[one["$ref"].rpartition("/")[2]]
-        for one in (field, *field.get("oneOf", ()), *field.get("anyOf", ()))
+        for one in (field, field.get("items", {}), *field.get("oneOf", ()), *field.get("anyOf", ()))
         if "$ref" in one
     ]
     if len(found) == 1:
@@ -379,6 +417,8 @@ def _type(field: Any) -> str:
         return " or ".join(f"`{value}`" for value in field["enum"])
     if "pattern" in field:
         return f"text like `{field['pattern']}`"
+    if "$ref" in field.get("items", {}):
+        return "list, see below"
     words = {"integer": "whole number", "boolean": "yes or no", "string": "text", "array": "texts"}
     words["object"] = "names and values"
     limits = [
