@@ -39,7 +39,7 @@ class MuonState(NamedTuple):
     The rows of a matrix run along its shorter side.
     """
 
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
     momentum: optax.Updates
     sizes: optax.Updates
 
@@ -75,7 +75,7 @@ def scale_by_muon(momentum: Curve, b2: float) -> optax.GradientTransformation:
 
 
 class CountState(NamedTuple):
-    count: jax.Array
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
 
 
 def apply_rate(rate: Curve, decay: Curve) -> optax.GradientTransformation:

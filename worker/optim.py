@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from worker.protocol import AnyOptimizer, GroupSpec, MuonSpec, OptimizerSpec
 from worker.schedules import learning_rate, momentum, weight_decay
 
 MATRICES, REST = "matrices", "rest"
+Groups = dict[Hashable, optax.GradientTransformation]
 
 
 class AverageState(NamedTuple):
@@ -51,8 +52,8 @@ def _parts(spec: AnyOptimizer, steps: int) -> Iterator[optax.GradientTransformat
         case OptimizerSpec(groups=()):
             yield _adamw(spec, steps)
         case OptimizerSpec():
-            parts = {REST: _adamw(spec, steps)} | _by_group(spec, spec, steps)
-            yield optax.partition(parts, _labels(spec))
+            groups: Groups = {REST: _adamw(spec, steps), **_by_group(spec, spec, steps)}
+            yield optax.partition(groups, _labels(spec))
         case MuonSpec():
             rest = OptimizerSpec(
                 learning_rate=spec.adam_learning_rate,
@@ -66,8 +67,9 @@ def _parts(spec: AnyOptimizer, steps: int) -> Iterator[optax.GradientTransformat
                 scale_by_muon(momentum(spec, steps), spec.b2),
                 apply_rate(learning_rate(spec, steps), weight_decay(spec, steps)),
             )
-            parts = {MATRICES: muon, REST: _group(GroupSpec(match="*"), rest, spec, steps)}
-            yield optax.partition(parts | _by_group(rest, spec, steps), _labels(spec))
+            others = _group(GroupSpec(match="*"), rest, spec, steps)
+            groups = {MATRICES: muon, REST: others, **_by_group(rest, spec, steps)}
+            yield optax.partition(groups, _labels(spec))
     if spec.average is not None:
         yield _averaged(spec.average)
 
