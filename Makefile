@@ -19,7 +19,7 @@ BENCHMARKS := ingest history fleet checkpoint_overhead
 compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(ARGS)
 
-.PHONY: help setup setup-dev run test soak simulate bench check format docs lock clean
+.PHONY: help setup setup-dev run test soak simulate fake-cloud bench check format docs lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ soak: setup-dev ## The long tests that `make test` leaves out
 
 simulate: setup-dev ## Simulated fault schedules with every invariant checked; SEEDS=200
 	$(BIN)/python -m tests.scenarios.simulate --seeds $(or $(SEEDS),200) $(ARGS)
+
+fake-cloud: setup-dev ## A Cloud TPU of our own on a local port; type what happens there
+	$(BIN)/python -m tests.fakes.cloud_tpu $(ARGS)
 
 bench: setup-dev ## Every benchmark, one line of JSON each; on a machine that does nothing else
 	@for name in $(BENCHMARKS); do \

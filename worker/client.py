@@ -181,7 +181,7 @@ class _Link:
             self.asked_to_leave.set()
             if self.spec.get("process_count", 1) > 1:
                 self._offer_to_leave()
-            if step is not None:
+            if step is not None and self._leaves_at < 0:
                 self._leaves_at = step
                 self._news.notify_all()
 

@@ -19,8 +19,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from model.build import Losses, Params, initial_params, losses
 from worker.mesh import EACH_DEVICE, ROWS, ROWS_KEYS
-from worker.optim import learning_rate, optimizer
+from worker.optim import optimizer
 from worker.protocol import JobSpec
+from worker.schedules import learning_rate
 
 
 @jax.tree_util.register_dataclass

@@ -139,15 +139,15 @@ def _for_current(
 def _leave(sight: Sight, attempt: Attempt, mine: Trainer | None) -> list[Command]:
     """The processes of a program's gang leave together: after the first step that none of them
     has answered for. Until each has told, the others hear that it is time to."""
-    trained = [one for one in sight.trainers if not one.exited]
-    told = [one.leave_after for one in trained if one.leave_after is not None]
+    told = [one.leave_after for one in sight.trainers if one.leave_after is not None]
     if not told:
         return []
     if mine is None or mine.leave_after is None:
         return [LeaveAt(attempt=attempt.number)]
-    gone = len(sight.trainers) - len(trained)
-    if len(told) + gone < attempt.processes:
+    silent = [one for one in sight.trainers if one.exited and one.leave_after is None]
+    if len(told) + len(silent) < attempt.processes:
         return []
+    # With the word of those that have left by now: what the others were told stays as it was.
     return [LeaveAt(attempt=attempt.number, step=max(told) + 1)]
 
 

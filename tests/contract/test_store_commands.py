@@ -294,6 +294,8 @@ def test_the_processes_of_a_program_leave_after_the_same_step(
     assert offers(gang, 0, 9)
     assert leave(gang, 0) == leave(gang, 1) == [LeaveAt(attempt=1, step=10)]
     assert words(gang, 0) == [*before, "leave_at 1"]
+    gang.tell(exited(ExitCode.DRAINED), host=0)
+    assert leave(gang, 1) == [LeaveAt(attempt=1, step=10)], "it is not there yet"
 
 
 def test_one_that_is_done_already_is_not_waited_for(gang: House) -> None:

@@ -77,6 +77,7 @@ from worker.protocol.events import (
     Unknown,
 )
 from worker.protocol.hosts import SECTIONS, HostsSection, HostsSpec, SshHosts
+from worker.protocol.optimizer import AnyOptimizer, GroupSpec, MuonSpec, OptimizerSpec
 from worker.protocol.program import (
     ARGUMENT_PLACE,
     AnySpec,
@@ -94,7 +95,6 @@ from worker.protocol.spec import (
     BYTE_VOCABULARY,
     NAME_PATTERN,
     SPEC_VERSION,
-    STATE_BYTES_PER_PARAMETER,
     BatchSpec,
     BestSpec,
     CheckpointSpec,
@@ -104,7 +104,6 @@ from worker.protocol.spec import (
     HangSpec,
     JobSpec,
     KeepSpec,
-    OptimizerSpec,
     PolicySpec,
     PythonSource,
     SpikeSpec,
@@ -122,12 +121,12 @@ __all__ = [
     "SECTIONS",
     "SHAPES",
     "SPEC_VERSION",
-    "STATE_BYTES_PER_PARAMETER",
     "STOPPED_PROCESS",
     "SUPPORTED_PROTOCOLS",
     "TO_SPARE",
     "TO_TRAINER",
     "AgentReport",
+    "AnyOptimizer",
     "AnySpec",
     "AttemptSpec",
     "BatchSpec",
@@ -154,6 +153,7 @@ __all__ = [
     "FilesDeleted",
     "FolderRefused",
     "FolderSaved",
+    "GroupSpec",
     "HangSpec",
     "HostFacts",
     "HostNotice",
@@ -169,6 +169,7 @@ __all__ = [
     "LogLines",
     "LossSpiked",
     "Meaning",
+    "MuonSpec",
     "Notice",
     "OptimizerSpec",
     "Phase",

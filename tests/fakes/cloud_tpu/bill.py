@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-FREE = frozenset({"CREATING", "PREEMPTED", "TERMINATED"})  # states of a node without VMs to pay for
 HOUR = 3600.0
 
 
@@ -39,6 +38,7 @@ class Bill:
     def __init__(self, log: Path | None = None) -> None:
         self.lines: list[Line] = []
         self._open: dict[tuple[str, str, str], int] = {}
+        self._paid: set[tuple[str, str, str]] = set()
         self._log = log
 
     def note(
@@ -55,8 +55,11 @@ class Bill:
             self.lines[number] = replace(line, until=now)
             self._write(self.lines[number])
         if state is None:
+            self._paid.discard(key)
             return
-        price = 0.0 if kind == "queued resource" or state in FREE else float(str(of["price"]))
+        if state == "READY":
+            self._paid.add(key)
+        price = float(str(of["price"])) if key in self._paid else 0.0
         self._open[key] = len(self.lines)
         self.lines.append(Line(kind, zone, name, str(of["type"]), state, now, None, price))
 
