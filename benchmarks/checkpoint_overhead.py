@@ -26,6 +26,7 @@ from benchmarks.bare_trainer import BareLink, spec_of
 from benchmarks.recovery import model_of, note
 from worker import environment
 from worker.keeper import NICENESS, proven
+from worker.launching import trainer_environment
 from worker.protocol import (
     CheckpointVerified,
     CheckpointWritten,
@@ -34,7 +35,6 @@ from worker.protocol import (
     StartTrainer,
     StepCompleted,
 )
-from worker.supervise import trainer_environment
 
 WARM_STEPS = 20
 PATTERN = (True, False, False, True)

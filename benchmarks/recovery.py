@@ -30,8 +30,8 @@ from benchmarks.databases import free_port
 from benchmarks.peers import python_with
 from benchmarks.serving import ROOT, process
 from orchestrator.client import Client
+from worker.launching import trainer_environment
 from worker.protocol import JobSpec
-from worker.supervise import trainer_environment
 
 WAIT_SECONDS = 240.0
 STEPS_AFTER_SAVE = 3

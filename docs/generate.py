@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import typer
+from prometheus_client.core import Metric
+from sqlalchemy import create_engine
 from typer.cli import get_docs_for_click
 
 from model.config import MODEL_PRESETS
@@ -19,9 +22,13 @@ from orchestrator.api.assemble import bare_app
 from orchestrator.api.guards import AGENT_BODY, BODY
 from orchestrator.api.problems import PREFIX, PROBLEMS
 from orchestrator.cli.main import app
+from orchestrator.clock import SystemClock
 from orchestrator.presets import PRESETS
+from orchestrator.queueing import Queue
+from orchestrator.reconcile.snapshot import Limits
 from orchestrator.settings import Settings
 from orchestrator.strict_yaml import LARGEST_SPEC
+from orchestrator.telemetry import Telemetry
 from worker.protocol import CommandSpec, JobSpec
 
 DOCS = Path(__file__).parent
@@ -40,6 +47,11 @@ names the field. A field without a default must be given. A whole example stands
 Two short forms: `model: NAME` means `model: {preset: NAME}`, and `hosts: N` means
 `hosts: {count: N}`. With `preset`, the fields of the preset stand for all that are not given.
 """
+
+DERIVED = {
+    "LlamaConfig": {"head_dim", "kv_heads"},
+    "NanochatConfig": {"hidden", "heads", "kv_heads"},
+}
 
 API_HEAD = """\
 # The REST API
@@ -68,6 +80,11 @@ There is no page of interactive documentation: the usual ones come from a CDN.
 | --- | --- | --- |
 """
 
+REMAT = (
+    "What a block keeps for the backward pass: all of it, the outputs of matrix products, or"
+    " (`full`) its input alone."
+)
+LOSS_CHUNK = "Positions whose logits are held at once; must divide `context`. Not set: all of them."
 SPEC_WORDS = {
     "name": "The run's name, unique in this installation.",
     "model": "The architecture: its fields, or the name of a model preset.",
@@ -84,7 +101,7 @@ SPEC_WORDS = {
     "data": "What is trained on.",
     "steps": "How many optimizer updates the run has.",
     "batch": "The global batch of one update.",
-    "optimizer": "AdamW and its learning rate over time.",
+    "optimizer": "How weights change: AdamW or Muon, and the learning rate over time.",
     "eval": "When the held-out loss is measured.",
     "checkpoint": "When the state is saved.",
     "hosts": "Where it runs, and on how many hosts.",
@@ -92,21 +109,44 @@ SPEC_WORDS = {
     "priority": "A queued run with a higher one goes first.",
     "seed": "Seeds the weights, the order of the data and the dropout.",
     "deterministic": "Asks for the same bits again under the same numerics key.",
-    "model.kind": "The family of the architecture.",
-    "model.vocab_size": "Rows of the embedding. Text is read as bytes: 256 values and an end mark.",
-    "model.context": "Tokens in one sequence.",
-    "model.layers": "Number of blocks.",
-    "model.hidden": "Width of the residual stream.",
-    "model.heads": "Query heads. They divide `hidden` unless `head_dim` is given.",
-    "model.kv_heads": "Key and value heads; must divide `heads`. Left out: as many as `heads`.",
-    "model.head_dim": "Width of one head, even. Left out: `hidden / heads`.",
-    "model.ffn": "Width of the feed-forward part.",
-    "model.rope_theta": "Base of the rotary position embedding.",
-    "model.norm_eps": "Added to the mean square in RMSNorm.",
-    "model.tied": "Input and output embeddings share their weights.",
-    "model.dropout": "Share of each block's output that is dropped while training.",
-    "model.dtype": "Type of the matrix products. Weights are kept in float32.",
-    "model.scan_layers": "Compile one block and loop over it: starts faster.",
+    "model.llama.kind": "A Llama-style decoder; what is meant where no kind is given.",
+    "model.llama.vocab_size": "Rows of the embedding. Text is read as bytes: 256 values"
+    " and an end mark.",
+    "model.llama.context": "Tokens in one sequence.",
+    "model.llama.layers": "Number of blocks.",
+    "model.llama.hidden": "Width of the residual stream.",
+    "model.llama.heads": "Query heads. They divide `hidden` unless `head_dim` is given.",
+    "model.llama.kv_heads": "Key and value heads; divide `heads`. Left out: as many as `heads`.",
+    "model.llama.head_dim": "Width of one head, even. Left out: `hidden / heads`.",
+    "model.llama.ffn": "Width of the feed-forward part.",
+    "model.llama.rope_theta": "Base of the rotary position embedding.",
+    "model.llama.rope_pairs": "Which numbers of a head turn together.",
+    "model.llama.ntk_factor": "Raises the base for a context so many times as long.",
+    "model.llama.norm_eps": "Added to the mean square in RMSNorm.",
+    "model.llama.tied": "Input and output embeddings share their weights.",
+    "model.llama.dropout": "Share of each block's output that is dropped while training.",
+    "model.llama.init_std": "Every matrix begins normal with it; not set: by its number of inputs.",
+    "model.llama.dtype": "Type of the matrix products. Weights are kept in float32.",
+    "model.llama.scan_layers": "Compile one block and loop over it: starts faster.",
+    "model.llama.remat": REMAT,
+    "model.llama.loss_chunk": LOSS_CHUNK,
+    "model.nanochat.kind": "A nanochat-style decoder.",
+    "model.nanochat.vocab_size": "Tokens; the embeddings are padded to a multiple of 64 rows.",
+    "model.nanochat.context": "Tokens in one sequence.",
+    "model.nanochat.layers": "Number of blocks: the dial that gives `hidden` and `heads`.",
+    "model.nanochat.hidden": "Width of the residual stream. Left out: 64 a layer, whole heads.",
+    "model.nanochat.heads": "Query heads; must divide `hidden`. Left out: `hidden / 128`.",
+    "model.nanochat.kv_heads": "Key and value heads; divide `heads`. Left out: as many as `heads`.",
+    "model.nanochat.activation": "Of the feed-forward part: squared ReLU, or GELU.",
+    "model.nanochat.tied": "Input and output embeddings share their weights.",
+    "model.nanochat.window_pattern": "Over the layers, again and again: S sees a quarter of the"
+    " context, L all of it, and so does the last layer.",
+    "model.nanochat.rope_theta": "Base of the rotary position embedding.",
+    "model.nanochat.logit_cap": "Logits are held within ± so much by a tanh.",
+    "model.nanochat.dtype": "Type of the matrix products. Weights are kept in float32.",
+    "model.nanochat.scan_layers": "Compile the group of blocks that repeats and loop over it.",
+    "model.nanochat.remat": REMAT,
+    "model.nanochat.loss_chunk": LOSS_CHUNK,
     "data.source": "Where the text comes from.",
     "data.held_out": "Share of the files that is kept for evaluation; 0 for no evaluation.",
     "data.source.python-source.kind": "The source of Python's own standard library; no download.",
@@ -115,15 +155,53 @@ SPEC_WORDS = {
     "data.source.text.suffixes": "In a folder, the endings of the files that are read.",
     "batch.sequences": "Sequences in one update, over all hosts and devices.",
     "batch.microbatches": "Equal parts whose gradients are added up; must divide `sequences`.",
-    "optimizer.kind": "The only one so far.",
-    "optimizer.learning_rate": "The highest, at the end of the warm-up.",
-    "optimizer.min_learning_rate": "Where the cosine ends.",
-    "optimizer.warmup_steps": "Steps of linear rise from 0.",
-    "optimizer.b1": "Decay of the first moment.",
-    "optimizer.b2": "Decay of the second moment.",
-    "optimizer.eps": "Added to the root of the second moment.",
-    "optimizer.weight_decay": "Decoupled weight decay.",
-    "optimizer.clip_norm": "Gradients are scaled down to this global norm.",
+    "optimizer.adamw.kind": "AdamW; what is meant where no kind is given.",
+    "optimizer.adamw.learning_rate": "The highest, at the end of the warm-up.",
+    "optimizer.adamw.min_learning_rate": "Where the schedule ends.",
+    "optimizer.adamw.zero_based": "Count a cosine's updates from 0, as PyTorch does.",
+    "optimizer.adamw.b1": "Decay of the first moment.",
+    "optimizer.adamw.b2": "Decay of the second moment.",
+    "optimizer.adamw.eps": "Added to the root of the second moment.",
+    "optimizer.adamw.weight_decay": "Decoupled weight decay; the scales of norms have none.",
+    "optimizer.adamw.groups": "Weights that are treated otherwise, by their names.",
+    "optimizer.adamw.warmup_steps": "Steps of linear rise from 0.",
+    "optimizer.adamw.schedule": "A cosine, constant with a fall at the end, or constant.",
+    "optimizer.adamw.warmdown": "Share of the steps that the fall takes.",
+    "optimizer.adamw.clip_norm": "Gradients are scaled down to this global norm; null: never.",
+    "optimizer.adamw.average": "Decay of a moving average of the weights, which is evaluated.",
+    "optimizer.adamw.groups.match": "A dotted name, with `*` for any part of it.",
+    "optimizer.adamw.groups.learning_rate": "The highest of these weights.",
+    "optimizer.adamw.groups.b1": "Decay of the first moment.",
+    "optimizer.adamw.groups.b2": "Decay of the second moment.",
+    "optimizer.adamw.groups.eps": "Added to the root of the second moment.",
+    "optimizer.adamw.groups.weight_decay": "Decoupled weight decay.",
+    "optimizer.muon.kind": "Muon for the matrices of the blocks, AdamW for the rest.",
+    "optimizer.muon.learning_rate": "The highest of the matrices, at the end of the warm-up.",
+    "optimizer.muon.min_learning_rate": "Where it ends; other rates end at the same share.",
+    "optimizer.muon.momentum": "Decay of the matrices' momentum.",
+    "optimizer.muon.momentum_start": "Where the momentum begins, if below.",
+    "optimizer.muon.momentum_warmup_steps": "Steps in which it rises.",
+    "optimizer.muon.momentum_end": "Where it falls to over the last `warmdown` share, if it does.",
+    "optimizer.muon.b2": "Decay of the sizes of rows.",
+    "optimizer.muon.weight_decay": "Of the matrices, where it goes the way of the update.",
+    "optimizer.muon.weight_decay_schedule": "Constant, or falling to 0 over the run.",
+    "optimizer.muon.adam_learning_rate": "AdamW's highest, for the rest.",
+    "optimizer.muon.adam_b1": "AdamW's decay of the first moment.",
+    "optimizer.muon.adam_b2": "AdamW's decay of the second moment.",
+    "optimizer.muon.adam_eps": "Added to the root of the second moment.",
+    "optimizer.muon.adam_weight_decay": "AdamW's weight decay.",
+    "optimizer.muon.groups": "Weights that AdamW treats otherwise, by their names.",
+    "optimizer.muon.warmup_steps": "Steps of linear rise from 0.",
+    "optimizer.muon.schedule": "A cosine, constant with a fall at the end, or constant.",
+    "optimizer.muon.warmdown": "Share of the steps that the fall takes.",
+    "optimizer.muon.clip_norm": "Gradients are scaled down to this global norm; null: never.",
+    "optimizer.muon.average": "Decay of a moving average of the weights, which is evaluated.",
+    "optimizer.muon.groups.match": "A dotted name, with `*` for any part of it.",
+    "optimizer.muon.groups.learning_rate": "The highest of these weights.",
+    "optimizer.muon.groups.b1": "Decay of the first moment.",
+    "optimizer.muon.groups.b2": "Decay of the second moment.",
+    "optimizer.muon.groups.eps": "Added to the root of the second moment.",
+    "optimizer.muon.groups.weight_decay": "Decoupled weight decay.",
     "eval.every_steps": "Steps between evaluations; there is always one at the end.",
     "eval.batches": "Held-out batches each time, always the same ones.",
     "checkpoint.every_steps": "Steps between saves; there is always one at the end. Null: by time.",
@@ -212,7 +290,9 @@ SETTINGS_WORDS = {
     "allow_local_provider": "Lets runs use this machine though others can reach the service.",
     "local_user": "The user that runs on this machine belong to; only root can start them so.",
     "database_url": "Another database than the SQLite file in the data folder.",
-    "storage": "The folder for checkpoints.",
+    "storage": "The place of checkpoints: a folder, or a bucket's prefix like"
+    " `gs://bucket/prefix` ([how](storage-gcs.md)).",
+    "allowed_storage": "Other folders and buckets that runs may be imported from.",
     "inventory": "A TOML file with hosts for provider `ssh`, beside those added by hand.",
     "ssh_python": "An interpreter that has Longhaul on those hosts already.",
     "hosts": "The folder of the hosts on this machine; replicas on one machine must share it.",
@@ -259,6 +339,7 @@ SETTINGS_DEFAULTS = {
     "data_dir": "`$XDG_DATA_HOME/longhaul`, else `~/.local/share/longhaul`",
     "database_url": "`longhaul.db` in the data folder",
     "storage": "`storage` in the data folder",
+    "allowed_storage": "none",
     "hosts": "`hosts` in the data folder",
     "allowed_paths": "not set",
     "prices": "none",
@@ -323,7 +404,7 @@ def _objects(field: Any, known: Any) -> list[tuple[str, Any]]:
     """The objects that a field may hold, each with its kind where there are several."""
     found = [
         known[one["$ref"].rpartition("/")[2]]
-        for one in (field, *field.get("oneOf", ()), *field.get("anyOf", ()))
+        for one in (field, field.get("items", {}), *field.get("oneOf", ()), *field.get("anyOf", ()))
         if "$ref" in one
     ]
     if len(found) == 1:
@@ -344,6 +425,8 @@ def _type(field: Any) -> str:
         return " or ".join(f"`{value}`" for value in field["enum"])
     if "pattern" in field:
         return f"text like `{field['pattern']}`"
+    if "$ref" in field.get("items", {}):
+        return "list, see below"
     words = {"integer": "whole number", "boolean": "yes or no", "string": "text", "array": "texts"}
     words["object"] = "names and values"
     limits = [
@@ -360,7 +443,7 @@ def _type(field: Any) -> str:
 
 
 def _default(name: str, field: Any, schema: Any) -> str:
-    if name in {"head_dim", "kv_heads"}:
+    if name in DERIVED.get(schema["title"], ()):
         return "derived"
     if name in schema.get("required", ()):
         return "—"
@@ -421,12 +504,55 @@ def api_page() -> str:
     return "".join(parts)
 
 
+METRICS_HEAD = """\
+# Metrics
+
+Generated from `orchestrator/telemetry.py` and `orchestrator/scraped.py` by `make docs`.
+
+`GET /metrics` answers in Prometheus's text format, without a token: it holds ids of runs and no
+names. Rules for alerts lie in `deploy/prometheus/`, with [a runbook](runbook.md) for each of them.
+
+Every replica tells the same of runs, hosts and orphans, which it reads from the database: take the
+`max` of them by run, not the sum. What a replica counts for itself (decisions, events, commits,
+pages, calls to providers) is summed up. There are the usual `process_*` metrics too.
+
+Labels are bounded: a run has one only while it is not over or waits for somebody, and the number of
+runs that are told of is limited; `longhaul_runs_not_told` says how many there was no room for.
+"""
+
+
+def metrics_page() -> str:
+    parts = [METRICS_HEAD, "\n| metric | type | labels | |\n| --- | --- | --- | --- |\n"]
+    for family, labels in metric_families():
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        shown = " ".join(f"`{label}`" for label in labels)
+        parts.append(f"| `{name}` | {family.type} | {shown} | {family.documentation} |\n")
+    return "".join(parts)
+
+
+def metric_families() -> Iterator[tuple[Metric, tuple[str, ...]]]:
+    """Every family of a whole control plane, and its labels."""
+    telemetry, clock, nothing = Telemetry(), SystemClock(), create_engine("sqlite://")
+    queue = Queue(lambda: Limits({}, None), clock)
+    telemetry.count_runs(nothing)
+    telemetry.tell_vitals(nothing, clock, timedelta)
+    telemetry.tell_ledgers(nothing, clock)
+    telemetry.tell_hosts(nothing, queue, ())
+    telemetry.count_orphans(nothing, timedelta())
+    telemetry.tell_disks({})
+    for collector in telemetry.collectors:
+        for family in collector.describe():
+            labels = getattr(family, "_labelnames", getattr(collector, "_labelnames", ()))
+            yield family, tuple(labels)
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "states.md": diagrams.page,
     "spec.md": spec_page,
     "settings.md": settings_page,
     "cli.md": cli_page,
     "api.md": api_page,
+    "metrics.md": metrics_page,
 }
 
 

@@ -7,19 +7,45 @@ h width of a head, f feed-forward. Must not import the worker.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from model.config import LlamaConfig
+from model.attention import attend
+from model.config import LlamaConfig, NanochatConfig
+from model.shapes import Remat
+
+Function = Callable[..., Any]
+Tables = tuple[jax.Array, jax.Array]
 
 
 def normal(key: jax.Array, shape: tuple[int, ...], std: float) -> nnx.Param[jax.Array]:
     return nnx.Param(std * jax.random.normal(key, shape, jnp.float32))
 
 
-def compute_dtype(config: LlamaConfig) -> jnp.dtype:
+def uniform(
+    key: jax.Array, shape: tuple[int, ...], low: float, high: float
+) -> nnx.Param[jax.Array]:
+    return nnx.Param(jax.random.uniform(key, shape, jnp.float32, low, high))
+
+
+def compute_dtype(config: LlamaConfig | NanochatConfig) -> jnp.dtype:
     return jnp.dtype(config.dtype)
+
+
+def forgetful(function: Function, remat: Remat) -> Function:
+    """`function` that keeps for its backward pass only what `remat` says, and computes the rest."""
+    policies = jax.checkpoint_policies
+    match remat:
+        case "none":
+            return function
+        case "dots":
+            return jax.checkpoint(function, policy=policies.dots_saveable)
+        case "full":
+            return jax.checkpoint(function, policy=policies.nothing_saveable)
 
 
 def dropout(x: jax.Array, rate: float, keys: jax.Array | None) -> jax.Array:
@@ -39,16 +65,24 @@ def split_each(keys: jax.Array, parts: int) -> jax.Array:
     return jax.vmap(lambda key: jax.random.split(key, parts), out_axes=1)(keys)
 
 
-def rotary_tables(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+def rotary_tables(length: int, head_dim: int, theta: float) -> Tables:
     """Cosines and sines, each float32 [length, head_dim / 2]. Source: Su et al. 2021."""
     rates = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     angles = jnp.arange(length, dtype=jnp.float32)[:, None] * rates[None, :]
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Turns each head of x [b, t, n, h] by its position: dimension i is paired with i + h / 2."""
+def rotate(x: jax.Array, tables: Tables, *, interleaved: bool = False) -> jax.Array:
+    """Turns each head of x [b, t, n, h] by its position.
+
+    Dimension i is paired with i + h / 2, or, `interleaved`, each even one with the next.
+    """
     cos, sin = (table[None, :, None, :] for table in tables)
+    if interleaved:
+        pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+        first, second = pairs[..., 0], pairs[..., 1]
+        turned = jnp.stack([first * cos - second * sin, second * cos + first * sin], axis=-1)
+        return turned.reshape(x.shape).astype(x.dtype)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
@@ -73,19 +107,21 @@ class Attention(nnx.Module):
     def __init__(self, config: LlamaConfig, key: jax.Array) -> None:
         d, n, k, h = config.hidden, config.heads, config.kv_heads, config.head_dim
         keys = jax.random.split(key, 4)
-        self.query = normal(keys[0], (d, n, h), d**-0.5)
-        self.key = normal(keys[1], (d, k, h), d**-0.5)
-        self.value = normal(keys[2], (d, k, h), d**-0.5)
-        self.out = normal(keys[3], (n, h, d), (2 * config.layers * n * h) ** -0.5)
+        into, out = config.init_std or d**-0.5, (2 * config.layers * n * h) ** -0.5
+        self.query = normal(keys[0], (d, n, h), into)
+        self.key = normal(keys[1], (d, k, h), into)
+        self.value = normal(keys[2], (d, k, h), into)
+        self.out = normal(keys[3], (n, h, d), config.init_std or out)
+        self.interleaved = config.rope_pairs == "interleaved"
 
-    def __call__(self, x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-        dtype = x.dtype
-        query = rotate(jnp.einsum("btd,dnh->btnh", x, self.query[...].astype(dtype)), tables)
-        key = rotate(jnp.einsum("btd,dkh->btkh", x, self.key[...].astype(dtype)), tables)
+    def __call__(self, x: jax.Array, tables: Tables) -> jax.Array:
+        dtype, pairs = x.dtype, self.interleaved
+        query = jnp.einsum("btd,dnh->btnh", x, self.query[...].astype(dtype))
+        query = rotate(query, tables, interleaved=pairs)
+        key = jnp.einsum("btd,dkh->btkh", x, self.key[...].astype(dtype))
+        key = rotate(key, tables, interleaved=pairs)
         value = jnp.einsum("btd,dkh->btkh", x, self.value[...].astype(dtype))
-        # jax's own softmax promotes bfloat16 implicitly, which strict promotion refuses.
-        with jax.numpy_dtype_promotion("standard"):
-            mixed = jax.nn.dot_product_attention(query, key, value, is_causal=True)
+        mixed = attend(query, key, value)
         return jnp.einsum("btnh,nhd->btd", mixed, self.out[...].astype(dtype))
 
 
@@ -95,9 +131,10 @@ class SwiGLU(nnx.Module):
     def __init__(self, config: LlamaConfig, key: jax.Array) -> None:
         d, f = config.hidden, config.ffn
         keys = jax.random.split(key, 3)
-        self.gate = normal(keys[0], (d, f), d**-0.5)
-        self.up = normal(keys[1], (d, f), d**-0.5)
-        self.down = normal(keys[2], (f, d), (2 * config.layers * f) ** -0.5)
+        into, out = config.init_std or d**-0.5, (2 * config.layers * f) ** -0.5
+        self.gate = normal(keys[0], (d, f), into)
+        self.up = normal(keys[1], (d, f), into)
+        self.down = normal(keys[2], (f, d), config.init_std or out)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         dtype = x.dtype

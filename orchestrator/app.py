@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -29,7 +30,7 @@ from orchestrator.api.guards import Drain
 from orchestrator.api.health import version
 from orchestrator.clock import SystemClock
 from orchestrator.dashboard import router as dashboard
-from orchestrator.instance import CannotStart, bound, check_tls, claimed, noted
+from orchestrator.instance import CannotStart, bound, check_storage, check_tls, claimed, noted
 from orchestrator.local_runs import LocalRunsRefused, local_user, make_room
 from orchestrator.loop import Loop
 from orchestrator.news import PostgresNews
@@ -95,6 +96,7 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
                 listening_since=clock.now(),
                 ssh=ssh,
             )
+            service.telemetry.tell_disks(_folders(settings))
             async with _hearing_replicas(engine, service), _deciding(app, service):
                 with noted(settings, version(), clock.now()):
                     yield
@@ -106,6 +108,13 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
             await asyncio.to_thread(writer.close)
     finally:
         engine.dispose()
+
+
+def _folders(settings: Settings) -> dict[str, Path]:
+    """Those whose free space is told of; a bucket has none."""
+    folders = {"data": settings.data_dir, "hosts": settings.hosts_root}
+    storage = settings.storage_folder
+    return folders if storage is None else folders | {"storage": storage}
 
 
 def _by_name(*providers: Provider) -> dict[str, Provider]:
@@ -210,6 +219,7 @@ def serve(settings: Settings) -> int:
         signal.signal(number, _already_done)
     try:
         check_tls(settings)
+        check_storage(settings)
         with claimed(settings):
             uvloop.run(_serve(settings))
     except (CannotStart, NewerDatabase) as error:

@@ -1,24 +1,23 @@
 """Bundles: the packed folders that programs of their own run in, named by their content.
 
-Owns `<data_dir>/bundles/`. A file stands there under its name only once its bytes were hashed, so
-whoever finds one needs to look no further. Must not import the store, the API or a provider.
+Owns how one comes in, hashed before anything of it counts, and how it goes out again. Must not
+import the API or a provider.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
-from collections.abc import AsyncIterator
-from pathlib import Path
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from typing import IO
 
 from anyio import to_thread
 
-from orchestrator.durable import sync_folder
-from orchestrator.settings import Settings
+from orchestrator.service import Service
+from orchestrator.store import bundles as rows
+from orchestrator.store.bundles import PART_BYTES, PREFIX
 
-PREFIX = "sha256:"
-PART = ".part"  # what a crash leaves of an upload; it counts nowhere
+PARTS_AT_ONCE = 64
 
 
 class OtherContent(Exception):
@@ -29,31 +28,61 @@ class TooLarge(Exception):
     """More was sent than the setting max_bundle_bytes allows."""
 
 
-def path_of(settings: Settings, bundle: str) -> Path:
-    """Where the bundle `sha256:…` lies, or would lie."""
-    return settings.data_dir / "bundles" / f"{bundle.removeprefix(PREFIX)}.tar"
+def digest_of(bundle: str) -> str:
+    """The hash in a name `sha256:…`."""
+    return bundle.removeprefix(PREFIX)
 
 
-async def keep(settings: Settings, bundle: str, parts: AsyncIterator[bytes]) -> int:
-    """Stores what comes in `parts`; its size. Raises `OtherContent` and `TooLarge`."""
-    path = path_of(settings, bundle)
-    await to_thread.run_sync(lambda: path.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
-    draft = path.with_name(f"{secrets.token_hex(8)}{PART}")
-    digest, size = hashlib.sha256(), 0
-    try:
-        with draft.open("xb") as file:
-            async for part in parts:
-                size += len(part)
-                if size > settings.max_bundle_bytes:
-                    raise TooLarge
-                digest.update(part)
-                await to_thread.run_sync(file.write, part)
-            if digest.hexdigest() != bundle.removeprefix(PREFIX):
-                raise OtherContent
-            file.flush()
-            await to_thread.run_sync(os.fsync, file.fileno())
-        draft.rename(path)
-        await to_thread.run_sync(sync_folder, path.parent)
-    finally:
-        draft.unlink(missing_ok=True)
+async def size_of(service: Service, sha256: str) -> int | None:
+    """None where the service has no such bundle."""
+
+    def look() -> int | None:
+        with service.read.connect() as connection:
+            return rows.size_of(connection, sha256)
+
+    return await to_thread.run_sync(look)
+
+
+async def keep(service: Service, sha256: str, sent: AsyncIterator[bytes]) -> int:
+    """Stores what is sent; its size. Raises `OtherContent` and `TooLarge`."""
+    limit = service.settings.max_bundle_bytes
+    with tempfile.TemporaryFile(dir=service.settings.data_dir) as draft:
+        digest, size = hashlib.sha256(), 0
+        async for part in sent:
+            size += len(part)
+            if size > limit:
+                raise TooLarge
+            digest.update(part)
+            await to_thread.run_sync(draft.write, part)
+        if digest.hexdigest() != sha256:
+            raise OtherContent
+        await _store(service, sha256, size, draft)
     return size
+
+
+async def _store(service: Service, sha256: str, size: int, draft: IO[bytes]) -> None:
+    """Whole parts first, the word that all are there last."""
+    now, run = service.clock.now(), service.writer.run
+    await run(lambda connection: rows.begin(connection, sha256, size, now))
+    draft.seek(0)
+    first = 0
+    while parts := await to_thread.run_sync(_read, draft):
+        await run(lambda connection, n=first, found=parts: rows.add(connection, sha256, n, found))
+        first += len(parts)
+    await run(lambda connection: rows.finish(connection, sha256, now))
+
+
+def _read(draft: IO[bytes]) -> list[bytes]:
+    return [part for _ in range(PARTS_AT_ONCE) if (part := draft.read(PART_BYTES))]
+
+
+def content(service: Service, sha256: str) -> Iterator[bytes]:
+    """What was kept, part by part, for a thread that may wait for the database."""
+    number = 0
+    while True:
+        with service.read.connect() as connection:
+            part = rows.part(connection, sha256, number)
+        if not part:
+            return
+        yield part
+        number += 1

@@ -19,6 +19,7 @@ from pydantic import AwareDatetime, BaseModel, TypeAdapter
 
 from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
 from orchestrator.api.fleet_schemas import FleetPage
+from orchestrator.api.history_schemas import EventPage, EventView, LogPage, Metrics
 from orchestrator.api.inventory_schemas import (
     FindingsView,
     HostAdded,
@@ -31,15 +32,11 @@ from orchestrator.api.schemas import (
     BundleView,
     CheckpointPage,
     CheckpointView,
-    EventPage,
-    EventView,
     Facts,
     GoodputView,
     Health,
     IncidentPage,
     IncidentView,
-    LogPage,
-    Metrics,
     OrphansView,
     RunDetail,
     RunPage,

@@ -15,10 +15,11 @@ import structlog
 from sqlalchemy import Connection
 
 from orchestrator.service import Service
-from orchestrator.store import lease, retention, rollups
+from orchestrator.store import bundles, lease, retention, rollups
 
 SUM_UP_SECONDS = 30.0
 DROP_SECONDS = 3600.0
+UNNAMED_BUNDLES = timedelta(days=1)  # stay so long, since a spec may be about to name them
 LATELY = timedelta(days=1)  # how long after an attempt's end its agents' spools are looked for
 
 T = TypeVar("T")
@@ -54,6 +55,7 @@ class Housekeeper:
         if drops:
             await self._drop_points(now)
             await self._drop_lines(now)
+            await self._drop_bundles(now - UNNAMED_BUNDLES)
             self._dropped_at = mono
 
     async def _sum_up(self, since: datetime | None) -> None:
@@ -78,6 +80,11 @@ class Housekeeper:
                 bound = await self._read(lambda c, r=run_id: retention.log_bound(c, r, most))
             if bound or cutoff is not None:
                 await self._all(lambda c, r=run_id, b=bound: retention.drop_lines(c, r, cutoff, b))
+
+    async def _drop_bundles(self, cutoff: datetime) -> None:
+        for sha256 in await self._read(lambda c: bundles.unnamed(c, cutoff)):
+            await self._all(lambda c, s=sha256: bundles.drop(c, s, cutoff))
+            log.info("a bundle that no run names was deleted", sha256=sha256)
 
     async def _read(self, work: Callable[[Connection], T]) -> T:
         def read() -> T:

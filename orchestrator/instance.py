@@ -19,6 +19,7 @@ from pathlib import Path
 
 from sqlalchemy.engine import make_url
 
+from orchestrator import storage
 from orchestrator.settings import Settings
 
 LOCK_FILE = "service.lock"
@@ -126,6 +127,13 @@ def check_tls(settings: Settings) -> None:
             f"tls_certificate {settings.tls_certificate} and tls_key {settings.tls_key} can not be"
             f" used: {error.strerror or type(error).__name__}. Both are PEM files without password."
         ) from error
+
+
+def check_storage(settings: Settings) -> None:
+    """Raises `CannotStart` where the storage is in a bucket that nothing here can speak to."""
+    refused = storage.refusal(settings.storage_root)
+    if refused is not None:
+        raise CannotStart(f"{refused.detail} {refused.hint}")
 
 
 def _no_password() -> str:

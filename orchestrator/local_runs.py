@@ -76,7 +76,8 @@ def make_room(settings: Settings, user: LocalUser) -> None:
     From here on files that the service makes are its own alone, the database's too.
     """
     os.umask(0o077)
-    theirs = {settings.hosts_root, settings.storage_root}
+    storage = settings.storage_folder
+    theirs = {settings.hosts_root, *([] if storage is None else [storage])}
     for path in (settings.data_dir, *theirs):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     for path in settings.data_dir.iterdir():
@@ -84,7 +85,8 @@ def make_room(settings: Settings, user: LocalUser) -> None:
             path.chmod(0o700 if path.is_dir() else 0o600)
     for path in (settings.data_dir, settings.hosts_root):
         path.chmod(0o711)
-    give(settings.storage_root, user)
+    if storage is not None:
+        give(storage, user)
 
 
 def give(folder: Path, user: LocalUser) -> None:

@@ -84,8 +84,17 @@ class Loop:
         self._probing_since = service.clock.now()
         self._announcing: set[asyncio.Task[None]] = set()
         self._forget()
-        service.telemetry.count_runs(service.read)
-        service.telemetry.tell_ledgers(service.read, service.clock)
+        self._tell()
+
+    def _tell(self) -> None:
+        service, told = self._service, self._service.telemetry
+        told.count_runs(service.read)
+        told.tell_ledgers(service.read, service.clock)
+        told.tell_vitals(service.read, service.clock, self._silence)
+        told.tell_hosts(service.read, service.queue, service.providers)
+        told.write_lag.set_function(lambda: service.writer.lag)
+        told.leading.set_function(lambda: float(self.leading))
+        service.writer.on_commit = told.commit_seconds.observe
 
     @property
     def leading(self) -> bool:

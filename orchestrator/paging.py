@@ -115,6 +115,7 @@ def longhaul_body(message: Message, page: Page) -> dict[str, object]:
         "done": list(told.done),
         "left": list(told.left),
         "command": told.command,
+        "runbook": told.runbook,
     }
 
 
@@ -124,7 +125,7 @@ def slack_body(message: Message) -> dict[str, object]:
         f"*{_escaped(message.run_name)} needs a person* ({_escaped(str(told.verdict))})",
         _escaped(message.why),
         f"`{_escaped(told.command)}`" if told.command else "",
-        f"<{message.run_url}|Open the run>",
+        f"<{told.runbook}|Runbook> · <{message.run_url}|Open the run>",
     ]
     room = SLACK_CHARACTERS - sum(len(line) + 1 for line in (lines[0], *lines[2:]))
     if len(lines[1]) > room:

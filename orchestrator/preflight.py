@@ -13,7 +13,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from orchestrator import bundles, secret_values
+from orchestrator import secret_values, storage
 from orchestrator.api.schemas import Facts, FieldError
 from orchestrator.arithmetic import in_bytes, memory_per_device
 from orchestrator.forecast import Known, forecast
@@ -87,11 +87,15 @@ def _notes(job: AnySpec, settings: Settings) -> Iterator[str]:
 
 
 def problems(
-    job: AnySpec, settings: Settings, free: DiskFree, providers: Container[str]
+    job: AnySpec,
+    settings: Settings,
+    free: DiskFree,
+    providers: Container[str],
+    bundles: Container[str] = (),
 ) -> tuple[FieldError, ...]:
     """Every reason why `job` can not run; empty where there is none.
 
-    `providers` are the names of those that this control plane has.
+    `providers` and `bundles` are the names of those that this control plane has.
     """
     refusals = (
         *_unknown(job, providers),
@@ -99,8 +103,8 @@ def problems(
         *_hosts(job, settings),
         *_zones(job, settings),
     )
-    own = _program(job, settings) if isinstance(job, CommandSpec) else _data(job, settings)
-    return (*own, *_disk(job, settings, free), *refusals)
+    own = _program(job, settings, bundles) if isinstance(job, CommandSpec) else _data(job, settings)
+    return (*own, *_disk(job, settings, free), *_bucket(job, settings), *refusals)
 
 
 def _silences(job: CommandSpec) -> Iterator[str]:
@@ -114,8 +118,8 @@ def _silences(job: CommandSpec) -> Iterator[str]:
         yield "reads.step is not set: only steps that worker.client's step() tells are seen"
 
 
-def _program(job: CommandSpec, settings: Settings) -> Iterator[FieldError]:
-    if job.bundle is not None and not bundles.path_of(settings, job.bundle).is_file():
+def _program(job: CommandSpec, settings: Settings, bundles: Container[str]) -> Iterator[FieldError]:
+    if job.bundle is not None and job.bundle not in bundles:
         yield FieldError(
             pointer="/bundle",
             detail=f"The service has no bundle {job.bundle}.",
@@ -221,14 +225,31 @@ def _text_bytes(root: Path, suffixes: tuple[str, ...], enough: int) -> tuple[int
     return total, files
 
 
+def _bucket(job: AnySpec, settings: Settings) -> Iterator[FieldError]:
+    """Whether the storage can be used, where it is in a bucket."""
+    if settings.storage_folder is not None:
+        return
+    if isinstance(job, CommandSpec):
+        yield FieldError(
+            pointer="/command",
+            detail=f"The service's storage is {settings.storage_root}, and programs write their"
+            " checkpoints to folders.",
+            hint="Submit it to a service whose storage is a folder.",
+        )
+    found = storage.trouble(settings.storage_root)
+    if found is not None:
+        yield FieldError(pointer="", detail=found.detail, hint=found.hint)
+
+
 def _disk(job: AnySpec, settings: Settings, free: DiskFree) -> Iterator[FieldError]:
     saves, reserve = planned_saves(job), settings.min_free_bytes
-    each = saves.bytes_each or 0
-    need, have = (saves.bytes_total or 0) + reserve, free(settings.storage_root)
+    each, folder = saves.bytes_each or 0, settings.storage_folder
+    need = (saves.bytes_total or 0) + reserve
+    have = need if folder is None else free(folder)
     if have < need:
         yield FieldError(
             pointer="/checkpoint/every_steps",
-            detail=f"The disk of {settings.storage_root} is too full: {saves.stay} saves of"
+            detail=f"The disk of {folder} is too full: {saves.stay} saves of"
             f" {in_bytes(each)} and a reserve of {in_bytes(reserve)} need"
             f" {in_bytes(need)}, and {in_bytes(have)} are free.",
             hint=_disk_hint(job, each, have - reserve),

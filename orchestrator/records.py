@@ -148,7 +148,8 @@ class Trainer:
     """One process of a gang, as its agent told of it.
 
     `killed_for` is an agent's `KilledFor`, or `HOST_GONE` where it went with its host. `slow_why`
-    says how the others wait for it.
+    says how the others wait for it. A program's process that was asked to leave has answered no up
+    to step `leave_after`.
     """
 
     attempt: int
@@ -174,6 +175,7 @@ class Trainer:
     diverged_where: str | None = None
     pace: Pace | None = None
     slow_why: str | None = None
+    leave_after: int | None = None
 
     @property
     def exited(self) -> bool:

@@ -26,6 +26,8 @@ class Class(StrEnum):
 CLASSES: Mapping[str, Class] = {
     "name": Class.FIXED,
     "model": Class.FIXED,
+    "model.remat": Class.RESTART,
+    "model.loss_chunk": Class.RESTART,
     "command": Class.RESTART,  # what a change of the program means, only its owner can know
     "bundle": Class.RESTART,
     "env": Class.RESTART,

@@ -27,6 +27,8 @@ from orchestrator.plain_words import in_words
 from worker.protocol import ZONE_PATTERN
 
 SETTINGS_FILE = "longhaul.toml"
+BUCKETS = "gs://"
+BUCKET_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
 MIB = 1 << 20
 Price = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Flops = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -46,8 +48,10 @@ class Settings(BaseSettings):
     """Every setting is `LONGHAUL_<NAME>` in the environment, or a key of `longhaul.toml`.
 
     `data_dir` holds the settings file, the database, the local hosts and, by default, the
-    checkpoints (`storage`); replicas on one machine share `hosts` and `storage`. `allowed_paths`
-    are the roots below which a spec may name data; None allows any absolute path. `min_free_bytes`
+    checkpoints (`storage`, a folder or `gs://bucket/prefix`); replicas on one machine share `hosts`
+    and `storage`. `allowed_storage` are other places that runs may be imported from.
+    `allowed_paths` are the roots below which a spec may name data; None allows any absolute path.
+    `min_free_bytes`
     stays free beside what a run plans to save. `prices` (of one device for an hour, in `currency`)
     and `device_flops` (the peak of one device, FLOPs a second) go by provider or "provider/kind".
     Times are in seconds, port 0 is any free one. What makes the service reachable from other
@@ -67,14 +71,15 @@ class Settings(BaseSettings):
     allow_local_provider: bool = False
     local_user: str | None = None
     database_url: str | None = None
-    storage: Path | None = None
+    storage: str | None = None
+    allowed_storage: tuple[str, ...] = ()
     hosts: Path | None = None
     allowed_paths: tuple[Path, ...] | None = None
     secrets_dir: Path | None = None
-    inventory: Path | None = None
-    ssh_python: str | None = Field(default=None, pattern=r"^/[ -~]+$")
     python_archive: str | None = None
     wheelhouse: Path | None = None
+    inventory: Path | None = None
+    ssh_python: str | None = Field(default=None, pattern=r"^/[ -~]+$")
     tpu_project: str | None = Field(default=None, pattern=r"^[a-z0-9.:-]{1,100}$")
     tpu_zones: tuple[str, ...] = ()
     tpu_ssh_user: str = Field(default="longhaul", pattern=r"^[a-z_][a-z0-9_-]{0,31}$")
@@ -104,9 +109,17 @@ class Settings(BaseSettings):
     webhook_secret_file: Path | None = None
     webhook_format: Literal["longhaul", "slack"] = "longhaul"
 
-    @field_validator(
-        "data_dir", "storage", "hosts", "secrets_dir", "inventory", "wheelhouse", "tpu_ssh_key"
-    )
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _place(cls, place: object) -> object:
+        return None if place is None else storage_place(str(place))
+
+    @field_validator("allowed_storage", mode="after")
+    @classmethod
+    def _places(cls, places: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(storage_place(place) for place in places)
+
+    @field_validator("data_dir", "hosts", "secrets_dir", "wheelhouse", "inventory", "tpu_ssh_key")
     @classmethod
     def _absolute(cls, path: Path | None) -> Path | None:
         return None if path is None else path.expanduser().absolute()
@@ -191,8 +204,14 @@ class Settings(BaseSettings):
         return self.max_hosts.get(provider, default)
 
     @property
-    def storage_root(self) -> Path:
-        return self.storage or self.data_dir / "storage"
+    def storage_root(self) -> str:
+        """Where the runs' checkpoints lie: an absolute path, or a prefix of a bucket."""
+        return str(self.storage or self.data_dir / "storage")
+
+    @property
+    def storage_folder(self) -> Path | None:
+        """The same, where it is on a disk of this machine."""
+        return None if in_bucket(self.storage_root) else Path(self.storage_root)
 
     @property
     def hosts_root(self) -> Path:
@@ -242,6 +261,25 @@ class Settings(BaseSettings):
         folder = Path(str(given)).expanduser() if given else default_data_dir()
         toml = TomlConfigSettingsSource(settings_cls, toml_file=folder / SETTINGS_FILE)
         return init_settings, env_settings, toml
+
+
+def in_bucket(place: str) -> bool:
+    return place.startswith(BUCKETS)
+
+
+def storage_place(place: str) -> str:
+    """A folder's absolute path, or a bucket's prefix without a slash at its end."""
+    if not in_bucket(place):
+        if "://" in place:
+            raise ValueError(
+                f"{place!r} is neither a folder nor an address like gs://bucket/prefix"
+            )
+        return str(Path(place).expanduser().absolute())
+    bucket, *parts = place.removeprefix(BUCKETS).rstrip("/").split("/")
+    strange = any(part in ("", ".", "..") or not part.isprintable() for part in parts)
+    if not BUCKET_NAME.fullmatch(bucket) or strange or "#" in place or "?" in place:
+        raise ValueError(f"{place!r} is no address like gs://bucket/prefix")
+    return BUCKETS + "/".join((bucket, *parts))
 
 
 def is_loopback(host: str) -> bool:

@@ -1,26 +1,27 @@
 """What the control plane counts about itself, for `/metrics`.
 
 Owns a registry of its own, so that two control planes in one process do not share their numbers.
+What is not counted as it happens but read at each scrape lies in `scraped.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine
 
+from orchestrator import scraped
 from orchestrator.clock import Clock
-from orchestrator.ledger.goodput import account
-from orchestrator.state import TERMINAL_RUNS, RunState
-from orchestrator.store import orphans, views
-from orchestrator.store.tables import runs
+from orchestrator.queueing import Queue
 
-MOST_LEDGERS = 100  # a ledger of a long run takes milliseconds, and a label for each run its room
 DECISION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+COUNTING = (Counter, Gauge, Histogram)
+COMMIT_BUCKETS = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Telemetry:
@@ -86,116 +87,57 @@ class Telemetry:
             "Pages that were tried for a day and that nobody got.",
             registry=self.registry,
         )
-        self._counts_runs = False
-        self._counts_orphans = False
-        self._tells_ledgers = False
+        self.commit_seconds = Histogram(
+            "longhaul_commit_seconds",
+            "Time of one transaction of this control plane that writes, its commit included.",
+            buckets=COMMIT_BUCKETS,
+            registry=self.registry,
+        )
+        self.write_lag = Gauge(
+            "longhaul_write_lag_seconds",
+            "How long the oldest report has waited to be stored, at this scrape.",
+            registry=self.registry,
+        )
+        self.leading = Gauge(
+            "longhaul_leader",
+            "1 while this control plane is the one that decides, else 0.",
+            registry=self.registry,
+        )
+        self._told: dict[type[Collector], Collector] = {}
+        ProcessCollector(registry=self.registry)
 
     def count_runs(self, read: Engine) -> None:
         """Adds `longhaul_runs`, counted in the database at each scrape; once is enough."""
-        if not self._counts_runs:
-            self._counts_runs = True
-            self.registry.register(_RunCounts(read))
+        self._tell(scraped.RunCounts(read))
 
     def count_orphans(self, read: Engine, grace: timedelta) -> None:
         """Adds `longhaul_orphans` and what they cost, as `count_runs` does."""
-        if not self._counts_orphans:
-            self._counts_orphans = True
-            self.registry.register(_OrphanCounts(read, grace))
+        self._tell(scraped.OrphanCounts(read, grace))
 
     def tell_ledgers(self, read: Engine, clock: Clock) -> None:
         """Adds where the time of the runs goes that are not over, as `count_runs` does."""
-        if not self._tells_ledgers:
-            self._tells_ledgers = True
-            self.registry.register(_Ledgers(read, clock))
+        self._tell(scraped.Ledgers(read, clock))
 
+    def tell_vitals(self, read: Engine, clock: Clock, silence: Callable[[], timedelta]) -> None:
+        """Adds what alerts go by: how each run does, and whether the database answers."""
+        self._tell(scraped.Vitals(read, clock, silence))
+        self._tell(scraped.DatabaseUp(read))
 
-class _RunCounts(Collector):
-    def __init__(self, read: Engine) -> None:
-        self._read = read
+    def tell_hosts(self, read: Engine, queue: Queue, providers: Iterable[str]) -> None:
+        """Adds who waits for hosts, as `count_runs` does."""
+        self._tell(scraped.Hosts(read, queue, providers))
 
-    def describe(self) -> Iterable[Metric]:
-        return [self._family()]
+    def tell_disks(self, folders: Mapping[str, Path]) -> None:
+        """Adds the room in these folders, by a name for each, as `count_runs` does."""
+        self._tell(scraped.Disks(folders))
 
-    def collect(self) -> Iterable[Metric]:
-        with self._read.connect() as connection:
-            found = connection.execute(select(runs.c.state, func.count()).group_by(runs.c.state))
-            counts = {row[0]: row[1] for row in found}
-        family = self._family()
-        for state in RunState:
-            family.add_metric([state.value], counts.get(state.value, 0))
-        return [family]
+    def _tell(self, collector: Collector) -> None:
+        if type(collector) not in self._told:
+            self._told[type(collector)] = collector
+            self.registry.register(collector)
 
-    @staticmethod
-    def _family() -> GaugeMetricFamily:
-        return GaugeMetricFamily("longhaul_runs", "Runs by state.", labels=["state"])
-
-
-class _OrphanCounts(Collector):
-    """Only those that sweeps are sure of. A provider that had one once is told of with 0."""
-
-    def __init__(self, read: Engine, grace: timedelta) -> None:
-        self._read = read
-        self._grace = grace
-
-    def describe(self) -> Iterable[Metric]:
-        return self._families()
-
-    def collect(self) -> Iterable[Metric]:
-        with self._read.connect() as connection:
-            found = orphans.listed(connection, self._grace)
-            known = orphans.providers(connection)
-        number, cost = self._families()
-        for provider in known:
-            sure = [one for one in found if one.provider == provider and one.sure]
-            number.add_metric([provider], len(sure))
-            cost.add_metric([provider], sum(one.price_per_hour or 0.0 for one in sure))
-        return number, cost
-
-    @staticmethod
-    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-        number = "Host groups at a provider that no run wants."
-        cost = "What they cost an hour, as far as prices are known, in the service's currency."
-        return (
-            GaugeMetricFamily("longhaul_orphans", number, labels=["provider"]),
-            GaugeMetricFamily("longhaul_orphan_cost_per_hour", cost, labels=["provider"]),
-        )
-
-
-class _Ledgers(Collector):
-    """The goodput ledgers of the newest runs that are not over, by id: who scrapes needs no token,
-    and names are for those who have one."""
-
-    def __init__(self, read: Engine, clock: Clock) -> None:
-        self._read = read
-        self._clock = clock
-
-    def describe(self) -> Iterable[Metric]:
-        return self._families()
-
-    def collect(self) -> Iterable[Metric]:
-        active = (
-            select(runs)
-            .where(runs.c.state.not_in(TERMINAL_RUNS))
-            .order_by(runs.c.created_at.desc(), runs.c.id)
-            .limit(MOST_LEDGERS)
-        )
-        seconds, cost = self._families()
-        with self._read.connect() as connection:
-            for run in connection.execute(active).all():
-                ledger = account(views.times_of(connection, run, self._clock.now()))
-                for category, amount in ledger.parts.items():
-                    seconds.add_metric([run.id, category.value], amount / 1e6)
-                cost.add_metric([run.id], ledger.cost)
-        return seconds, cost
-
-    @staticmethod
-    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
-        seconds = (
-            "Where the time of a run went since it was submitted; of the newest"
-            f" {MOST_LEDGERS} runs that are not over."
-        )
-        cost = "What the hosts of the same runs have cost, in the service's currency."
-        return (
-            GaugeMetricFamily("longhaul_run_seconds", seconds, labels=["run", "category"]),
-            GaugeMetricFamily("longhaul_run_cost", cost, labels=["run"]),
-        )
+    @property
+    def collectors(self) -> tuple[Collector, ...]:
+        """All of Longhaul's own that are registered: those that count, then those that read."""
+        counting = (one for one in vars(self).values() if isinstance(one, COUNTING))
+        return (*counting, *self._told.values())

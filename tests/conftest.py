@@ -5,16 +5,24 @@ Imports nothing of Longhaul and no JAX, so that the lightest test stays light.
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import importlib.util
 import os
 import shutil
 import tempfile
+import uuid
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests import jax_rules, leftovers, postgres
+
+if TYPE_CHECKING:
+    from tests.fakes.gcs import FakeGcs
 
 SKIP_NOTHING = "LONGHAUL_TESTS_SKIP_NOTHING"
 GRACE_SECONDS = 2.0
@@ -29,6 +37,15 @@ def _postgres() -> bool:
     return shutil.which("postgres") is not None or any(installed)
 
 
+def _prometheus() -> bool:
+    programs = ("prometheus", "promtool", "prometheus-alertmanager", "amtool")
+    return all(shutil.which(program) for program in programs)
+
+
+def _reference() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+
+
 _SKIP_NOTHING = pytest.StashKey[bool]()
 _WIDER_FIXTURES = pytest.StashKey["WiderFixtures"]()
 
@@ -36,7 +53,12 @@ NEEDS = {
     "root": (lambda: os.geteuid() == 0, "needs root"),
     "browser": (lambda: shutil.which("chromium") is not None, "needs Chromium (`chromium`)"),
     "sshd": (_sshd, "needs OpenSSH's server program (`openssh-server`)"),
+    "reference": (_reference, "needs torch and transformers (`pip install torch transformers`)"),
     "postgres": (_postgres, "needs PostgreSQL's server program (`postgresql`)"),
+    "prometheus": (
+        _prometheus,
+        "needs Prometheus and Alertmanager (`prometheus`, `prometheus-alertmanager`)",
+    ),
 }
 
 
@@ -74,11 +96,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _expect_litter(items)
     for marker, (has, reason) in NEEDS.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
         if marked and not has():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _expect_litter(items: list[pytest.Item]) -> None:
+    """What a call that failed held is left to the garbage collector by Orbax and the clients.
+
+    That complains where it happens; the fixture has it collected within the test.
+    """
+    ignored = "ignore::pytest.PytestUnraisableExceptionWarning"
+    for item in items:
+        if "gcs" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.filterwarnings(ignored))
 
 
 def _skips(config: pytest.Config) -> Counter[str]:
@@ -136,3 +170,26 @@ def data_dir() -> Iterator[Path]:
     """A data folder with a short path: local sockets have room for about 100 characters."""
     with tempfile.TemporaryDirectory(prefix="lh-") as folder:
         yield Path(folder) / "data"
+
+
+@pytest.fixture(scope="session")
+def cloud_storage() -> Iterator[FakeGcs]:
+    """One for the whole session: each client looks once for where it is."""
+    from tests.fakes.gcs import serving
+
+    with serving() as fake, pytest.MonkeyPatch.context() as patch:
+        for name, value in fake.environment.items():
+            patch.setenv(name, value)
+        yield fake
+        from worker import bucket
+
+        if bucket.client.cache_info().currsize:
+            bucket.client().close()
+
+
+@pytest.fixture
+def gcs(cloud_storage: FakeGcs) -> Iterator[FakeGcs]:
+    """A Cloud Storage without faults; `uri` is a place in it that no other test has."""
+    yield dataclasses.replace(cloud_storage, prefix=uuid.uuid4().hex)
+    cloud_storage.faults.clear()
+    gc.collect()

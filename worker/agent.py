@@ -20,9 +20,11 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from worker import watches
+from worker.calling import ProtocolRefused, Stale, Superseded, UplinkError
 from worker.host import HostFolder, free_port, until_unlocked
 from worker.identity import CanNotStart, Identity
 from worker.keeper import Keeper
+from worker.predecessor import bury, raise_fence
 from worker.program import Program
 from worker.protocol import (
     CheckpointOffer,
@@ -36,6 +38,7 @@ from worker.protocol import (
     KilledFor,
     KillTrainer,
     KnownEvent,
+    LeaveAt,
     LogLines,
     Notice,
     PhaseEntered,
@@ -54,8 +57,7 @@ from worker.spares import GangGone, Spares
 from worker.spool import Spool
 from worker.supervise import Trainer, Waiting
 from worker.supplies import HostSupplies
-from worker.tail import last_lines
-from worker.uplink import ProtocolRefused, Stale, Superseded, Uplink, UplinkError
+from worker.uplink import Uplink
 
 TRAINER = (sys.executable, "-m", "worker.trainer")
 FLUSH_SECONDS = 5.0
@@ -64,7 +66,6 @@ EXIT_REFUSED, EXIT_SUPERSEDED, EXIT_PROTOCOL = 2, 3, 4
 LOG_BYTES = 4 << 20
 NOTICE_GRACE_SECONDS = 20.0  # a machine that shuts down waits for its processes about so long
 LEAVE_SECONDS = 5.0  # so long a retired agent goes on deleting
-ORPHANED = "its agent ended without seeing its exit, and a trainer dies with its agent"
 STALE = "its attempt is no longer the current one"
 log = logging.getLogger("longhaul.agent")
 
@@ -160,7 +161,7 @@ class Agent:
         self._retired.set()
 
     async def _serve(self) -> None:
-        await self._bury_predecessor()
+        await bury(self._folder, self._spool)
         await self._uplink.register(self._folder.facts(self._identity.address))
         log.info("registered as host %d of %s", self._identity.host, self._identity.group)
         talks = (self._uplink.send_events(), self._uplink.poll())
@@ -186,23 +187,6 @@ class Agent:
         for task in done:
             task.result()
 
-    async def _bury_predecessor(self) -> None:
-        """Sees to it that the last agent's trainer is dead before this one is known to anybody."""
-        record = self._folder.recorded_trainer()
-        if record is not None:
-            record.process.kill_group()
-        while not await until_unlocked(self._folder.trainer_lock, LOCK_SECONDS):
-            log.error("a trainer of an earlier agent still lives here; waiting for its end")
-            if record is not None:
-                record.process.kill_group()
-        if record is None:
-            return
-        self._raise_fence(record.attempt)
-        lines = last_lines(self._folder.log_file(record.attempt, record.rank))
-        buried = TrainerExited(exit_code=None, last_lines=lines, why_killed=ORPHANED)
-        self._spool.append(buried, record.attempt, record.rank)
-        self._folder.forget_trainer()
-
     # ---- commands --------------------------------------------------------------------------------
 
     def _command(self, commands: tuple[Command, ...]) -> None:
@@ -213,16 +197,10 @@ class Agent:
         """
         for command in commands:
             if isinstance(command, KillTrainer | DrainTrainer):
-                self._raise_fence(command.attempt)
+                raise_fence(self._folder, command.attempt)
         self._spares.stand_by(next((one for one in commands if isinstance(one, StandBy)), None))
         self._commands = commands
         self._commanded.set()
-
-    def _raise_fence(self, attempt: int) -> None:
-        try:
-            self._folder.raise_fence(attempt)
-        except OSError as error:
-            log.error("attempt %d: could not write its fence down: %s", attempt, error)
 
     async def _obey(self) -> None:
         while True:
@@ -245,6 +223,9 @@ class Agent:
             case SaveNow():
                 if self._running and self._running.attempt == command.attempt:
                     self._running.save(command.request)
+            case LeaveAt():
+                if self._running and self._running.attempt == command.attempt:
+                    self._running.leave(command.step)
             case KillTrainer():
                 await self._kill(command)
             case DeleteCheckpoints():

@@ -7,19 +7,29 @@ then on process 0 the manifest and the marker. A state that is not finite is nev
 from __future__ import annotations
 
 import errno
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import PurePath
 from typing import Protocol
 
 import orbax.checkpoint as ocp
+from etils import epath
 
+from worker import bucket
 from worker.digest import Digester, Named, combined, named_arrays
 from worker.ends import Diverged, StorageFailed
-from worker.manifest import ACCEPTED, STATE, ArrayRecord, LoopRecord, commit, write_acceptance
+from worker.manifest import (
+    ACCEPTED,
+    STATE,
+    Abandoned,
+    ArrayRecord,
+    LoopRecord,
+    commit,
+    write_acceptance,
+    write_order,
+)
 from worker.protocol import (
     AttemptSpec,
     CheckpointAccepted,
@@ -30,15 +40,17 @@ from worker.protocol import (
     StateNotFinite,
 )
 from worker.step import TrainState
+from worker.storage import OutOfReach, folder_at, in_bucket, place_of
 from worker.watch import Seen
 
+KEEP_TRYING_SECONDS, KEEP_PAUSE_SECONDS = 600.0, 2.0
 TRIES = 3  # where the policy says nothing of failed saves
 
 
 class Writer(Protocol):
     """Writes arrays to a folder in the background."""
 
-    def start(self, folder: Path, arrays: Named) -> None:
+    def start(self, folder: PurePath, arrays: Named) -> None:
         """Returns once the arrays may be overwritten."""
         ...
 
@@ -54,8 +66,8 @@ class OrbaxWriter:
         handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=False)
         self._checkpointer = ocp.AsyncCheckpointer(handler)
 
-    def start(self, folder: Path, arrays: Named) -> None:
-        self._checkpointer.save(folder, args=ocp.args.PyTreeSave(arrays), force=True)
+    def start(self, folder: PurePath, arrays: Named) -> None:
+        self._checkpointer.save(epath.Path(folder), args=ocp.args.PyTreeSave(arrays), force=True)
 
     def wait(self) -> None:
         self._checkpointer.wait_until_finished()
@@ -68,7 +80,7 @@ class Save:
     step: int
     final: bool
     request: int
-    folder: Path
+    folder: PurePath
     loop: LoopRecord
     records: dict[str, ArrayRecord]
     state_digest: str
@@ -105,7 +117,9 @@ class Saver:
         self._digester = Digester()
         self._under_way: Save | None = None
         self._abandoned: list[Save] = []
+        self._ordering = threading.Lock()
         self._failures = 0
+        self._why = ""
         self._saved_at = now()
 
     def prepare(self, abstract: TrainState) -> None:
@@ -138,9 +152,8 @@ class Saver:
         try:
             self._refuse_held(save.folder)
             if self._rank == 0:
-                if save.folder.exists():
-                    shutil.rmtree(save.folder)  # left by a save that was never marked whole
-                save.folder.mkdir(parents=True)
+                # What is there was left by a save that was never marked whole.
+                folder_at(save.folder).make()
             self._writer.start(save.folder / STATE, arrays)
         except Exception as error:  # noqa: BLE001 - a failed save must not end the training
             self._failed(step, error)
@@ -180,12 +193,12 @@ class Saver:
 
     def _abandon(self, save: Save) -> None:
         if not save.claimed():
-            save.finished.wait()  # its files are there, and the proof is being written
+            save.finished.wait()  # all is there, and the marker is being written
             return
         self._abandoned.append(save)
         self._failed(save.step, TimeoutError(f"it was not written within {self._limit:g} s"))
 
-    def _refuse_held(self, folder: Path) -> None:
+    def _refuse_held(self, folder: PurePath) -> None:
         """A thread that was given up may still write there, and would spoil what comes next."""
         self._abandoned = [one for one in self._abandoned if not one.finished.is_set()]
         if any(one.folder == folder for one in self._abandoned):
@@ -201,21 +214,48 @@ class Saver:
             # One process of a gang cannot try again alone: the others would not take part.
             many = many or (TRIES if self._spec.process_count == 1 else 1)
         elif unsaved > policy.max_unsaved_seconds:
-            return f"nothing was saved for {unsaved:.0f} s, and the last try failed"
+            return f"nothing was saved for {unsaved:.0f} s, and the last try failed: {self._why}"
         if many is not None and self._failures >= many:
-            return f"{self._failures} saves in a row failed"
+            return f"{self._failures} saves in a row failed, the last because {self._why}"
         return None
 
     @property
     def last_failed(self) -> bool:
         return self._failures > 0
 
+    def leave_order(self) -> None:
+        """Leaves beside the checkpoints to come what the attempt was told; waits for nothing.
+
+        So the newest branch is known to an import even before its first checkpoint.
+        """
+
+        def leave() -> None:
+            try:
+                with self._ordering:
+                    write_order(self._spec)
+            except OSError as error:  # the first save does it, or fails as well
+                print(f"the attempt's order is not stored yet: {error}", flush=True)
+
+        threading.Thread(target=leave, name="order", daemon=True).start()
+
     def keep_acceptance(self, acceptance: CheckpointAccepted) -> None:
         """Leaves the control plane's acceptance beside its checkpoint."""
-        write_acceptance(Path(self._spec.checkpoint_uri(acceptance.step)), acceptance)
+        place = self._spec.checkpoint_uri(acceptance.step)
+        gives_up = self._now() + KEEP_TRYING_SECONDS
+        while True:
+            try:
+                return write_acceptance(place, acceptance)
+            except OutOfReach as error:
+                if self._now() > gives_up:
+                    raise
+                print(f"the acceptance is not stored yet: {error.strerror}", flush=True)
+                time.sleep(KEEP_PAUSE_SECONDS)
 
     def acceptance_stands(self, step: int) -> bool:
-        return (Path(self._spec.checkpoint_uri(step)) / ACCEPTED).exists()
+        try:
+            return folder_at(self._spec.checkpoint_uri(step)).holds(ACCEPTED)
+        except OutOfReach:
+            return False
 
     def _prepare(
         self, arrays: Named, step: int, final: bool, request: int, seen: Seen, owes_eval: bool
@@ -243,7 +283,7 @@ class Saver:
             suspects=seen.suspects,
             owes_eval=owes_eval,
         )
-        folder = Path(spec.checkpoint_uri(step))
+        folder = place_of(spec.checkpoint_uri(step))
         whole = combined(digest, arrays)
         return Save(step, final, request, folder, loop, records, whole, self._now())
 
@@ -254,55 +294,69 @@ class Saver:
             save.finished.set()
 
     def _complete(self, save: Save, writer: Writer, stall: float) -> None:
+        mine = False
+
+        def claim() -> bool:
+            nonlocal mine
+            mine = save.claimed()
+            return mine
+
         try:
             writer.wait()
+            written = self._proven(save, stall, claim) if self._rank == 0 else None
+        except Abandoned:
+            return
         except Exception as error:  # noqa: BLE001 - a failed save must not end the training
-            if save.claimed():
+            if mine or save.claimed():
                 self._failed(save.step, error)
             return
-        if not save.claimed():
+        if not mine and not claim():
             return
-        try:
-            if self._rank == 0:
-                manifest, sha256 = commit(save.folder, save.loop, save.records, save.state_digest)
-                self._send(
-                    CheckpointWritten(
-                        checkpoint_id=self._spec.checkpoint_id(save.step),
-                        step=save.step,
-                        uri=str(save.folder),
-                        bytes=manifest.bytes,
-                        files=len(manifest.files),
-                        manifest_sha256=sha256,
-                        state_digest=save.state_digest,
-                        stall_seconds=stall,
-                        write_seconds=self._now() - save.began,
-                        final=save.final,
-                        save_request=save.request,
-                    )
-                )
-        except Exception as error:  # noqa: BLE001 - a failed save must not end the training
-            self._failed(save.step, error)
-        else:
-            self._failures, self._saved_at = 0, self._now()
-            self._send(Saving(step=save.step, active=False))
+        if written is not None:
+            self._send(written)
+        self._failures, self._saved_at = 0, self._now()
+        self._send(Saving(step=save.step, active=False))
+
+    def _proven(self, save: Save, stall: float, claim: Callable[[], bool]) -> CheckpointWritten:
+        """Marks it whole, if nobody has given it up by then."""
+        with self._ordering:
+            write_order(self._spec)
+        manifest, sha256 = commit(save.folder, save.loop, save.records, save.state_digest, claim)
+        return CheckpointWritten(
+            checkpoint_id=self._spec.checkpoint_id(save.step),
+            step=save.step,
+            uri=self._spec.checkpoint_uri(save.step),
+            bytes=manifest.bytes,
+            files=len(manifest.files),
+            manifest_sha256=sha256,
+            state_digest=save.state_digest,
+            stall_seconds=stall,
+            write_seconds=self._now() - save.began,
+            final=save.final,
+            save_request=save.request,
+        )
 
     def _failed(self, step: int, error: Exception) -> None:
         """Reports, and begins afresh: Orbax may raise one failure twice."""
         self._failures += 1
-        reason = in_words(error)
+        reason = self._why = in_words(error, self._spec.storage)
         print(f"save at step {step} failed: {reason}", flush=True)
         self._send(SaveFailed(step=step, reason=reason))
         self._send(Saving(step=step, active=False))
         self._writer = self._new_writer()
 
 
-def in_words(error: BaseException) -> str:
-    """Why a save failed, for a person: a full disk is called that."""
+def in_words(error: BaseException, storage: str) -> str:
+    """Why a save failed, for a person: a full disk and a missing permission are called that."""
     seen: BaseException | None = error
     while seen is not None:
         full = isinstance(seen, OSError) and seen.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(seen):
             return "the disk is full: free space where the checkpoints are stored"
+        if isinstance(seen, OutOfReach):
+            return str(seen.strerror)
+        if in_bucket(storage) and (words := bucket.out_of_reach(seen, storage)):
+            return words
         seen = seen.__cause__ or seen.__context__
     first = str(error).strip().splitlines()
     return f"{type(error).__name__}: {first[0] if first else 'no message'}"

@@ -11,9 +11,9 @@ tried by hand.
     for step in range(run.resume_step + 1, run.steps + 1):
         state, loss = train(state, step)
         client.step(step, loss=loss)
-        if client.save_wanted(step) or client.should_leave():
+        if client.save_wanted(step) or client.should_leave(step):
             client.checkpoint(step, save(state, run.storage / f"step-{step}"))
-        if client.should_leave():
+        if client.should_leave(step):
             sys.exit(client.DRAINED)
     client.finished(run.steps)
 """
@@ -86,8 +86,10 @@ class _Link:
         if not first:
             os._exit(ORPHANED)
         self.spec: Mapping[str, Any] = json.loads(first)["spec"]
-        self.drain = threading.Event()
+        self.asked_to_leave = threading.Event()
         self.save_request = 0
+        self._stays_through = self._leaves_at = -1  # steps that were answered for
+        self._offered = False
         for work in (self._write, self._read):
             threading.Thread(target=work, daemon=True, name=f"longhaul-{work.__name__}").start()
 
@@ -114,6 +116,31 @@ class _Link:
         with self._news:
             return self._answers.get(step, False)
 
+    def leaves_at(self, step: int, world: int) -> bool:
+        """Whether this process, and every other of its gang, leaves after `step`.
+
+        Once it was asked to leave, a gang's process waits here until the others have told too.
+        """
+        with self._news:
+            if step <= self._stays_through:
+                return False
+            if not self.asked_to_leave.is_set():
+                self._stays_through = step
+                return False
+            if world == 1:
+                return True
+            self._offer_to_leave()
+            self._news.wait_for(lambda: self._leaves_at >= 0)
+            if step < self._leaves_at:
+                self._stays_through = step
+            return step >= self._leaves_at
+
+    def _offer_to_leave(self) -> None:
+        """Once. From then on nothing beyond `_stays_through` is answered with no unheard."""
+        if not self._offered:
+            self._offered = True
+            self.send(kind="leave_offered", after=self._stays_through)
+
     def _write(self) -> None:
         try:
             while True:
@@ -135,7 +162,9 @@ class _Link:
     def _obey(self, told: Mapping[str, Any]) -> None:
         match told.get("kind"):
             case "drain":
-                self.drain.set()
+                self._leave(None)
+            case "leave":
+                self._leave(told["step"])
             case "save":
                 self.save_request = max(self.save_request, int(told["request"]))
             case "accepted":
@@ -144,6 +173,17 @@ class _Link:
                 self._answered(int(told["step"]), counts=False)
             case _:
                 pass  # of a newer agent
+
+    def _leave(self, step: int | None) -> None:
+        """It may stand anywhere, in a step that waits for another process too: so the offer is
+        made here, and not when it asks next."""
+        with self._news:
+            self.asked_to_leave.set()
+            if self.spec.get("process_count", 1) > 1:
+                self._offer_to_leave()
+            if step is not None and self._leaves_at < 0:
+                self._leaves_at = step
+                self._news.notify_all()
 
     def _answered(self, step: int, *, counts: bool) -> None:
         with self._news:
@@ -161,7 +201,7 @@ class _Session:
         self.last_step = self.attempt.resume_step
         self.last_told = self.last_saved = time.monotonic()
         self.served = 0
-        self.asked_to_leave = threading.Event()
+        self.asked_to_leave = self.link.asked_to_leave if self.link else threading.Event()
         if self.link is not None:
             self._listen_to_signals()
 
@@ -172,10 +212,6 @@ class _Session:
                 signal.signal(signal.SIGTERM, lambda *_: self.asked_to_leave.set())
             if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
                 faulthandler.register(signal.SIGUSR1, all_threads=True)
-
-    @property
-    def leaves(self) -> bool:
-        return self.asked_to_leave.is_set() or (self.link is not None and self.link.drain.is_set())
 
 
 _session: _Session | None = None
@@ -269,16 +305,25 @@ def save_wanted(number: int) -> bool:
     return number == session.attempt.steps or by_step or by_time or asked
 
 
-def should_leave() -> bool:
-    """Whether the program was asked to save and leave, with exit code `DRAINED`."""
-    return _here().leaves
+def should_leave(step: int | None = None) -> bool:
+    """Whether the program was asked to save and leave, with exit code `DRAINED`.
+
+    With the number of the step that was trained last, the answer is the same in every process of
+    a gang, and the same when asked again: all leave after one step. Each process must ask at the
+    same steps. Once one of them was asked to leave, it waits here for the word of the others.
+    Without a step it tells what this process alone has heard, and never waits.
+    """
+    session = _here()
+    if step is None or session.link is None:
+        return session.asked_to_leave.is_set()
+    return session.link.leaves_at(step, session.attempt.world)
 
 
 def finished(number: int) -> None:
     """Tells that training is over after step `number`, and waits until all that is told is sent."""
     session = _here()
     if session.link is not None:
-        drained = session.leaves and number < session.attempt.steps
+        drained = session.asked_to_leave.is_set() and number < session.attempt.steps
         session.link.send(kind="trainer_finished", step=number, drained=drained)
         session.link.flush()
 

@@ -17,6 +17,7 @@ from typing import Any
 from jax._src import compilation_cache, compiler, distributed
 
 from worker.protocol import AttemptSpec
+from worker.storage import in_bucket
 
 UNFINISHED_SECONDS = 10.0
 
@@ -24,11 +25,15 @@ UNFINISHED_SECONDS = 10.0
 def folder(spec: AttemptSpec, rank: int) -> Path:
     """Beside the run's attempts, one prefix a run: a pause and a resume do not compile again.
 
+    A run in a bucket has it on the host's own disk: nobody else can have put code there.
     An operator's own JAX_COMPILATION_CACHE_DIR wins. Compiled programs are code: share that folder
     between runs of one owner only.
     """
     own = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    return (Path(own) if own else Path(spec.storage).parent / "compile-cache") / f"rank{rank}"
+    if own:
+        return Path(own) / f"rank{rank}"
+    run = Path.cwd() if in_bucket(spec.storage) else Path(spec.storage).parent
+    return run / "compile-cache" / f"rank{rank}"
 
 
 def drop_broken(folder: Path, now: float) -> list[str]:

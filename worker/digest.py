@@ -34,7 +34,12 @@ class StateDigest:
 def named_arrays(tree: Any) -> Named:
     """The leaves of a state by a stable dotted name, such as `params.norm.scale`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {".".join(_word(key) for key in path): leaf for path, leaf in leaves}
+    return {dotted(path): leaf for path, leaf in leaves}
+
+
+def dotted(path: tuple[Any, ...]) -> str:
+    """The name of a leaf from its path in the tree."""
+    return ".".join(_word(key) for key in path)
 
 
 def _word(key: Any) -> str:

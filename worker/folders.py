@@ -14,7 +14,7 @@ import shutil
 from pathlib import Path
 
 from worker.ends import CheckpointUnusable
-from worker.manifest import MARKER, STATE, LoopRecord, Manifest, commit, verify
+from worker.manifest import MARKER, STATE, LoopRecord, Manifest, commit, verify, write_order
 from worker.protocol import AttemptSpec, ResumePoint
 
 PLACE = "place"  # where below its storage the program itself had a checkpoint
@@ -56,6 +56,7 @@ def take(
         data_plan=spec.data_plan,
         text="",
     )
+    write_order(spec)
     return commit(folder, loop, {})
 
 

@@ -12,14 +12,13 @@ import contextlib
 import logging
 import os
 import queue
-import shutil
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
-from worker.ends import CheckpointUnusable
-from worker.manifest import ACCEPTED, MARKER, sync_folder, verify
+from worker.ends import CheckpointUnusable, Invalid
+from worker.manifest import ACCEPTED, MARKER, verify
 from worker.protocol import (
     CheckpointRejected,
     CheckpointVerified,
@@ -27,6 +26,7 @@ from worker.protocol import (
     DeleteCheckpoints,
     FilesDeleted,
 )
+from worker.storage import BUCKETS, OutOfReach, folder_at, in_bucket
 
 NICENESS = 10
 Outcome = CheckpointVerified | CheckpointRejected | FilesDeleted
@@ -34,13 +34,16 @@ log = logging.getLogger("longhaul.agent")
 
 
 def proven(written: CheckpointWritten) -> CheckpointVerified | CheckpointRejected | None:
-    """Reads back every byte of a checkpoint and compares it with its manifest.
+    """Compares a checkpoint with its manifest: every byte, or a bucket's own checksums.
 
     None where it could not be read: that says something of the storage, not of the checkpoint.
     """
     began = time.monotonic()
     try:
-        verify(Path(written.uri), written.manifest_sha256)
+        verify(written.uri, written.manifest_sha256)
+    except (OutOfReach, Invalid) as error:
+        log.error("%s could not be verified: %s", written.checkpoint_id, error)
+        return None
     except CheckpointUnusable as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
@@ -56,18 +59,12 @@ def remove(uri: str, run_id: str) -> FilesDeleted | None:
 
     One that is gone already was removed.
     """
-    folder = Path(uri)
     if not _is_checkpoint_of(run_id, uri):
         log.error("will not delete %s: it is no checkpoint of run %s", uri, run_id)
         return None
     try:
-        with contextlib.suppress(FileNotFoundError):
-            for proof in (MARKER, ACCEPTED):
-                (folder / proof).unlink(missing_ok=True)
-            sync_folder(folder)
-            shutil.rmtree(folder)
-            sync_folder(folder.parent)
-    except OSError as error:
+        folder_at(uri).remove((MARKER, ACCEPTED))
+    except (OSError, Invalid) as error:
         log.error("could not delete %s: %s", uri, error)  # the next answer asks again
         return None
     return FilesDeleted(uri=uri)
@@ -75,7 +72,7 @@ def remove(uri: str, run_id: str) -> FilesDeleted | None:
 
 def _is_checkpoint_of(run_id: str, uri: str) -> bool:
     """`<storage>/runs/<run>/a<attempt>/checkpoints/<step>`, as the control plane derives it."""
-    path = PurePosixPath(uri)
+    path = PurePosixPath(f"/{uri.removeprefix(BUCKETS)}" if in_bucket(uri) else uri)
     parts = path.parts[-5:]
     if not path.is_absolute() or ".." in path.parts or len(parts) < 5:
         return False

@@ -19,6 +19,7 @@ from worker.data.batches import Batch, Batches, Rows
 from worker.data.prefetch import Prefetcher
 from worker.ends import Diverged
 from worker.mesh import Placer
+from worker.optim import evaluated
 from worker.pace import PaceWindow
 from worker.protocol import (
     AttemptSpec,
@@ -252,12 +253,13 @@ def _evaluate(training: Training, state: TrainState, step: int) -> bool:
         return True
     training.clock.enter(Phase.EVAL)
     began = time.monotonic()
+    weights = evaluated(training.spec.trained.optimizer, state.params, state.optimizer)
     losses: list[float] = []
     for rows in training.held_out:
         if step < training.spec.job.steps and training.leaves():
             return False
         placed = training.placer.place_rows(rows)
-        losses.append(float(training.compiled.evaluate(state.params, placed)))
+        losses.append(float(training.compiled.evaluate(weights, placed)))
     loss, seconds = sum(losses) / len(losses), time.monotonic() - began
     if training.rank == 0:
         training.link.send(Evaluated(step=step, loss=loss, batches=len(losses), seconds=seconds))

@@ -2,38 +2,37 @@
 
 A checkpoint's folder holds `state/` (the arrays, as Orbax writes them), `loop.json` (where the
 loop stood), `manifest.json`, `COMMITTED` (the manifest's hash; without it nothing here counts) and,
-once the control plane took it, `accepted.json`. Must not import JAX.
+once the control plane took it, `accepted.json`. The folder may be a disk's or a bucket's. Must not
+import JAX.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from worker.ends import CheckpointUnusable
-from worker.protocol import CheckpointAccepted, DataPlan
+from worker.protocol import AttemptSpec, CheckpointAccepted, DataPlan
+from worker.storage import DRAFT, FileRecord, Folder, OutOfReach, folder_at, in_bucket
 
 STATE, LOOP, MANIFEST = "state", "loop.json", "manifest.json"
 MARKER, ACCEPTED = "COMMITTED", "accepted.json"
-DRAFT = ".draft"  # a crash may leave one of these behind; it never counts
+ORDER = "attempt.json"  # in the attempt's own folder
 OUTSIDE_THE_PROOF = frozenset(
     name for proof in (MANIFEST, MARKER, ACCEPTED) for name in (proof, f"{proof}{DRAFT}")
 )
-CHUNK = 1 << 20
+
+
+class Abandoned(Exception):
+    """Nobody waits for this checkpoint any more: it was not marked whole."""
 
 
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileRecord(Record):
-    size: int
-    sha256: str
 
 
 class ArrayRecord(Record):
@@ -79,47 +78,30 @@ class Marker(Record):
     manifest_sha256: str
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file appears whole or not at all, and survives a power cut once this returns."""
-    draft = path.with_name(f"{path.name}{DRAFT}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.rename(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def commit(
-    folder: Path,
+    place: str | PurePath,
     loop: LoopRecord,
     arrays: Mapping[str, ArrayRecord],
     state_digest: str | None = None,
+    may_mark: Callable[[], bool] = lambda: True,
 ) -> tuple[Manifest, str]:
-    """Proves what lies in `folder` and marks it whole. Returns the manifest and its SHA-256.
+    """Proves what lies there and marks it whole. Returns the manifest and its SHA-256.
 
-    Of a state whose arrays nobody knows the digest is that of its files.
+    Of a state whose arrays nobody knows the digest is that of its files. Raises Abandoned where
+    `may_mark`, asked when all but the marker is written, says no.
     """
-    write_atomically(folder / LOOP, loop.model_dump_json(indent=1))
-    files = {name: _measure(folder / name, sync=True) for name in _listing(folder)}
-    for path in sorted(folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
+    folder = folder_at(place)
+    folder.write(LOOP, loop.model_dump_json(indent=1))
+    files = {name: folder.measure(name) for name in _listing(folder)}
     digest = state_digest or _of_files(files)
     manifest = Manifest(loop=loop, files=files, arrays=arrays, state_digest=digest)
     text = manifest.model_dump_json(indent=1)
-    write_atomically(folder / MANIFEST, text)
+    folder.settle()
+    folder.write(MANIFEST, text)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
-    write_atomically(folder / MARKER, Marker(manifest_sha256=sha256).model_dump_json())
-    sync_folder(folder.parent)
+    if not may_mark():
+        raise Abandoned
+    folder.write(MARKER, Marker(manifest_sha256=sha256).model_dump_json())
     return manifest, sha256
 
 
@@ -127,23 +109,40 @@ def _of_files(files: Mapping[str, FileRecord]) -> str:
     digest = hashlib.sha256()
     for name, file in sorted(files.items()):
         if name != LOOP:
-            digest.update(f"{name}\0{file.size}\0{file.sha256}\n".encode())
+            digest.update(f"{name}\0{file.size}\0{file.sha256 or file.crc32c}\n".encode())
     return digest.hexdigest()
 
 
-def write_acceptance(folder: Path, acceptance: CheckpointAccepted) -> None:
-    write_atomically(folder / ACCEPTED, acceptance.model_dump_json())
+def write_order(spec: AttemptSpec) -> None:
+    """Leaves beside the attempt's checkpoints what it was told: with it they can be imported.
+
+    Each checkpoint needs it, so it is there before the first of them is marked whole. Raises
+    OSError.
+    """
+    if not in_bucket(spec.storage):
+        Path(spec.storage).mkdir(parents=True, exist_ok=True)
+    folder, text = folder_at(spec.storage), spec.model_dump_json(indent=1)
+    if not (folder.holds(ORDER) and folder.read(ORDER) == text.encode()):
+        folder.write(ORDER, text)
 
 
-def verify(folder: Path, manifest_sha256: str) -> Manifest:
-    """Reads every byte and compares. Raises CheckpointUnusable with the first difference."""
-    manifest = proven_manifest(folder, manifest_sha256)
-    verify_files(folder, manifest)
+def write_acceptance(place: str | PurePath, acceptance: CheckpointAccepted) -> None:
+    folder_at(place).write(ACCEPTED, acceptance.model_dump_json())
+
+
+def verify(place: str | PurePath, manifest_sha256: str) -> Manifest:
+    """Compares the whole checkpoint. Raises CheckpointUnusable with the first difference.
+
+    And OutOfReach where a bucket could not be asked.
+    """
+    manifest = proven_manifest(place, manifest_sha256)
+    verify_files(place, manifest)
     return manifest
 
 
-def proven_manifest(folder: Path, manifest_sha256: str) -> Manifest:
-    """The manifest, where it is the very one that was marked. Raises CheckpointUnusable."""
+def proven_manifest(place: str | PurePath, manifest_sha256: str) -> Manifest:
+    """The manifest, where it is the very one that was marked. Raises as `verify`."""
+    folder = folder_at(place)
     marker = _read(folder, MARKER)
     try:
         marked = Marker.model_validate_json(marker).manifest_sha256
@@ -161,50 +160,48 @@ def proven_manifest(folder: Path, manifest_sha256: str) -> Manifest:
         raise CheckpointUnusable(f"{MANIFEST} cannot be read: {error}") from error
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Reads every byte of every file. Raises CheckpointUnusable with the first difference."""
+def verify_files(place: str | PurePath, manifest: Manifest) -> None:
+    """Compares every file: those of a disk byte by byte, those of a bucket by its own checksums.
+
+    Raises as `verify`.
+    """
+    folder = folder_at(place)
     for name, recorded in manifest.files.items():
         _compare(folder, name, recorded)
     if extra := set(_listing(folder)) - set(manifest.files):
         raise CheckpointUnusable(f"{min(extra)} is not in the manifest")
 
 
-def _compare(folder: Path, name: str, recorded: FileRecord) -> None:
+def _compare(folder: Folder, name: str, recorded: FileRecord) -> None:
     parts = PurePosixPath(name)
     if parts.is_absolute() or ".." in parts.parts:
         raise CheckpointUnusable(f"the manifest names {name}, outside the checkpoint")
+    if recorded.sha256 is None and recorded.crc32c is None:
+        raise CheckpointUnusable(f"the manifest has no proof of {name}")
     try:
-        size = (folder / name).stat().st_size
+        size = folder.size(name)
         if size != recorded.size:
             raise CheckpointUnusable(f"{name} has {size} bytes, not {recorded.size}")
-        if _measure(folder / name, sync=False) != recorded:
+        if not folder.agrees(name, recorded):
             raise CheckpointUnusable(f"{name} has other content than was written")
+    except OutOfReach:
+        raise
     except FileNotFoundError as error:
         raise CheckpointUnusable(f"{name} is missing") from error
     except OSError as error:
         raise CheckpointUnusable(f"{name} cannot be read: {error.strerror}") from error
 
 
-def _read(folder: Path, name: str) -> bytes:
+def _read(folder: Folder, name: str) -> bytes:
     try:
-        return (folder / name).read_bytes()
+        return folder.read(name)
+    except OutOfReach:
+        raise
     except FileNotFoundError as error:
         raise CheckpointUnusable(f"{name} is missing") from error
     except OSError as error:
         raise CheckpointUnusable(f"{name} cannot be read: {error.strerror}") from error
 
 
-def _listing(folder: Path) -> list[str]:
-    names = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return sorted(name for name in names if name not in OUTSIDE_THE_PROOF)
-
-
-def _measure(path: Path, *, sync: bool) -> FileRecord:
-    digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        if sync:
-            os.fsync(file.fileno())
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileRecord(size=size, sha256=digest.hexdigest())
+def _listing(folder: Folder) -> list[str]:
+    return [name for name in folder.names() if name not in OUTSIDE_THE_PROOF]

@@ -126,10 +126,17 @@ def numerics_key(mesh: Mesh, job: JobSpec) -> str:
     deterministic = device.platform == "cpu" or job.deterministic
     return (
         f"{kind} x{jax.device_count()}, {jax.process_count()} processes, mesh {axes},"
-        f" {job.batch.microbatches} microbatches, jax {jax.__version__},"
+        f" {job.batch.microbatches} microbatches{_memory_saved(job)}, jax {jax.__version__},"
         f" jaxlib {importlib.metadata.version('jaxlib')}"
         f"{', deterministic' if deterministic else ''}"
     )
+
+
+def _memory_saved(job: JobSpec) -> str:
+    """What is computed twice or in parts to save memory, which may change the order of sums."""
+    remat, chunk = job.model.remat, job.model.loss_chunk
+    words = "" if remat == "none" else f", remat {remat}"
+    return words if chunk is None else f"{words}, loss by {chunk}"
 
 
 def _cpu_kind() -> str:

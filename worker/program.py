@@ -19,11 +19,15 @@ from typing import Protocol
 
 from pydantic import ValidationError
 
-from worker import folders, life
+from worker import folders, life, surroundings
 from worker.bundle import BadBundle
+from worker.calling import UplinkError
 from worker.ends import CheckpointUnusable
-from worker.host import HostFolder, write_whole
+from worker.hiding import hide, parts_of
+from worker.host import HostFolder
+from worker.launching import Launch, NotLaunched
 from worker.manifest import Manifest, write_acceptance
+from worker.meaning import known_as, meaning_of
 from worker.pace import PaceWindow
 from worker.protocol import (
     ARGUMENT_PLACE,
@@ -38,6 +42,7 @@ from worker.protocol import (
     Meaning,
     Phase,
     PhaseEntered,
+    ProgramLeaves,
     Resumed,
     SaveFailed,
     Saving,
@@ -52,26 +57,11 @@ from worker.protocol import (
     Unknown,
 )
 from worker.reading import FolderReader, StepReader
-from worker.supervise import Launch, NotLaunched, OnEvent, Trainer
-from worker.uplink import UplinkError
+from worker.supervise import OnEvent, Trainer
 
 FILES = "files"  # a program's own folder, in its attempt's
 LOOK_SECONDS = 0.5
-SHORTEST_SECRET = 6  # shorter ones can not be told from other words
-HIDDEN = "[secret]"
-SOURCE = Path(__file__).resolve().parent.parent
 log = logging.getLogger("longhaul.agent")
-
-CODES: Mapping[Meaning, ExitCode | int | None] = {
-    Meaning.DONE: ExitCode.DONE,
-    Meaning.DRAINED: ExitCode.DRAINED,
-    Meaning.INVALID: ExitCode.INVALID,
-    Meaning.DIVERGED: ExitCode.DIVERGED,
-    Meaning.STORAGE_FAILED: ExitCode.STORAGE_FAILED,
-    Meaning.CHECKPOINT_REJECTED: ExitCode.CHECKPOINT_REJECTED,
-    Meaning.CRASHED: 1,
-    Meaning.OUT_OF_MEMORY: None,  # known by words, whatever the code
-}
 
 
 class Supplies(Protocol):
@@ -117,6 +107,7 @@ class Program(Trainer):
         self._taking, self._looking = asyncio.Lock(), asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
         self._looked_at = 0.0
+        self._leaves: ProgramLeaves | None = None
 
     # ---- before it starts ------------------------------------------------------------------------
 
@@ -140,16 +131,16 @@ class Program(Trainer):
             if self._job.bundle is not None:
                 cwd = await self._supplies.bundle(self._job.bundle)
             secrets = await self._supplies.secrets(self.attempt) if self._job.secrets else {}
-            self._hidden = _parts(secrets)
+            self._hidden = parts_of(secrets)
             resume = await self._restored()
             await asyncio.to_thread(self._storage.mkdir, parents=True, exist_ok=True)
             if resume is not None and (place := self._folders.place(spec.resume_step)) is not None:
                 await asyncio.to_thread(folders.put_back, resume, self._storage, place)
-            library = _library(self._folder.root)
+            library = surroundings.library(self._folder.root)
         except (UplinkError, BadBundle, OSError) as error:
             raise NotLaunched(f"it could not be started: {error}") from error
-        told = self._told(resume)
-        environment = _environment(library) | dict(self._job.env) | dict(secrets) | told
+        told = surroundings.told(self._folder, self.start, self._storage, resume)
+        environment = surroundings.environment(library) | dict(self._job.env) | dict(secrets) | told
         if python_path := self._job.env.get("PYTHONPATH"):
             environment["PYTHONPATH"] = os.pathsep.join((python_path, str(library)))
         command = (
@@ -180,24 +171,6 @@ class Program(Trainer):
         self._tell(Resumed(checkpoint_id=point.checkpoint_id, step=point.step, state_digest=digest))
         return state
 
-    def _told(self, resume: Path | None) -> dict[str, str]:
-        spec = self.start.spec
-        socket, me = self._folder.socket_path(self.attempt), os.getpid()
-        return {
-            "LONGHAUL_RUN": spec.run_id,
-            "LONGHAUL_ATTEMPT": str(spec.attempt),
-            "LONGHAUL_RANK": str(self.start.rank),
-            "LONGHAUL_WORLD": str(spec.process_count),
-            "LONGHAUL_COORDINATOR": spec.coordinator or "",
-            "LONGHAUL_STORAGE": str(self._storage),
-            "LONGHAUL_RESUME": "" if resume is None else str(resume),
-            "LONGHAUL_RESUME_STEP": str(spec.resume_step),
-            # A long path does not fit; by way of the agent's own folder it does.
-            "LONGHAUL_SOCKET": socket if socket.startswith("/") else f"/proc/{me}/cwd/{socket}",
-            "LONGHAUL_STEPS": str(self._job.steps),
-            "LONGHAUL_SEED": str(self._job.seed),
-        }
-
     def _begun(self, process: asyncio.subprocess.Process, how: str) -> None:
         super()._begun(process, how)
         self._told_at = time.monotonic()
@@ -209,6 +182,17 @@ class Program(Trainer):
         super().drain(grace_seconds, reason)
         if self.pid is None:
             self._given_up.set()
+
+    def leave(self, step: int | None) -> None:
+        """One that has not connected yet hears of it as it does."""
+        self._leaves = ProgramLeaves(step=step)
+        if self._writer is not None:
+            self._send(self._leaves)
+
+    def _greet(self) -> None:
+        super()._greet()
+        if self._leaves is not None:
+            self._send(self._leaves)
 
     def kill(self, why: str, reason: KilledFor) -> None:
         super().kill(why, reason)
@@ -287,9 +271,7 @@ class Program(Trainer):
         return self._writer is not None
 
     def _hide(self, text: str) -> str:
-        for part in self._hidden:
-            text = text.replace(part, HIDDEN)
-        return text
+        return hide(text, self._hidden)
 
     # ---- its checkpoints -------------------------------------------------------------------------
 
@@ -373,7 +355,7 @@ class Program(Trainer):
     async def _last_words(self, code: int) -> None:
         """What it wrote just before its end counts before its end is told."""
         self._look_after(PhaseEntered(phase=Phase.FINISH))
-        means = self._meaning(code)
+        means = meaning_of(self._job, code)
         if not self._speaks:
             await self._take_found(ended=means in (Meaning.DONE, Meaning.DRAINED))
         giving_up = asyncio.ensure_future(self._given_up.wait())
@@ -402,40 +384,7 @@ class Program(Trainer):
             words = f"its exit code {code} says {means}"
             self._tell(TrainerFailed(exit_code=code, error=words))
 
-    def _meaning(self, code: int | None) -> Meaning | None:
-        """By the spec, else by the codes that all trainers share; None for any other."""
-        if code is None:
-            return None
-        if code in self._job.reads.exit_codes:
-            return self._job.reads.exit_codes[code]
-        return next((m for m, known in CODES.items() if known == code and code != 1), None)
-
     def _exit_of(self, code: int | None, why: str | None, killed: bool = False) -> TrainerExited:
-        means = self._meaning(code)
-        known = code if means is None or CODES[means] is None else CODES[means]
-        exited = super()._exit_of(known, why, killed)
+        means = meaning_of(self._job, code)
+        exited = super()._exit_of(known_as(code, means), why, killed)
         return exited.model_copy(update={"last_lines": tuple(map(self._hide, exited.last_lines))})
-
-
-def _parts(secrets: Mapping[str, str]) -> tuple[str, ...]:
-    """What is never to be seen of the secrets, the longest first: a line may hold only a part."""
-    lines = {line.strip() for value in secrets.values() for line in value.splitlines()}
-    return tuple(sorted((one for one in lines if len(one) >= SHORTEST_SECRET), key=len)[::-1])
-
-
-def _environment(library: Path) -> dict[str, str]:
-    """The agent's own environment, without what is meant for Longhaul alone."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LONGHAUL_")}
-    given = filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))
-    path = [one for one in given if Path(one) != SOURCE]
-    kept["PYTHONPATH"] = os.pathsep.join((*path, str(library)))
-    return {"PYTHONUNBUFFERED": "1"} | kept
-
-
-def _library(home: Path) -> Path:
-    """A folder with `worker.client` and nothing else of ours, for any Python to import it from."""
-    package = home / "lib" / "worker"
-    package.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_whole(package / "__init__.py", "")
-    write_whole(package / "client.py", (SOURCE / "worker" / "client.py").read_text())
-    return package.parent

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -25,11 +24,12 @@ from worker.compiled import (
 )
 from worker.data.batches import Text, prepare_text
 from worker.data.corpus import load_corpus
-from worker.ends import Invalid, TrainerEnd
+from worker.ends import TrainerEnd
 from worker.protocol import AttemptSpec, JobSpec, ResumePoint
 from worker.report import AgentLink
 from worker.restore import Restored, restore
 from worker.step import SIGNALS, TrainState
+from worker.storage import refuse_unusable
 
 
 @dataclass
@@ -107,7 +107,7 @@ class Ready:
 def get_ready(spec: AttemptSpec, rank: int) -> Ready:
     """Raises Invalid and PeerLost."""
     job = spec.trained
-    _refuse_unknown_storage(spec.storage)
+    refuse_unusable(spec.storage)
     text = prepare_text(job, load_corpus(job.data))
     cache = compile_cache.folder(spec, rank)
     for name in compile_cache.drop_broken(cache, time.time()):
@@ -119,12 +119,3 @@ def get_ready(spec: AttemptSpec, rank: int) -> Ready:
     devices = mesh.whole_mesh(job)
     placer = mesh.Placer(devices, job.batch.microbatches)
     return Ready(job, text, devices, abstract_state(job, devices), placer)
-
-
-def _refuse_unknown_storage(storage: str) -> None:
-    if not Path(storage).is_absolute():
-        raise Invalid(
-            f"the storage {storage} is not an absolute path",
-            field="/storage",
-            hint="Set the service's storage to a folder that every host of the run can write.",
-        )

@@ -1,8 +1,9 @@
 """The trainer's end of the socket to its agent: events out, acceptances and drains in.
 
-Owns the connection and two threads, so that training never waits for the agent: one writes events
-from a queue, the other reads. When the agent closes the socket it is dead or has given this
-trainer up, and the process leaves at once. Imported before JAX is, and must not import it.
+Owns the connection and three threads, so that training never waits for the agent: one writes events
+from a queue, one reads, and one stores acceptances, which may take long. When the agent closes the
+socket it is dead or has given this trainer up, and the process leaves at once. Imported before JAX
+is, and must not import it.
 """
 
 from __future__ import annotations
@@ -47,11 +48,13 @@ class AgentLink:
         self._connection = connection
         self._lines: BufferedReader = connection.makefile("rb")
         self._outbox: queue.SimpleQueue[bytes | threading.Event] = queue.SimpleQueue()
+        self._acceptances: queue.SimpleQueue[CheckpointAccepted | None] = queue.SimpleQueue()
         self._accepted: dict[str, CheckpointAccepted] = {}
         self._news = threading.Condition()
         self._threads = (
             threading.Thread(target=self._write, name="events-out", daemon=True),
             threading.Thread(target=self._read, name="commands-in", daemon=True),
+            threading.Thread(target=self._store, name="acceptances", daemon=True),
         )
         self._keep: Callable[[CheckpointAccepted], None] = lambda _: None
 
@@ -90,8 +93,9 @@ class AgentLink:
             os._exit(ORPHANED)
 
     def close(self) -> None:
-        """Ends both threads and the connection, once the agent has closed its side."""
+        """Ends the threads and the connection, once the agent has closed its side."""
         self._outbox.put(b"")
+        self._acceptances.put(None)
         for thread in self._threads:
             thread.join()
         self._lines.close()
@@ -146,17 +150,21 @@ class AgentLink:
             return
         match command:
             case ToTrainerAccepted(acceptance=acceptance):
-                try:
-                    self._keep(acceptance)
-                except OSError as error:
-                    print(f"the acceptance could not be stored: {error}", file=sys.stderr)
-                with self._news:
-                    self._accepted[acceptance.checkpoint_id] = acceptance
-                    self._news.notify_all()
+                self._acceptances.put(acceptance)
             case ToTrainerDrain():
                 self.drain.set()
             case ToTrainerSave(request=request):
                 self.save_request = max(self.save_request, request)
+
+    def _store(self) -> None:
+        while (acceptance := self._acceptances.get()) is not None:
+            try:
+                self._keep(acceptance)
+            except OSError as error:
+                print(f"the acceptance could not be stored: {error}", file=sys.stderr)
+            with self._news:
+                self._accepted[acceptance.checkpoint_id] = acceptance
+                self._news.notify_all()
 
 
 class PhaseClock:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 from orbax.checkpoint.options import MultiprocessingOptions
 
+from worker import bucket
 from worker.digest import Digester, Named, combined, named_arrays
-from worker.ends import CheckpointUnusable, Invalid
+from worker.ends import CheckpointUnusable, Invalid, StorageFailed
 from worker.manifest import STATE, LoopRecord, Manifest, proven_manifest, verify_files
 from worker.protocol import AttemptSpec, DataPlan, ResumePoint
 from worker.step import TrainState
+from worker.storage import OutOfReach, in_bucket, place_of
 from worker.watch import Seen
 
-Reader = Callable[[Path, dict[str, Any]], Named]
+Reader = Callable[[PurePath, dict[str, Any]], Named]
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,7 @@ class Restored:
     owes_eval: bool
 
 
-def read_arrays(folder: Path, wanted: dict[str, Any]) -> Named:
+def read_arrays(folder: PurePath, wanted: dict[str, Any]) -> Named:
     """Reads the arrays by name, laid out as `wanted` says (shape, type and sharding of each).
 
     Each process by itself: those of a gang that stands by are not told of a checkpoint together.
@@ -39,7 +43,7 @@ def read_arrays(folder: Path, wanted: dict[str, Any]) -> Named:
     alone = MultiprocessingOptions(primary_host=me, active_processes={me})
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
     with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-        return checkpointer.restore(folder, args=ocp.args.StandardRestore(wanted))
+        return checkpointer.restore(epath.Path(folder), args=ocp.args.StandardRestore(wanted))
 
 
 def restore(
@@ -54,9 +58,19 @@ def restore(
     Every file is checked while the arrays are read, and every array once it is on the device; what
     fails either is not used. Raises CheckpointUnusable with the reason, or Invalid when the text is
     not the one trained on so far; a fork that changed the data goes on with another text and
-    another plan.
+    another plan. Raises StorageFailed where a bucket could not be asked: that says nothing of the
+    checkpoint.
     """
-    folder = Path(point.uri)
+    try:
+        return _restored(spec, point, abstract, text, read)
+    except OutOfReach as error:
+        raise StorageFailed(f"the checkpoint cannot be reached: {error.strerror}") from error
+
+
+def _restored(
+    spec: AttemptSpec, point: ResumePoint, abstract: TrainState, text: str, read: Reader
+) -> Restored:
+    folder = place_of(point.uri)
     manifest = proven_manifest(folder, point.manifest_sha256)
     _check_place(manifest.loop, None if point.other_data else spec.data_plan, point.step)
     if manifest.loop.text != text and not point.other_data:
@@ -78,7 +92,7 @@ def restore(
 
 
 def _read_and_verify(
-    folder: Path, manifest: Manifest, wanted: dict[str, Any], read: Reader
+    folder: PurePath, manifest: Manifest, wanted: dict[str, Any], read: Reader
 ) -> Named:
     """Both at once, since each takes about one core. A file's own fault is the better reason."""
     with ThreadPoolExecutor(1, thread_name_prefix="verify") as beside:
@@ -86,6 +100,8 @@ def _read_and_verify(
         try:
             found = read(folder / STATE, wanted)
         except Exception as error:
+            if in_bucket(folder) and (words := bucket.out_of_reach(error, str(folder))):
+                raise OutOfReach(errno.EIO, words) from error
             verified.result()
             raise CheckpointUnusable(f"the arrays cannot be read: {error}") from error
         verified.result()

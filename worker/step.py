@@ -17,10 +17,11 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from model.build import Forward, Params, forward, initial_params
+from model.build import Losses, Params, initial_params, losses
 from worker.mesh import EACH_DEVICE, ROWS, ROWS_KEYS
-from worker.optim import learning_rate, optimizer
+from worker.optim import optimizer
 from worker.protocol import JobSpec
+from worker.schedules import learning_rate
 
 
 @jax.tree_util.register_dataclass
@@ -69,21 +70,13 @@ def initial_state(job: JobSpec, first_batch: int) -> TrainState:
     )
 
 
-def sequence_losses(
-    apply: Forward, params: Params, rows: jax.Array, dropout_keys: jax.Array | None
-) -> jax.Array:
-    """Mean cross-entropy in nats of each of the rows int32 [b, context + 1]: float32 [b]."""
-    logits = apply(params, rows[:, :-1], dropout_keys)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, rows[:, 1:]).mean(axis=-1)
-
-
 def train_step(job: JobSpec, mesh: Mesh) -> TrainStep:
     """The function (state, rows int32 [microbatches, b, context + 1], next batch's index int32,
     signals int32 [devices, SIGNALS]) -> (state one step on, result)."""
     update = optimizer(job.optimizer, job.steps)
     rate = learning_rate(job.optimizer, job.steps)
     gradients = jax.shard_map(
-        functools.partial(_gradients, forward(job.model), mesh),
+        functools.partial(_gradients, losses(job.model), mesh),
         mesh=mesh,
         in_specs=(PartitionSpec(), ROWS, ROWS_KEYS, EACH_DEVICE),
         out_specs=PartitionSpec(),
@@ -111,7 +104,7 @@ def train_step(job: JobSpec, mesh: Mesh) -> TrainStep:
 
 
 def _gradients(
-    apply: Forward,
+    losses_of: Losses,
     mesh: Mesh,
     params: Params,
     rows: jax.Array,
@@ -124,9 +117,9 @@ def _gradients(
     """
 
     def add(total: tuple[Params, jax.Array], part: tuple[jax.Array, jax.Array]):
-        loss, gradient = jax.value_and_grad(
-            lambda weights: sequence_losses(apply, weights, *part).mean()
-        )(params)
+        loss, gradient = jax.value_and_grad(lambda weights: losses_of(weights, *part).mean())(
+            params
+        )
         return jax.tree.map(jnp.add, total, (gradient, loss)), None
 
     zero = (jax.tree.map(jnp.zeros_like, params), jnp.zeros((), jnp.float32))
@@ -158,9 +151,9 @@ def vote_step(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
 
 def eval_step(job: JobSpec) -> EvalStep:
     """The function (params, rows int32 [microbatches, b, context + 1]) -> mean loss, no dropout."""
-    apply = forward(job.model)
+    losses_of = losses(job.model)
 
     def evaluate(params: Params, rows: jax.Array) -> jax.Array:
-        return jax.lax.map(lambda part: sequence_losses(apply, params, part, None), rows).mean()
+        return jax.lax.map(lambda part: losses_of(params, part, None), rows).mean()
 
     return evaluate

@@ -9,11 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from worker import stacks
 from worker.hang import Vigil
 from worker.host import HostFolder, ProcessId, TrainerRecord, kill_group, until_unlocked
+from worker.launching import Launch, NotLaunched, trainer_environment
 from worker.memory_killer import MemoryWatch
 from worker.protocol import (
     EVENT,
@@ -54,29 +53,9 @@ AGENTS_OWN = frozenset(
 )
 SPARES_OWN = "spare_ready"  # of a spare that was given its order meanwhile
 STILL_SECONDS = 5.0  # whoever did nothing for so long is asked what it does before it is killed
-# XLA takes its buffers from malloc and gives them back, a step at a time: with huge pages a CPU
-# training step of 51 million parameters takes three quarters of the time.
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
 log = logging.getLogger("longhaul.agent")
 
 OnEvent = Callable[[KnownEvent | Unknown], None]
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How a trainer's process is started."""
-
-    argv: tuple[str, ...]
-    cwd: Path
-    environment: Mapping[str, str] = field(repr=False)
-
-
-class NotLaunched(Exception):
-    """The trainer is not started at all; `code` is the exit that this is told as, if it is one."""
-
-    def __init__(self, why: str, code: int | None = None) -> None:
-        super().__init__(why)
-        self.code = code
 
 
 class Waiting(Protocol):
@@ -273,6 +252,10 @@ class Trainer:
         if self._writer is not None and not self.ended.is_set():
             self._send(ToTrainerSave(request=request))
 
+    def leave(self, step: int | None) -> None:
+        """The gang leaves after `step`, or asks when this process can. Our own trainers agree on
+        that among themselves."""
+
     def kill(self, why: str, reason: KilledFor) -> None:
         """SIGKILL to its whole process group. The first reason is the one that is told."""
         if self.ended.is_set():
@@ -319,14 +302,17 @@ class Trainer:
             return
         self._writer = writer
         self._reading = asyncio.current_task()
-        self._send(self.start)
-        if self._draining:
-            self._send(ToTrainerDrain())
+        self._greet()
         try:
             with contextlib.suppress(ConnectionError):
                 await self._read(reader)
         finally:
             writer.transport.abort()  # a polite close can wait for ever on one that reads nothing
+
+    def _greet(self) -> None:
+        self._send(self.start)
+        if self._draining:
+            self._send(ToTrainerDrain())
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while True:
@@ -395,12 +381,3 @@ class Trainer:
     def _tell_lines(self, lines: tuple[str, ...]) -> None:
         if lines:
             self._on_event(LogLines(lines=lines))
-
-
-def trainer_environment() -> dict[str, str]:
-    """The agent's own environment without Longhaul's settings, over the same source tree."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("LONGHAUL_")}
-    source = str(Path(__file__).resolve().parent.parent)
-    path = [source, *filter(None, kept.get("PYTHONPATH", "").split(os.pathsep))]
-    own = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), "PYTHONUNBUFFERED": "1"}
-    return kept | own | {"GLIBC_TUNABLES": kept.get("GLIBC_TUNABLES", HUGE_PAGES)}

@@ -28,9 +28,10 @@ from worker.protocol import (
 from worker.ready import Ready, get_ready
 from worker.report import AgentLink, PhaseClock
 from worker.step import TrainState
+from worker.storage import in_bucket
 from worker.watch import LossWatch, Seen
 
-POLL_SECONDS = 0.05
+POLL_SECONDS, BUCKET_POLL_SECONDS = 0.05, 1.0
 SAVE_AGAIN_SECONDS = 1.0
 GANG_TROUBLE = (
     "gloo",
@@ -74,6 +75,7 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock, ready: Ready
     saver = Saver(spec, rank, ready.fingerprint, link.send)
     if rank == 0:
         link.keep_acceptances(saver.keep_acceptance)
+        saver.leave_order()
     first = spec.resume.step if spec.resume else 0
     state, seen, owes_eval = _state(order, ready, link, clock)
     nothing_new = Left(state, first, drained=True, saved=False)
@@ -147,7 +149,7 @@ def _until_accepted(training: Training, left: Left) -> None:
     else:
         # Only host 0 hears of it; the others see what it leaves in the shared storage.
         while not saver.acceptance_stands(left.step):
-            time.sleep(POLL_SECONDS)
+            time.sleep(BUCKET_POLL_SECONDS if in_bucket(training.spec.storage) else POLL_SECONDS)
 
 
 def _gang_trouble(error: BaseException) -> BaseException | None:

@@ -51,9 +51,9 @@ for step in range(run.resume_step + 1, steps + 1):
     *state, loss = update(*state, *batch(run.seed, run.batch_index(step - 1)))
     client.step(step, loss=float(loss), tokens=BATCH)
     print(f"step {step} loss {loss:.4f}", flush=True)
-    if client.save_wanted(step) or client.should_leave():
+    if client.save_wanted(step) or client.should_leave(step):
         np.savez(run.storage / "state.npz", *jax.tree.leaves(tuple(state)))
         client.checkpoint(step, run.storage / "state.npz")
-    if client.should_leave():
+    if client.should_leave(step):
         sys.exit(client.DRAINED)
 client.finished(steps)

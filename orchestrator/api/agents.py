@@ -11,8 +11,6 @@ import math
 from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Any
 
 import structlog
@@ -146,7 +144,7 @@ async def _take(service: Service, body: bytes, secret: str) -> tuple[ingest.Stor
     patience = service.pace.patience(call.group, call.host, call.wait_seconds)
     seen = service.wakes.count(group_topic(call.group))
     poll = _Poll(call.group, call.host, patience, call.known_commands, seen)
-    delivery = ingest.Delivery(call, secret, service.clock.now(), _storage_root(service))
+    delivery = ingest.Delivery(call, secret, service.clock.now(), service.settings.storage_root)
     within = service.pace.gather if _is_quiet(call) else 0.0
     with refusals():
         stored = await service.writer.run_batched(ingest.reports, delivery, within)
@@ -241,16 +239,7 @@ async def _first_of(*waits: Coroutine[object, object, bool]) -> None:
 
 def _commands(service: Service, group: str, host: int) -> tuple[Command, ...]:
     with service.read.connect() as connection:
-        return commands.commands_for(connection, group, host, _storage_root(service))
-
-
-def _storage_root(service: Service) -> str:
-    return _absolute(service.settings.storage_root)
-
-
-@cache
-def _absolute(path: Path) -> str:
-    return str(path.absolute())
+        return commands.commands_for(connection, group, host, service.settings.storage_root)
 
 
 def _run_of(service: Service, group: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from model.config import LlamaConfig, NanochatConfig
 from orchestrator.api.schemas import FieldError
 from orchestrator.plain_words import in_words
 
@@ -72,7 +73,7 @@ def _unknown_key(path: Location, owner: type[BaseModel] | None) -> FieldError:
 
 
 def _known_keys(owner: type[BaseModel]) -> tuple[str, ...]:
-    extra = ("preset",) if owner.__name__ == "LlamaConfig" else ()
+    extra = ("preset",) if owner in (LlamaConfig, NanochatConfig) else ()
     return (*owner.model_fields, *extra)
 
 
@@ -87,11 +88,10 @@ def _resolve(
     here: object = body
     types: tuple[type[BaseModel], ...] = (model,)
     owner: type[BaseModel] | None = model
-    for number, part in enumerate(location):
-        last = number == len(location) - 1
+    for part in location:
         tagged = [found for found in types if _tag(found) == part]
         inside: dict[Any, Any] | None = here if isinstance(here, dict) else None  # pyright: ignore[reportUnknownVariableType]
-        if tagged and not last and (inside is None or part not in inside):
+        if tagged and (inside is None or part not in inside):
             types = (tagged[0],)
             continue
         owner = types[0] if types else None

@@ -14,14 +14,9 @@ from pydantic import TypeAdapter
 from sqlalchemy import Connection
 
 from orchestrator.api import cursors
+from orchestrator.api.history_schemas import EventPage, EventView
 from orchestrator.api.logs import clean
-from orchestrator.api.schemas import (
-    EventPage,
-    EventView,
-    EvidenceView,
-    IncidentPage,
-    IncidentView,
-)
+from orchestrator.api.schemas import EvidenceView, IncidentPage, IncidentView
 from orchestrator.api.stories import STORIES
 from orchestrator.records import Evidence
 from orchestrator.service import Service
@@ -145,7 +140,13 @@ def _story(
         lost_seconds=max(0.0, (until - since).total_seconds()) if stopped else 0.0,
         lost_steps=_lost_steps(connection, run.id, row.attempt, told, made) if stopped else 0,
         stopped=stopped,
+        runbook=runbook(service, Verdict(row.verdict)),
     )
+
+
+def runbook(service: Service, verdict: Verdict) -> str:
+    base = service.settings.public_url or service.settings.url
+    return f"{base}/runbook#{verdict}"
 
 
 def _lost_since(

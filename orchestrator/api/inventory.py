@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -89,7 +89,10 @@ async def add_host(request: Request, session: Admin) -> InventoryHostView:
         return house.enrol(asked.name, HostLogin(host_key=key, **fields))
 
     added = await _done(work)
-    about = {"address": added.login.address, "key": fingerprint(added.login.host_key)}
+    about: dict[str, object] = {
+        "address": added.login.address,
+        "key": fingerprint(added.login.host_key),
+    }
     await _note(request, session.actor, "inventory.add", added.name, about)
     return _view(added, ())
 
@@ -228,7 +231,7 @@ def _sentence(words: str) -> str:
 
 
 async def _note(
-    request: Request, who: Any, action: str, host: str, about: dict[str, object]
+    request: Request, who: Any, action: str, host: str, about: Mapping[str, object]
 ) -> None:
     service = service_of(request)
     now = service.clock.now()

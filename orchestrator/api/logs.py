@@ -15,7 +15,7 @@ from typing import Any
 import re2  # pyright: ignore[reportMissingTypeStubs]
 from sqlalchemy import Connection
 
-from orchestrator.api.schemas import LogLine, LogPage
+from orchestrator.api.history_schemas import LogLine, LogPage
 from orchestrator.service import Service
 from orchestrator.store import log_rows
 from orchestrator.store import views as rows

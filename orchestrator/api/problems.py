@@ -22,7 +22,7 @@ PROBLEMS: Mapping[str, tuple[tuple[int, ...], str]] = MappingProxyType(
         "checkpoint-in-use": ((409,), "An attempt is starting from this checkpoint."),
         "checkpoint-not-usable": ((409,), "The checkpoint is quarantined, deleted or not whole."),
         "cross-site-request": ((403,), "A browser's change did not come from our own page."),
-        "no-such-bundle": ((404,), "The service keeps no bundle with this hash."),
+        "no-such-bundle": ((404, 409), "The service keeps no bundle with this hash."),
         "no-such-secret": ((404,), "The service keeps no secret of this name."),
         "other-content": ((422,), "What was sent does not have the hash that it was sent under."),
         "forks-depend-on-it": ((409,), "Another run begins at a checkpoint of this one."),

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from anyio import to_thread
 from fastapi import APIRouter, Depends, FastAPI, Path, Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import StreamingResponse
 from sqlalchemy import Connection
 
 from orchestrator import bundles, secret_values
@@ -19,6 +19,7 @@ from orchestrator.api.auth import csrf_checked, service_of
 from orchestrator.api.errors import Refused, problem_responses
 from orchestrator.api.schemas import BundleView
 from orchestrator.service import Service
+from orchestrator.store import bundles as rows
 from orchestrator.store import callers, programs
 from worker.protocol import Secrets, SecretsAsked
 
@@ -46,12 +47,12 @@ def mount(app: FastAPI) -> None:
 )
 async def keep_bundle(request: Request, response: Response, sha256: Digest) -> BundleView:
     """Keeps a tar file under its hash; what is there already is not read again."""
-    service, bundle = service_of(request), bundles.PREFIX + sha256
-    if (size := await _size(service, bundle)) is not None:
+    service = service_of(request)
+    if (size := await _used(service, sha256)) is not None:
         response.status_code = 200
-        return BundleView(bundle=bundle, bytes=size)
+        return BundleView(bundle=bundles.PREFIX + sha256, bytes=size)
     try:
-        size = await bundles.keep(service.settings, bundle, request.stream())
+        size = await bundles.keep(service, sha256, request.stream())
     except bundles.OtherContent:
         raise Refused(
             422,
@@ -61,21 +62,20 @@ async def keep_bundle(request: Request, response: Response, sha256: Digest) -> B
         ) from None
     except bundles.TooLarge:
         raise too_large(service.settings.max_bundle_bytes) from None
-    return BundleView(bundle=bundle, bytes=size)
+    return BundleView(bundle=bundles.PREFIX + sha256, bytes=size)
 
 
 @router.get("/bundles/{sha256}", response_model=BundleView, responses=problem_responses(401, 404))
 async def show_bundle(request: Request, sha256: Digest) -> BundleView:
-    bundle = bundles.PREFIX + sha256
-    size = await _size(service_of(request), bundle)
+    size = await bundles.size_of(service_of(request), sha256)
     if size is None:
         raise _no_such_bundle()
-    return BundleView(bundle=bundle, bytes=size)
+    return BundleView(bundle=bundles.PREFIX + sha256, bytes=size)
 
 
 @for_agents.get(
     "/bundles/{sha256}",
-    response_class=FileResponse,
+    response_class=StreamingResponse,
     responses={
         **problem_responses(401, 404, 409, 422),
         200: {"content": Tar, "description": "The tar file"},
@@ -83,16 +83,20 @@ async def show_bundle(request: Request, sha256: Digest) -> BundleView:
 )
 async def fetch_bundle(
     sha256: Digest, group: str, host: int, instance: str, service: TheService, secret: Secret
-) -> FileResponse:
+) -> StreamingResponse:
     """The bundle for an agent's run."""
     with refusals():
         await service.writer.run(
             lambda connection: callers.identify_instance(connection, group, host, instance, secret)
         )
-    path = bundles.path_of(service.settings, bundles.PREFIX + sha256)
-    if not await to_thread.run_sync(path.is_file):
+    size = await bundles.size_of(service, sha256)
+    if size is None:
         raise _no_such_bundle()
-    return FileResponse(path, media_type="application/octet-stream")
+    return StreamingResponse(
+        bundles.content(service, sha256),
+        headers={"Content-Length": str(size)},
+        media_type="application/octet-stream",
+    )
 
 
 @for_agents.post("/secrets", responses=problem_responses(401, 404, 409, 422))
@@ -125,12 +129,12 @@ def too_large(limit: int) -> Refused:
     )
 
 
-async def _size(service: Service, bundle: str) -> int | None:
-    path = bundles.path_of(service.settings, bundle)
-    try:
-        return (await to_thread.run_sync(path.stat)).st_size
-    except FileNotFoundError:
+async def _used(service: Service, sha256: str) -> int | None:
+    """As `bundles.size_of`; what is sent again is meant to be named, and stays until it is."""
+    now = service.clock.now()
+    if not await service.writer.run(lambda connection: rows.use(connection, sha256, now)):
         return None
+    return await bundles.size_of(service, sha256)
 
 
 def _no_such_bundle() -> Refused:

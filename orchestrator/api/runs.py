@@ -15,23 +15,20 @@ from pydantic import StringConstraints
 from sqlalchemy import Connection
 from sqlalchemy.exc import IntegrityError
 
-from orchestrator import preflight
+from orchestrator import bundles, preflight
 from orchestrator.api import views
 from orchestrator.api.auth import Checked, csrf_checked, service_of
 from orchestrator.api.bodies import read_spec
 from orchestrator.api.cursors import DatabaseTime, NotACursor
 from orchestrator.api.errors import Refused, problem_responses
+from orchestrator.api.history_schemas import Chart, EventPage, LogPage, Metrics
 from orchestrator.api.logs import NotARegex, Search
 from orchestrator.api.schemas import (
     AttemptPage,
-    Chart,
     CheckpointPage,
-    EventPage,
     Facts,
     GoodputView,
     IncidentPage,
-    LogPage,
-    Metrics,
     RevisionPage,
     RunDetail,
     RunPage,
@@ -171,8 +168,8 @@ async def _known(service: Service, job: AnySpec, key: str | None, who: Actor) ->
 
 async def refuse_unfit(request: Request, service: Service, job: AnySpec) -> None:
     free: preflight.DiskFree = request.app.state.disk_free
-    known = frozenset(service.providers)
-    found = await to_thread.run_sync(preflight.problems, job, service.settings, free, known)
+    known, kept = frozenset(service.providers), await _named_bundle(service, job)
+    found = await to_thread.run_sync(preflight.problems, job, service.settings, free, known, kept)
     if found:
         raise Refused(
             422,
@@ -180,6 +177,14 @@ async def refuse_unfit(request: Request, service: Service, job: AnySpec) -> None
             "The spec is well-formed, but this machine can not run it.",
             errors=found,
         )
+
+
+async def _named_bundle(service: Service, job: AnySpec) -> frozenset[str]:
+    """The bundle of the spec, if the service has it."""
+    bundle = job.bundle if isinstance(job, CommandSpec) else None
+    if bundle is None or await bundles.size_of(service, bundles.digest_of(bundle)) is None:
+        return frozenset()
+    return frozenset((bundle,))
 
 
 # ---- read --------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ class IncidentView(View):
     Where nothing stopped for it (`stopped` is false), what came is told all the same.
     `asked_person` stays true when it is over; `needs_person` says whether one is needed now.
     `lost_seconds` begins with the last step before the stop, and leaves out what went before: a
-    pause by a person, or an earlier stop.
+    pause by a person, or an earlier stop. `runbook` is the address of the verdict's entry there.
     """
 
     number: int
@@ -268,101 +268,12 @@ class IncidentView(View):
     lost_seconds: float
     lost_steps: int
     stopped: bool = True
+    runbook: str = ""
 
 
 class IncidentPage(View):
     items: tuple[IncidentView, ...]
     next_cursor: str | None = None
-
-
-class EventView(View):
-    id: int
-    attempt: int | None
-    rank: int | None
-    kind: str
-    at: AwareDatetime
-    body: dict[str, object]
-
-
-class EventPage(View):
-    items: tuple[EventView, ...]
-    next_cursor: str | None = None
-
-
-class MetricPoint(View):
-    """One step of the canonical history: each step once, as the last telling that counts."""
-
-    step: int
-    attempt: int
-    at: AwareDatetime
-    loss: float | None
-    grad_norm: float | None
-    learning_rate: float
-    tokens: int
-    seconds: float
-    data_wait: float
-    batch_hash: str
-
-
-class EvalPoint(View):
-    step: int
-    attempt: int
-    loss: float | None
-
-
-class Metrics(View):
-    points: tuple[MetricPoint, ...]
-    evals: tuple[EvalPoint, ...]
-    next_step: int | None = None
-
-
-class ChartColumn(View):
-    """Steps `first..last` of one attempt; NaN is left out, and a column of NaN alone is None.
-
-    `loss_last` and `learning_rate` are those of step `last`.
-    """
-
-    first: int
-    last: int
-    attempt: int
-    loss_min: float | None
-    loss_max: float | None
-    loss_mean: float | None
-    loss_last: float | None
-    grad_norm_max: float | None
-    grad_norm_mean: float | None
-    learning_rate: float
-    tokens_per_second: float | None
-
-
-class Chart(View):
-    """The canonical history in columns of `width` steps (one more where an attempt changes)."""
-
-    width: int
-    first_step: int
-    last_step: int
-    columns: tuple[ChartColumn, ...]
-    evals: tuple[EvalPoint, ...]
-
-
-class LogLine(View):
-    id: int
-    attempt: int
-    rank: int
-    at: AwareDatetime
-    line: str
-
-
-class LogPage(View):
-    """`next_cursor` goes into `after`, `previous_cursor` into `before`.
-
-    `through` is the last line that was looked at, where a follower goes on: None for no line.
-    """
-
-    items: tuple[LogLine, ...]
-    next_cursor: int | None = None
-    previous_cursor: int | None = None
-    through: int | None = None
 
 
 class RevisionView(View):

@@ -7,15 +7,8 @@ from __future__ import annotations
 
 from sqlalchemy import Connection
 
-from orchestrator.api.schemas import (
-    Chart,
-    ChartColumn,
-    EvalPoint,
-    GoodputPart,
-    GoodputView,
-    MetricPoint,
-    Metrics,
-)
+from orchestrator.api.history_schemas import Chart, ChartColumn, EvalPoint, MetricPoint, Metrics
+from orchestrator.api.schemas import GoodputPart, GoodputView
 from orchestrator.ledger.goodput import Ledger, account, shares
 from orchestrator.ledger.history import within
 from orchestrator.ledger.rollups import column_width

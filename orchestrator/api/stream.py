@@ -26,9 +26,10 @@ from sqlalchemy import Connection
 from orchestrator.api import views
 from orchestrator.api.auth import service_of, signed_in
 from orchestrator.api.errors import Refused, problem_responses
+from orchestrator.api.history_schemas import LogLine, MetricPoint
 from orchestrator.api.logs import log_line
 from orchestrator.api.runs import read
-from orchestrator.api.schemas import AttemptView, IncidentView, LogLine, MetricPoint, RunSummary
+from orchestrator.api.schemas import AttemptView, IncidentView, RunSummary
 from orchestrator.api.series import metric_point
 from orchestrator.service import Service
 from orchestrator.state import TERMINAL_RUNS

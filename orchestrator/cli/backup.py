@@ -59,7 +59,8 @@ def restore(
                     newest = backups.newest_attempts(connection)
             finally:
                 engine.dispose()
-            moved = backups.set_aside(settings.storage_root, newest, now)
+            folder = settings.storage_folder
+            moved = [] if folder is None else backups.set_aside(folder, newest, now)
     except CannotStart as error:
         raise CommandFailed(str(error)) from error
     typer.echo(f"{header.total:,} rows of {header.made_at:%Y-%m-%d %H:%M:%S} UTC are restored")

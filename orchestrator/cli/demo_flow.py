@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from orchestrator.api.schemas import AttemptView, EventView, RunDetail
+from orchestrator.api.history_schemas import EventView
+from orchestrator.api.schemas import AttemptView, RunDetail
 from orchestrator.cli import text
 from orchestrator.cli.demo_outcome import Kill, Outcome, following, is_due, measure
 from orchestrator.cli.demo_service import OwnService, kill_trainer

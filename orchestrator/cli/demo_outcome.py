@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from orchestrator.api.schemas import AttemptView, MetricPoint, RunDetail
+from orchestrator.api.history_schemas import MetricPoint
+from orchestrator.api.schemas import AttemptView, RunDetail
 from orchestrator.cli import text
 from orchestrator.state import AttemptState, CheckpointState, RunState, Verdict
 

@@ -46,9 +46,9 @@ def load(given: str) -> Document:
 
 def load_preset(name: str) -> Document:
     from model.config import MODEL_PRESETS
-    from orchestrator.presets import PRESETS
+    from orchestrator.presets import PRESETS, find
 
-    preset = PRESETS.get(name)
+    preset = find(name)
     if preset is None:
         known = ", ".join(PRESETS)
         raise CommandFailed(

@@ -11,7 +11,7 @@ import typer
 from orchestrator.cli.options import AsJson, DataDir, Exit, RunName, connect
 
 if TYPE_CHECKING:
-    from orchestrator.api.schemas import LogLine, LogPage
+    from orchestrator.api.history_schemas import LogLine, LogPage
     from orchestrator.client import Client
 
 LOOK_SECONDS = 0.5

@@ -16,6 +16,7 @@ from orchestrator.cli import (
     checkpoint_wishes,
     demo,
     hosts,
+    importing,
     logs,
     orphans,
     reading,
@@ -83,6 +84,7 @@ for _command in (
     access.audit,
 ):
     app.command()(_command)
+app.command("import")(importing.import_runs)
 app.add_typer(hosts.hosts_app, name="hosts")
 app.add_typer(access.token_app, name="token")
 

@@ -73,14 +73,13 @@ def doctor(as_json: AsJson = False, data: DataDir = None) -> None:
     from orchestrator.cli.database import masked
 
     settings = read_settings(data_dir=data)
-    local = [_folder(settings.data_dir), _disk(settings.storage_root), _trainer()]
-    local += host_checks(settings)
+    local = [_folder(settings.data_dir), _storage(settings), _trainer(), *host_checks(settings)]
     service = _service(data)
     if settings.database_url is not None and not service.ok:
         local.insert(1, _database(settings))  # a service that answers has one
     checks = [*local, service]
     values = {name: shown(name, value) for name, value in settings.model_dump().items()}
-    derived = {"database": masked(settings.database), "storage": str(settings.storage_root)}
+    derived = {"database": masked(settings.database), "storage": settings.storage_root}
     if as_json:
         render.print_data(
             {"settings": values, "derived": derived, "checks": [asdict(c) for c in checks]}
@@ -152,6 +151,18 @@ def _database(settings: Settings) -> Check:
     except CommandFailed as failed:
         return Check("database", False, failed.what, failed.hint)
     return Check("database", True, masked(settings.database))
+
+
+def _storage(settings: Settings) -> Check:
+    from orchestrator import storage
+
+    folder = settings.storage_folder
+    if folder is not None:
+        return _disk(folder)
+    trouble = storage.trouble(settings.storage_root)
+    if trouble is not None:
+        return Check("storage", False, trouble.detail, trouble.hint)
+    return Check("storage", True, f"{settings.storage_root} can be listed, read, written, deleted")
 
 
 def _disk(path: Path) -> Check:

@@ -81,11 +81,20 @@ def preflight(
 def presets(as_json: AsJson = False) -> None:
     """List the specs that can be submitted by name."""
     from orchestrator.cli import render, text
-    from orchestrator.presets import PRESETS
+    from orchestrator.presets import OWN, PRESETS
 
     if as_json:
         listed = [
-            {"name": name, "about": preset.about, "spec": preset.spec.model_dump(mode="json")}
+            {
+                "name": name,
+                "about": preset.about,
+                "source": preset.source,
+                "parameters": preset.spec.model.parameters,
+                "tokens": preset.tokens,
+                "memory_bytes": preset.memory_bytes,
+                "fits": preset.fits,
+                "spec": preset.spec.model_dump(mode="json"),
+            }
             for name, preset in PRESETS.items()
         ]
         render.print_data(listed)
@@ -93,11 +102,20 @@ def presets(as_json: AsJson = False) -> None:
     columns = (
         render.Column("PRESET"),
         render.Column("PARAMETERS", right=True, drop=1),
-        render.Column("STEPS", right=True, drop=2),
+        render.Column("TOKENS", right=True, drop=2),
+        render.Column("MEMORY", right=True, drop=3),
+        render.Column("FITS", drop=4),
         render.Column("ABOUT", fold=True),
     )
     rows = [
-        (name, text.count(p.spec.model.parameters), f"{p.spec.steps:,}", p.about)
+        (
+            name,
+            text.count(p.spec.model.parameters),
+            text.count(p.tokens),
+            text.size(p.memory_bytes),
+            p.fits,
+            p.about if p.source == OWN else f"{p.about} Numbers: {p.source}",
+        )
         for name, p in PRESETS.items()
     ]
     out = render.console()

@@ -107,6 +107,8 @@ def _sections(incident: IncidentView) -> Iterator[RenderableType]:
         yield Text.assemble("→ ", (incident.command, "bold"))
     yield _title("How to tell that it worked")
     yield Text(text.clean(incident.how_to_tell))
+    if incident.runbook:
+        yield Text(f"\nMore: {text.clean(incident.runbook)}", style="dim")
 
 
 def _title(words: str) -> RenderableType:

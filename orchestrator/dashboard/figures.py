@@ -12,7 +12,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from orchestrator.api.schemas import AttemptView, Chart, RunDetail
+from orchestrator.api.history_schemas import Chart
+from orchestrator.api.schemas import AttemptView, RunDetail
 from orchestrator.dashboard.reader import Reader
 from orchestrator.state import Verdict
 

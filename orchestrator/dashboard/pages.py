@@ -100,6 +100,14 @@ def page(
     return HTMLResponse(html, headers=HEADERS)
 
 
+def open_page(request: Request, template: str, **context: object) -> HTMLResponse:
+    """As `page`, for whoever comes: it shows nothing that a session could change."""
+    chosen = request.cookies.get(THEME_COOKIE)
+    theme = chosen if chosen in THEMES else None
+    html = templates().get_template(template).render(static=static_path(), theme=theme, **context)
+    return HTMLResponse(html, headers=HEADERS)
+
+
 def error_page(status: int, title: str, detail: str, hint: str | None) -> HTMLResponse:
     html = (
         templates()

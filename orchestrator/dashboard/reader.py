@@ -6,13 +6,12 @@ from datetime import datetime
 from typing import Protocol
 
 from orchestrator.api.fleet_schemas import FleetPage
+from orchestrator.api.history_schemas import Chart, LogLine
 from orchestrator.api.schemas import (
     AttemptView,
-    Chart,
     CheckpointView,
     GoodputView,
     IncidentView,
-    LogLine,
     OrphansView,
     RunDetail,
     RunSummary,

@@ -11,7 +11,7 @@ from starlette.types import Scope
 from orchestrator.api.auth import SignedIn
 from orchestrator.api.errors import Refused
 from orchestrator.api.schemas import RunDetail
-from orchestrator.dashboard import figures, pages
+from orchestrator.dashboard import figures, pages, runbook
 from orchestrator.dashboard.overview import overview
 from orchestrator.dashboard.reader import Reader
 from orchestrator.dashboard.run_page import run_page
@@ -42,6 +42,12 @@ def show_figures(
     """Chart columns past step `after`, or all of them where `key` is no longer the layout's."""
     drawn = figures.figures(reads, _run(reads, name), key, after)
     return Response(drawn.model_dump_json(), media_type="application/json")
+
+
+@router.get("/runbook")
+def show_runbook(request: Request) -> Response:
+    """Without a session: whoever is paged reads it before anything else."""
+    return pages.open_page(request, "runbook.html", text=runbook.as_html())
 
 
 def _run(reads: Reader, name: str) -> RunDetail:

@@ -8,12 +8,12 @@ from datetime import datetime, timedelta
 
 import yaml
 
+from orchestrator.api.history_schemas import LogLine
 from orchestrator.api.schemas import (
     AttemptView,
     CheckpointView,
     GoodputView,
     IncidentView,
-    LogLine,
     RunDetail,
 )
 from orchestrator.dashboard import ledger, lens, life, overview, story

@@ -12,14 +12,13 @@ from orchestrator.api import views
 from orchestrator.api.auth import service_of
 from orchestrator.api.fleet import fleet
 from orchestrator.api.fleet_schemas import FleetPage
+from orchestrator.api.history_schemas import Chart, LogLine
 from orchestrator.api.orphans import orphans_view
 from orchestrator.api.schemas import (
     AttemptView,
-    Chart,
     CheckpointView,
     GoodputView,
     IncidentView,
-    LogLine,
     OrphansView,
     RunDetail,
     RunSummary,

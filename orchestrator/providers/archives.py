@@ -11,13 +11,14 @@ import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from orchestrator.durable import sync_folder
 from orchestrator.providers.base import ProviderError
 
 BUCKET = "gs://"
-DOWNLOAD_SECONDS = 600.0
+DOWNLOAD_SECONDS = 600
 Download = Callable[[str, Path], None]
 
 
@@ -56,13 +57,13 @@ def from_bucket(uri: str, path: Path) -> None:
     try:
         from google.api_core.exceptions import GoogleAPIError
         from google.auth.exceptions import GoogleAuthError
-        from google.cloud import storage
+        from google.cloud import storage  # pyright: ignore[reportMissingTypeStubs]
     except ImportError as error:
         what = f"python_archive is {uri}, and {error.name} is not installed here"
         raise NoArchive(f"{what}: pip install 'longhaul[gcp]'") from error
     parts = urlsplit(uri)
     try:
-        bucket = storage.Client().bucket(parts.netloc)
+        bucket = cast(Any, storage).Client().bucket(parts.netloc)
         bucket.blob(parts.path.lstrip("/")).download_to_filename(
             str(path), timeout=DOWNLOAD_SECONDS
         )

@@ -62,7 +62,7 @@ class Installed:
 class BootstrapFailed(ProviderError):
     """The software could not be put on a host; it may go better another time."""
 
-    hint = "Longhaul tries again by itself; longhaul doctor --host looks at the host."
+    hint = "Longhaul tries again by itself; longhaul hosts doctor looks at the host."
 
 
 def ensure(shell: Shell, bundle: Bundle, options: Options) -> Installed:

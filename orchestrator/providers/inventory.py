@@ -115,7 +115,7 @@ class InventoryHost:
 
     def fits(self, request: HostRequest) -> bool:
         """Whether it could serve the request if it were free."""
-        asked = request.section or SshHosts()
+        asked = _asked(request)
         kind = asked.kind is None or asked.kind.lower() in self.kind.lower()
         labels = self.login.labels
         labelled = all(labels.get(name) == value for name, value in asked.labels.items())
@@ -181,8 +181,12 @@ def choose(
     return {index: (host, tuple(host.free[: request.devices])) for index, host in pairs}
 
 
+def _asked(request: HostRequest) -> SshHosts:
+    return request.section if isinstance(request.section, SshHosts) else SshHosts()
+
+
 def _wanted(request: HostRequest) -> str:
-    asked = request.section or SshHosts()
+    asked = _asked(request)
     labels = ", ".join(f"{name}={value}" for name, value in sorted(asked.labels.items()))
     words = [f"{request.devices} device{'s' if request.devices > 1 else ''}"]
     words += [f"of kind {asked.kind}"] if asked.kind else []

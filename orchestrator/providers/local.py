@@ -42,9 +42,14 @@ SOURCE = Path(__file__).resolve().parent.parent.parent
 PASSED_ON = frozenset(
     {"PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR"}
     | {"LD_LIBRARY_PATH", "XDG_CACHE_HOME", "SSL_CERT_FILE", "SSL_CERT_DIR"}
-    | {"GCE_METADATA_HOST"}
+    # How the clients of buckets find their credentials, or another server than Google's.
+    | {"GOOGLE_APPLICATION_CREDENTIALS", "GOOGLE_CLOUD_PROJECT", "CLOUDSDK_CONFIG"}
+    | {"GCE_METADATA_HOST", "STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"}
 )
-PASSED_ON_PREFIXES = ("XLA_", "JAX_", "CUDA_", "NVIDIA_", "NCCL_", "TPU_", "LIBTPU_")
+PASSED_ON_PREFIXES = (
+    *("XLA_", "JAX_", "CUDA_", "NVIDIA_", "NCCL_", "TPU_", "LIBTPU_"),
+    *("GCSFS_", "FSSPEC_GCS_"),
+)
 
 
 class HostsBusy(ProviderError):

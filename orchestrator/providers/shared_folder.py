@@ -51,7 +51,7 @@ def _read(
         done = _do(shell, "read", folder, name)
         same = done.out.decode(errors="replace") == text
         if done.code is None:
-            hint = "Look at the host with longhaul doctor --host"
+            hint = f"Look at the host: longhaul hosts doctor {host}"
             yield problem(Code.CONNECTION, where, "the connection to it was lost", hint)
         elif not same:
             what = f"it is another folder than on {first}: what was written there is not seen here"

@@ -143,6 +143,7 @@ class Tunnel:
 
     def _forwarded(self, transport: Transport) -> int:
         """The port; another one where the old is held, as by a connection that is not yet over."""
+        why: Exception | None = None
         for port in dict.fromkeys((self._port, 0)):
             try:
                 return transport.request_port_forward(LOOPBACK, port, self._accept)

@@ -29,7 +29,7 @@ SOURCE = Path(__file__).resolve().parent.parent.parent
 INSTALLED_LOCK = Path(sys.prefix) / "share" / "longhaul" / "run.txt"
 BUILD_SECONDS = 120.0
 # What an installer adds to a wheel; none of it is the wheel's own.
-ADDED = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json"})
+ADDED = frozenset({"RECORD", "INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json"})
 
 
 class NoSoftware(ProviderError):

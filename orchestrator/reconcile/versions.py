@@ -15,6 +15,7 @@ from worker.protocol import (
     DeleteCheckpoints,
     DrainTrainer,
     KillTrainer,
+    LeaveAt,
     Retire,
     SaveNow,
     StandBy,
@@ -66,7 +67,7 @@ def _needs(command: Command) -> int:
     match command:
         case StartTrainer(spec=spec):
             return spec.job.needs_protocol
-        case DeleteCheckpoints() | StandBy():
+        case DeleteCheckpoints() | StandBy() | LeaveAt():
             return 3
         case SaveNow():
             return 2

@@ -3,11 +3,13 @@
 Owns the file's form: gzip over lines of JSON. The first names the schema's revision and the
 installation; then comes each table with its columns, followed by its rows as arrays; the last line
 has the number of rows of each table and the SHA-256 of all lines before it. Values are as the
-columns hold them, so a backup of SQLite can be restored into PostgreSQL, and back.
+columns hold them, so a backup of SQLite can be restored into PostgreSQL, and back; bytes are
+objects with their base64.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import hashlib
@@ -54,6 +56,7 @@ FORMAT = "longhaul-backup"
 VERSION = 1
 VERSION_TABLE = "alembic_version"
 ROWS_AT_ONCE = 1000
+BYTES = "base64"
 
 Progress = Callable[[str, int, int], None]  # table, rows done, rows in all
 
@@ -154,10 +157,14 @@ def _write_all(
         query = select(table).execution_options(yield_per=ROWS_AT_ONCE)
         for rows in connection.execute(query).partitions():
             for row in rows:
-                put(list(row))
+                put([_told(value) for value in row])
             done += len(rows)
             progress(table.name, done, header.total)
     file.write(json.dumps({"sha256": digest.hexdigest(), "rows": dict(header.rows)}) + "\n")
+
+
+def _told(value: object) -> object:
+    return {BYTES: base64.b64encode(value).decode()} if isinstance(value, bytes) else value
 
 
 def _header_line(header: Header) -> dict[str, object]:
@@ -274,7 +281,7 @@ def _parts(path: Path) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
     for line in _lines(path):
         value: Any = json.loads(line)
         if isinstance(value, list):
-            part.append(cast(list[Any], value))
+            part.append([_read(one) for one in cast(list[Any], value)])
             if len(part) == ROWS_AT_ONCE:
                 yield name, columns, part
                 part = []
@@ -284,6 +291,12 @@ def _parts(path: Path) -> Iterator[tuple[str, list[str], list[list[Any]]]]:
             part = []
         if "table" in value:
             name, columns = value["table"], value["columns"]
+
+
+def _read(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return base64.b64decode(cast(dict[str, str], value)[BYTES])
 
 
 def _restart_ids(connection: Connection, table: Table) -> None:

@@ -28,6 +28,7 @@ from worker.protocol import (
     DrainTrainer,
     ExitCode,
     KillTrainer,
+    LeaveAt,
     ResumePoint,
     Retire,
     SaveNow,
@@ -120,9 +121,12 @@ def _for_current(
     stop = _stop_reason(sight, attempt)
     if stop is not None:
         return [KillTrainer(attempt=attempt.number, reason=stop)]
+    leave = _leave(sight, attempt, mine) if running else []
     if attempt.state is AttemptState.DRAINING:
         grace = spec(attempt).job.policy.grace_seconds
-        return [DrainTrainer(attempt=attempt.number, grace_seconds=grace)]
+        return [DrainTrainer(attempt=attempt.number, grace_seconds=grace), *leave]
+    if leave:
+        return leave
     if running and _saves(sight):
         return [SaveNow(attempt=attempt.number, request=sight.save_request)]
     if running and rank > 0 and sight.standby is not None:
@@ -130,6 +134,21 @@ def _for_current(
     if running or _has_started(mine) or not _registered_before(sight.host, attempt):
         return []
     return [StartTrainer(spec=spec(attempt), rank=rank)]
+
+
+def _leave(sight: Sight, attempt: Attempt, mine: Trainer | None) -> list[Command]:
+    """The processes of a program's gang leave together: after the first step that none of them
+    has answered for. Until each has told, the others hear that it is time to."""
+    told = [one.leave_after for one in sight.trainers if one.leave_after is not None]
+    if not told:
+        return []
+    if mine is None or mine.leave_after is None:
+        return [LeaveAt(attempt=attempt.number)]
+    silent = [one for one in sight.trainers if one.exited and one.leave_after is None]
+    if len(told) + len(silent) < attempt.processes:
+        return []
+    # With the word of those that have left by now: what the others were told stays as it was.
+    return [LeaveAt(attempt=attempt.number, step=max(told) + 1)]
 
 
 def _saves(sight: Sight) -> bool:

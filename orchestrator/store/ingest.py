@@ -25,7 +25,8 @@ from orchestrator.store.callers import (
     known_hosts,
     prove_instance,
 )
-from orchestrator.store.intake import Gathered, Intake, find_attempts
+from orchestrator.store.gathered import Gathered
+from orchestrator.store.intake import Intake, find_attempts
 from orchestrator.store.tables import attempts, hosts
 from orchestrator.store.timeline import tell
 from worker.protocol import SUPPORTED_PROTOCOLS, AgentReport, Command, Register, Registered

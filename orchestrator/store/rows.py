@@ -143,6 +143,7 @@ def trainer(of: RowMapping) -> Trainer:
         diverged_where=of["diverged_where"],
         pace=_pace(of),
         slow_why=of["slow_why"],
+        leave_after=of["leave_after"],
     )
 
 

@@ -21,6 +21,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     String,
@@ -342,6 +343,7 @@ trainers = Table(
     Column("pace_own", Float(53)),
     Column("pace_data_wait", Float(53)),
     Column("slow_why", Text),
+    Column("leave_after", Integer),
     PrimaryKeyConstraint("run_id", "attempt", "rank"),
     ForeignKeyConstraint(
         ["run_id", "attempt"], ["attempts.run_id", "attempts.number"], ondelete="CASCADE"
@@ -536,6 +538,26 @@ log_lines = Table(
     Column("at", Instant, nullable=False),
     Column("line", Text, nullable=False),
     Index("ix_log_lines_run_id_id", "run_id", "id"),
+)
+
+# The packed folders that programs run in, by the hash of their content. `kept_at` is set once every
+# part is there; `used_at` is when one was last sent, or named by a new revision.
+bundles = Table(
+    "bundles",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("bytes", BigInteger, nullable=False),
+    Column("used_at", Instant, nullable=False),
+    Column("kept_at", Instant),
+)
+
+bundle_parts = Table(
+    "bundle_parts",
+    metadata,
+    Column("sha256", String(64), ForeignKey("bundles.sha256", ondelete="CASCADE"), nullable=False),
+    Column("part", Integer, nullable=False),
+    Column("content", LargeBinary, nullable=False),
+    PrimaryKeyConstraint("sha256", "part"),
 )
 
 tokens = Table(

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, delete, exists, insert, or_, select, update
 
 from orchestrator.roles import Role
 from orchestrator.state import Desired, RunState
-from orchestrator.store import audit, reads
+from orchestrator.store import audit, bundles, reads
 from orchestrator.store.audit import Actor
 from orchestrator.store.conditions import HELD, USABLE
 from orchestrator.store.rows import AnyRow
@@ -36,7 +36,7 @@ from orchestrator.store.tables import (
 )
 from orchestrator.store.timeline import tell
 from orchestrator.wish_table import Accepted, Refused, Unchanged, Wish, outcome
-from worker.protocol import SPEC_VERSION, AnySpec, DataPlan
+from worker.protocol import SPEC_VERSION, AnySpec, CommandSpec, DataPlan
 
 NAME_LENGTH = 40
 _WISHES = {Desired.RUN: Wish.RESUME, Desired.PAUSE: Wish.PAUSE, Desired.CANCEL: Wish.CANCEL}
@@ -267,6 +267,9 @@ def add_revision(
     who: Actor,
     note: str,
 ) -> None:
+    """Raises `NotAccepted` where the bundle that it names was dropped since it was looked for."""
+    if isinstance(job, CommandSpec) and job.bundle is not None:
+        _use_bundle(connection, now, job.bundle)
     connection.execute(
         insert(revisions).values(
             run_id=run_id,
@@ -278,6 +281,15 @@ def add_revision(
             created_at=now,
         )
     )
+
+
+def _use_bundle(connection: Connection, now: datetime, bundle: str) -> None:
+    if not bundles.use(connection, bundle.removeprefix(bundles.PREFIX), now):
+        raise NotAccepted(
+            "no-such-bundle",
+            f"The service has no bundle {bundle}.",
+            "Give a workdir instead: 'longhaul submit' packs it and sends it first.",
+        )
 
 
 def decided(run: AnyRow, wish: Wish) -> Accepted | Unchanged:

@@ -59,6 +59,7 @@ class Writer:
     ahead of them; `engine` must begin immediately."""
 
     def __init__(self, engine: Engine) -> None:
+        self.on_commit: Callable[[float], None] | None = None  # told the seconds of each
         self._engine = engine
         self._ahead: deque[_Piece] = deque()
         self._batched: deque[_Piece] = deque()
@@ -178,12 +179,17 @@ class Writer:
         return [piece for piece in group if piece.future.set_running_or_notify_cancel()]
 
     def _commit(self, group: list[_Piece]) -> list[_Outcome]:
-        with self._engine.begin() as connection:
-            return [
-                outcome
-                for work, pieces in itertools.groupby(group, key=lambda piece: piece.work)
-                for outcome in self._attempt(connection, work, list(pieces))
-            ]
+        began = time.monotonic()
+        try:
+            with self._engine.begin() as connection:
+                return [
+                    outcome
+                    for work, pieces in itertools.groupby(group, key=lambda piece: piece.work)
+                    for outcome in self._attempt(connection, work, list(pieces))
+                ]
+        finally:
+            if self.on_commit is not None:
+                self.on_commit(time.monotonic() - began)
 
     def _attempt(
         self,

@@ -12,7 +12,7 @@ from alembic import command
 from sqlalchemy import Engine, MetaData, select, text, update
 
 from orchestrator.state import RunState
-from orchestrator.store import backup, lease, migrate, orphans, tables
+from orchestrator.store import backup, bundles, lease, migrate, orphans, tables
 from orchestrator.store.engine import open_engine, reading
 from tests.contract.conftest import BOTH, House
 from tests.contract.conftest import _new_postgres_database as new_postgres_database
@@ -52,6 +52,9 @@ def filled(source: Engine) -> House:
     house.tell({"kind": "step", "loss": 1 / 3, "data_wait": 0.0, "batch_hash": "b"} | step)
     house.tell({"kind": "log", "lines": ["ünïcode \U0001f600 \u2028", "tab\t"]})
     with source.begin() as connection:
+        bundles.begin(connection, "b" * 64, 3, house.now)
+        bundles.add(connection, "b" * 64, 0, [b"\x00\xff'", b""])
+        bundles.finish(connection, "b" * 64, house.now)
         lease.release(connection, lease.LEADER, "me")
     return house
 

@@ -12,7 +12,7 @@ from orchestrator.state import AttemptCause, GroupCause, Verdict
 from orchestrator.store import commands, ingest, tables
 from tests.contract.conftest import SECRET, House
 from tests.contract.test_store_writes import checkpoint
-from worker.protocol import AgentReport, Command, ExitCode, StandBy
+from worker.protocol import AgentReport, Command, ExitCode, LeaveAt, StandBy
 
 STARTED = {"kind": "trainer_started", "pid": 5}
 STEP = {"kind": "beat", "step": 3, "seconds": 0.1, "data_wait": 0.0}
@@ -270,3 +270,35 @@ def test_a_place_that_is_no_address_is_not_kept(gang: House) -> None:
     both_run(gang)
     report(gang, 0, "x" * 101, ready=True)
     assert gang.snapshot().hosts[0].standby is None
+
+
+def leave(gang: House, host: int) -> list[LeaveAt]:
+    return [one for one in told(gang, host) if isinstance(one, LeaveAt)]
+
+
+def offers(gang: House, host: int, after: int) -> bool:
+    return gang.tell({"kind": "leave_offered", "after": after}, host=host, running=1).exits
+
+
+@pytest.mark.parametrize("asked", [draining, both_run])
+def test_the_processes_of_a_program_leave_after_the_same_step(
+    gang: House, asked: Callable[[House], None]
+) -> None:
+    """Asked by a person, or by one host's end alone."""
+    asked(gang)
+    before = words(gang, 0)
+    assert leave(gang, 0) == leave(gang, 1) == []
+    assert offers(gang, 1, 7), "it wakes the other host's agent"
+    assert leave(gang, 1) == [], "it waits for the other one"
+    assert leave(gang, 0) == [LeaveAt(attempt=1)]
+    assert offers(gang, 0, 9)
+    assert leave(gang, 0) == leave(gang, 1) == [LeaveAt(attempt=1, step=10)]
+    assert words(gang, 0) == [*before, "leave_at 1"]
+    gang.tell(exited(ExitCode.DRAINED), host=0)
+    assert leave(gang, 1) == [LeaveAt(attempt=1, step=10)], "it is not there yet"
+
+
+def test_one_that_is_done_already_is_not_waited_for(gang: House) -> None:
+    finishes(gang)
+    offers(gang, 1, 7)
+    assert leave(gang, 1) == [LeaveAt(attempt=1, step=8)]

@@ -51,6 +51,17 @@ def together(writer: Writer, *works: Callable[[Connection], str]) -> list[Future
     return futures
 
 
+def test_each_commit_is_timed_also_one_that_fails(writer: Writer) -> None:
+    told: list[float] = []
+    writer.on_commit = told.append
+    writer.submit(put("a")).result(10)
+    assert len(told) == 1
+    with pytest.raises(Exception, match=r"UNIQUE|unique"):
+        writer.submit(put("a")).result(10)
+    assert len(told) == 2
+    assert all(0 < seconds < 10 for seconds in told)
+
+
 def test_a_failing_piece_takes_no_other_with_it(writer: Writer, engine: Engine) -> None:
     def half(connection: Connection) -> str:
         put("half")(connection)

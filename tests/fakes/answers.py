@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from orchestrator.api.history_schemas import LogLine
 from orchestrator.api.schemas import (
     AttemptView,
     CheckpointView,
@@ -14,7 +15,6 @@ from orchestrator.api.schemas import (
     GoodputPart,
     GoodputView,
     IncidentView,
-    LogLine,
     Problem,
     Progress,
     RunDetail,

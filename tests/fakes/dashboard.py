@@ -14,15 +14,12 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from orchestrator.api.auth import Session, signed_in
 from orchestrator.api.fleet_schemas import FleetGroup, FleetPage
 from orchestrator.api.guards import SecurityHeaders
+from orchestrator.api.history_schemas import Chart, ChartColumn, EvalPoint, LogLine
 from orchestrator.api.schemas import (
     AttemptView,
-    Chart,
-    ChartColumn,
     CheckpointView,
-    EvalPoint,
     GoodputView,
     IncidentView,
-    LogLine,
     OrphansView,
     OrphanView,
     RunDetail,

@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from worker import checkpoint, manifest, trainer
+from worker import checkpoint, manifest, storage, trainer
 from worker.digest import Named
 from worker.protocol import Report, StepCompleted
 from worker.report import AgentLink
@@ -59,14 +59,14 @@ def within_the_write(step: int) -> None:
 
 def before_the_marker(step: int) -> None:
     """All files and the manifest are there."""
-    write = manifest.write_atomically
+    write = storage.write_atomically
 
     def mark(path: Path, text: str) -> None:
         if path.name == manifest.MARKER and path.parent.name == str(step):
             die()
         write(path, text)
 
-    manifest.write_atomically = mark
+    storage.write_atomically = mark
 
 
 def before_the_offer(step: int) -> None:

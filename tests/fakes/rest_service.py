@@ -15,18 +15,20 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pydantic import BaseModel, ValidationError
 
-from orchestrator.api.schemas import (
-    AttemptView,
-    CheckpointView,
+from orchestrator.api.history_schemas import (
     EventPage,
     EventView,
-    FieldError,
-    Health,
-    IncidentView,
     LogLine,
     LogPage,
     MetricPoint,
     Metrics,
+)
+from orchestrator.api.schemas import (
+    AttemptView,
+    CheckpointView,
+    FieldError,
+    Health,
+    IncidentView,
     Problem,
     RunDetail,
     RunPage,

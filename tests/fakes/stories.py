@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from orchestrator.api.fleet_schemas import FleetGroup
+from orchestrator.api.history_schemas import LogLine
 from orchestrator.api.schemas import (
     AttemptView,
     CheckpointView,
@@ -14,7 +15,6 @@ from orchestrator.api.schemas import (
     GoodputPart,
     GoodputView,
     IncidentView,
-    LogLine,
     OrphanView,
     Progress,
     RunDetail,

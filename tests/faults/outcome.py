@@ -59,6 +59,7 @@ def check_outcome(
     check_end(service, run, attempts, seconds)
     seen = told_of(service, run)
     assert seen.steps == expected.steps
+    assert len(set(seen.hashes)) == len(seen.hashes), "no batch was trained twice"
     assert seen.evals == expected.evals
     assert seen.digest == expected.digest
 

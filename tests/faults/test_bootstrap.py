@@ -279,6 +279,7 @@ def test_without_uv_and_ensurepip_the_pip_that_came_along_does_it(tmp_path: Path
         'case "$*" in *--without-pip*) ;; *"-m venv"*) echo "no ensurepip"; exit 1;; esac'
     )
     host.python("python3", no_ensurepip)
+    host.extra["PIP_NO_COMPILE"] = "1"
     installed = ensure(host, bundle_of(tmp_path, pip_wheel(tmp_path)), OPTIONS)
     assert answer(installed) == "42"
 

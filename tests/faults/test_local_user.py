@@ -95,7 +95,8 @@ def test_the_service_s_files_are_its_own_and_the_storage_is_theirs(
     modes = {path.name: path.stat().st_mode & 0o777 for path in settings.data_dir.iterdir()}
     assert modes == {"token": 0o600, "longhaul.db": 0o600, "hosts": 0o711, "storage": 0o700}
     owners = {
-        path.stat().st_uid for path in (settings.storage_root, settings.storage_root / "runs")
+        path.stat().st_uid
+        for path in (Path(settings.storage_root), Path(settings.storage_root, "runs"))
     }
     assert owners == {user.uid}
     (settings.data_dir / "made-later").write_text("")

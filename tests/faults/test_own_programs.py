@@ -145,6 +145,42 @@ def test_it_dies_with_its_agent_and_never_begins_with_a_spoilt_checkpoint(servic
     assert [point[0] for point in service.history(run)] == list(range(1, 41))
 
 
+@pytest.mark.parametrize("asked", ["pause", "one host"])
+def test_a_gang_leaves_after_the_same_step(service: Plane, asked: str) -> None:
+    """Its processes train side by side, one faster than the other."""
+    run = service.submit(
+        {
+            "name": f"apart-{asked.replace(' ', '-')}",
+            "command": [sys.executable, "apart.py"],
+            "bundle": sent(service),
+            "hosts": {"count": 2},
+            "steps": 2000,
+            "checkpoint": {"every_steps": 1000},
+            "policy": {"backoff_seconds": 0},
+        }
+    )
+    until(lambda: (service.step(run) or 0) > 40, "its steps")
+    if asked == "pause":
+        assert service.call("POST", f"runs/{run}/pause").status_code == 202
+        until(lambda: service.get(f"runs/{run}")["state"] == "paused", "the pause")
+    else:
+        group = service.get(f"runs/{run}")["groups"][0]["name"]
+        program = recorded(service.data / "hosts" / group / "1")
+        assert program is not None
+        os.kill(program, signal.SIGTERM)
+        until(lambda: len(service.get(f"runs/{run}/attempts")["items"]) == 2, "attempt 2")
+    first = service.get(f"runs/{run}/attempts")["items"][0]
+    newest = service.get(f"runs/{run}/checkpoints")["items"][-1]
+    left = [
+        int(path.read_text())
+        for path in sorted((Path(newest["uri"]).parents[1] / "files").glob("left-*"))
+    ]
+    assert left == [newest["step"]] * 2, "both at the step that process 0 has saved"
+    assert first["verdict"] == ("paused" if asked == "pause" else "preempted")
+    assert service.call("POST", f"runs/{run}/cancel").status_code == 202
+    until(lambda: service.get(f"runs/{run}")["state"] == "cancelled", "the end")
+
+
 @pytest.mark.soak
 def test_the_example_resumes_exactly(service: Plane) -> None:
     python = f"command=[{sys.executable}, train.py]"

@@ -86,6 +86,17 @@ def carries(port: int) -> bool:
         return False
 
 
+def held(port: int) -> socket.socket:
+    """Takes a port as soon as the killed sshd has let go of it."""
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            return socket.create_server(("127.0.0.1", port))
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
 def test_bytes_go_through_both_ways(tunnel: Tunnel, moved: list[str]):
     assert moved == [f"http://127.0.0.1:{tunnel.port}"] == [tunnel.url]
     assert said(tunnel.port, b"hello") == b"HELLO"
@@ -121,7 +132,7 @@ def test_where_the_port_is_held_another_is_told(tunnel: Tunnel, sshd: Sshd, move
     """As by the old connection's end over there, which has not yet noticed the cut."""
     old = tunnel.port
     sshd.stop()
-    with socket.create_server(("127.0.0.1", old)):
+    with held(old):
         sshd.start()
         until(lambda: len(moved) == 2)
         assert tunnel.port != old
@@ -150,7 +161,7 @@ def test_agents_that_could_not_be_told_are_told_again(sshd: Sshd, target: Addres
     tunnel.open()
     old = tunnel.port
     sshd.stop()
-    with socket.create_server(("127.0.0.1", old)):
+    with held(old):
         sshd.start()
         until(lambda: len(told) == 3)
     assert told[1] == told[2] == tunnel.url

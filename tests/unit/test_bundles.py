@@ -8,19 +8,28 @@ import os
 import socket
 import tarfile
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from orchestrator import bundles
 from orchestrator.api import programs
+from orchestrator.housekeeping import Housekeeper
 from orchestrator.packing import CanNotPack, pack
-from orchestrator.store import callers, tables
+from orchestrator.roles import Role
+from orchestrator.store import bundles as rows
+from orchestrator.store import callers, tables, wishes
+from orchestrator.store.audit import Actor
+from orchestrator.store.bundles import PART_BYTES
 from tests.unit.api_world import Client, World, at, seed_attempt, seed_group, submitted, world
+from tests.unit.test_housekeeping import lead
 from worker.bundle import BadBundle, unpack
+from worker.protocol import CommandSpec
 
-MUCH = 1 << 20
+MUCH = 8 << 20
+PROGRAM = {"name": "mine", "command": ["true"], "steps": 5}
 
 
 def workdir(folder: Path) -> Path:
@@ -160,8 +169,69 @@ def test_a_bundle_is_kept_once_and_only_under_its_own_hash(client: Client, made:
     assert put(client, name, b"other") == 200  # what is there is not read again
     assert client.get(f"/api/v1/bundles/{name}").json() == {"bundle": f"sha256:{name}", "bytes": 7}
     assert put(client, name[::-1], b"x" * (MUCH + 1)) == 413
-    folder = bundles.path_of(made.settings, f"sha256:{name}").parent
-    assert [path.read_bytes() for path in folder.iterdir()] == [b"content"]
+    with made.engine.connect() as connection:
+        assert [tuple(row) for row in connection.execute(select(tables.bundle_parts))] == [
+            (name, 0, b"content")
+        ]
+    assert not [path for path in made.settings.data_dir.iterdir() if "world.db" not in path.name]
+
+
+def test_a_large_bundle_goes_in_and_out_in_parts(client: Client, made: World) -> None:
+    content = os.urandom(PART_BYTES * (bundles.PARTS_AT_ONCE + 2) + 5)
+    name = hashlib.sha256(content).hexdigest()
+    assert put(client, name, content) == 201
+    found = list(bundles.content(made.service, name))
+    assert (len(found), b"".join(found)) == (bundles.PARTS_AT_ONCE + 3, content)
+
+
+def test_a_bundle_of_which_parts_are_missing_does_not_count(client: Client, made: World) -> None:
+    """A crash leaves it so; whoever sends it again completes it."""
+    content = os.urandom(PART_BYTES + 1)
+    name = hashlib.sha256(content).hexdigest()
+    with made.engine.begin() as connection:
+        rows.begin(connection, name, len(content), made.clock.now())
+        rows.add(connection, name, 0, [content[:PART_BYTES]])
+    assert client.get(f"/api/v1/bundles/{name}").status_code == 404
+    program = PROGRAM | {"bundle": f"sha256:{name}"}
+    assert client.post("/api/v1/runs:preflight", json=program).status_code == 422
+    assert put(client, name, content) == 201
+    assert b"".join(bundles.content(made.service, name)) == content
+
+
+def test_only_what_no_run_names_is_dropped_and_only_after_a_while(
+    client: Client, made: World
+) -> None:
+    names = {}
+    for content in (b"named", b"unnamed"):
+        names[content] = hashlib.sha256(content).hexdigest()
+        assert put(client, names[content], content) == 201
+    named = PROGRAM | {"bundle": f"sha256:{names[b'named']}"}
+    run = client.post("/api/v1/runs", json=named).json()["id"]
+    token = lead(made)
+
+    def kept_after(passed: timedelta) -> set[bytes]:
+        made.clock.at += passed
+        client.portal.call(Housekeeper(made.service, lambda: token).once)
+        found = {content: client.get(f"/api/v1/bundles/{names[content]}") for content in names}
+        return {content for content, answer in found.items() if answer.status_code == 200}
+
+    made.clock.at += timedelta(hours=20)
+    assert put(client, names[b"unnamed"], b"unnamed") == 200, "somebody is about to name it"
+    assert kept_after(timedelta(hours=20)) == {b"named", b"unnamed"}
+    assert kept_after(timedelta(hours=5)) == {b"named"}
+    made.change(run, state="succeeded", finished_at=made.clock.at)
+    assert kept_after(timedelta(days=100)) == {b"named"}, "its run may be looked at, and forked"
+    assert client.delete(f"/api/v1/runs/{run}?confirm=mine").is_success
+    assert kept_after(timedelta(hours=1)) == set()
+    with made.engine.connect() as connection:
+        assert connection.execute(select(tables.bundle_parts)).all() == []
+
+
+def test_a_revision_that_names_what_is_gone_is_refused(made: World) -> None:
+    """It was there when the spec was looked at, and dropped before the run was made."""
+    job = CommandSpec.model_validate(PROGRAM | {"bundle": f"sha256:{'0' * 64}"})
+    with made.engine.begin() as connection, pytest.raises(wishes.NotAccepted, match="no bundle"):
+        wishes.submit(connection, made.clock.now(), job, None, Actor("ada", Role.ADMIN, None))
 
 
 def test_a_program_is_submitted_and_shown_without_a_model(client: Client) -> None:

@@ -13,12 +13,12 @@ import pytest
 from pydantic import BaseModel, TypeAdapter
 from typer.testing import CliRunner, Result
 
+from orchestrator.api.history_schemas import LogLine
 from orchestrator.api.schemas import (
     CheckpointView,
     Facts,
     GoodputView,
     IncidentView,
-    LogLine,
     RunDetail,
     RunPage,
 )
@@ -488,7 +488,10 @@ def test_a_bad_setting_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_presets_are_listed() -> None:
     assert "demo-1m" in done("presets")
-    assert [preset["name"] for preset in json.loads(done("presets", "--json"))] == ["demo-1m"]
+    listed = {preset["name"]: preset for preset in json.loads(done("presets", "--json"))}
+    assert listed["koda-1.3b"]["parameters"] == 1_269_209_088
+    assert listed["koda-1.3b"]["fits"] == "TPU v4 or v6e"
+    assert listed["demo-1m"]["fits"] == "any CPU"
 
 
 def test_help_is_light() -> None:

@@ -19,7 +19,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from orchestrator.api.schemas import AttemptView, EventView, MetricPoint
+from orchestrator.api.history_schemas import EventView, MetricPoint
+from orchestrator.api.schemas import AttemptView
 from orchestrator.cli import demo, demo_service
 from orchestrator.cli.demo_flow import Flow
 from orchestrator.cli.demo_outcome import (

@@ -13,7 +13,8 @@ from fastapi import FastAPI
 
 from orchestrator.api.auth import Session, signed_in
 from orchestrator.api.errors import Refused
-from orchestrator.api.schemas import EvidenceView, LogLine
+from orchestrator.api.history_schemas import LogLine
+from orchestrator.api.schemas import EvidenceView
 from orchestrator.dashboard import pages
 from orchestrator.forecast import Known
 from orchestrator.preflight import facts

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from model.build import Forward, Params, forward, initial_params
-from model.config import MODEL_PRESETS, LlamaConfig
+from model.config import LlamaConfig
 
 SMALL: dict[str, Any] = {
     "vocab_size": 257,
@@ -59,7 +59,6 @@ def some_tokens(rows: int = 2, length: int = 12) -> jax.Array:
         config(kv_heads=1, head_dim=10),
         config(scan_layers=False, layers=3),
         config(scan_layers=False, tied=True, kv_heads=1),
-        *MODEL_PRESETS.values(),
     ],
     ids=str,
 )

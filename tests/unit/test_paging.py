@@ -85,6 +85,7 @@ def test_a_page_says_why_and_what_to_do_and_is_signed(here: World, phone: Receiv
     assert body["run"]["url"] == "http://localhost:8700/runs/tiny"
     assert (body["incident"]["verdict"], body["incident"]["number"]) == ("crashed", 1)
     assert body["command"] == "longhaul resume tiny"
+    assert body["runbook"] == "http://localhost:8700/runbook#crashed"
     assert "It was killed <3 times>." in body["why"]
     assert "Seen: agent: was killed" in body["why"]
     assert body["done"] == ["kept the newest checkpoint"]
@@ -115,6 +116,7 @@ def test_slack_gets_its_own_form(here: World, phone: Receiver) -> None:
     assert "&lt;3 times&gt;" in body["text"]
     assert "`longhaul resume tiny`" in body["text"]
     assert "<http://localhost:8700/runs/tiny|Open the run>" in body["text"]
+    assert "<http://localhost:8700/runbook#crashed|Runbook>" in body["text"]
     assert "X-Longhaul-Signature" not in got.headers
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.fakes.stage import start_trainer
 from worker import environment
-from worker.supervise import HUGE_PAGES, trainer_environment
+from worker.launching import HUGE_PAGES, trainer_environment
 
 
 @pytest.mark.parametrize("deterministic", [True, False])

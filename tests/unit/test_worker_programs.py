@@ -22,8 +22,9 @@ import pytest
 from worker import client, folders, life, manifest
 from worker.ends import CheckpointUnusable
 from worker.hang import FEW_STEPS, Vigil
+from worker.hiding import HIDDEN
 from worker.host import HostFolder
-from worker.program import HIDDEN, Program
+from worker.program import Program
 from worker.protocol import (
     AttemptSpec,
     CheckpointAccepted,
@@ -485,13 +486,22 @@ def test_the_client_skips_batches_as_the_data_plan_does() -> None:
 
 
 @pytest.fixture
-def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+def processes() -> int:
+    """Of the gang that the client belongs to."""
+    return 1
+
+
+@pytest.fixture
+def agent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes: int
+) -> Iterator[socket.socket]:
     """The agent's end of the socket; the client connects at its first call."""
     with socket.socket(socket.AF_UNIX) as listening:
         monkeypatch.chdir(tmp_path)
         listening.bind("s")
         listening.listen()
-        spec = attempt(tmp_path, save_every_seconds=1e6, job={"checkpoint": {"every_steps": 4}})
+        job = {"checkpoint": {"every_steps": 4}}
+        spec = attempt(tmp_path, save_every_seconds=1e6, process_count=processes, job=job)
         start = StartTrainer(spec=spec, rank=0).model_dump_json().encode() + b"\n"
         ends: list[socket.socket] = []
 
@@ -503,6 +513,7 @@ def agent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.so
         thread.start()
         monkeypatch.setenv("LONGHAUL_SOCKET", "s")
         monkeypatch.setenv("LONGHAUL_STEPS", "6")
+        monkeypatch.setenv("LONGHAUL_WORLD", str(processes))
         monkeypatch.setattr(client, "_session", None)
         monkeypatch.setattr(client._Session, "_listen_to_signals", lambda _: None)
         client.attempt()
@@ -528,6 +539,49 @@ def test_the_client_hears_the_cadence_and_what_is_asked_of_it(agent: socket.sock
     assert [line["kind"] for line in lines] == ["folder", "step", "trainer_finished"]
     assert lines[0]["request"] == 2
     assert (lines[1]["loss"], lines[2]["drained"]) == ("nan", True)
+
+
+def until(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not done():
+        assert time.monotonic() < deadline
+
+
+def test_a_step_that_was_answered_for_is_answered_alike_again(agent: socket.socket) -> None:
+    """Else a program could leave after a step that it has not saved."""
+    assert not client.should_leave(3)
+    agent.sendall(b'{"kind":"drain"}\n')
+    until(client.should_leave)
+    assert not client.should_leave(3)
+    assert client.should_leave(4)
+
+
+@pytest.mark.parametrize("processes", [2])
+@pytest.mark.parametrize("word", ['{"kind":"drain"}', '{"kind":"leave","step":null}'])
+def test_a_gang_leaves_after_a_step_that_none_has_answered_for(
+    agent: socket.socket, word: str
+) -> None:
+    assert not client.should_leave(3)
+    agent.sendall(word.encode() + b"\n")
+    assert json.loads(agent.recv(1 << 16)) == {"kind": "leave_offered", "after": 3}
+    answers: list[tuple[int, bool]] = []
+
+    def train() -> None:
+        for step in (3, 4, 5, 6):
+            answers.append((step, client.should_leave(step)))
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    until(lambda: len(answers) == 1)
+    time.sleep(0.05)
+    assert answers == [(3, False)], "what it has not answered for waits for the other process"
+    agent.sendall(b'{"kind":"leave","step":5}\n')
+    thread.join(10)
+    assert answers == [(3, False), (4, False), (5, True), (6, True)]
+    assert client.should_leave()
+    agent.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        agent.recv(1)  # the offer is made once
 
 
 # ---- life ----------------------------------------------------------------------------------------

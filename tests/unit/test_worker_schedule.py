@@ -11,9 +11,10 @@ import pytest
 
 from model.build import initial_params
 from tests.fakes.tiny import tiny_job
-from worker.optim import learning_rate, matrices, optimizer
+from worker.optim import matrices, optimizer
 from worker.protocol import OptimizerSpec
 from worker.schedule import Due, SaveTimer, due
+from worker.schedules import learning_rate
 
 
 def rates(spec: OptimizerSpec, steps: int) -> list[float]:

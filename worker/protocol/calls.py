@@ -74,6 +74,18 @@ class StandBy(Spec):
     point: ResumePoint | None = None
 
 
+class LeaveAt(Spec):
+    """A program's processes leave after the same step (protocol 3).
+
+    Without one, another process of the gang was asked to leave, and this one is to say from which
+    step on it can.
+    """
+
+    kind: Literal["leave_at"] = "leave_at"
+    attempt: int
+    step: int | None = None
+
+
 class Retire(Spec):
     """The host is given back: kill what runs, deliver what is spooled, exit."""
 
@@ -81,7 +93,14 @@ class Retire(Spec):
 
 
 Command = Annotated[
-    StartTrainer | DrainTrainer | SaveNow | KillTrainer | DeleteCheckpoints | StandBy | Retire,
+    StartTrainer
+    | DrainTrainer
+    | SaveNow
+    | KillTrainer
+    | DeleteCheckpoints
+    | StandBy
+    | LeaveAt
+    | Retire,
     Field(discriminator="kind"),
 ]
 

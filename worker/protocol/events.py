@@ -128,6 +128,16 @@ class StacksTaken(Report):
     stacks: str
 
 
+class LeaveOffered(Report):
+    """A program's process was asked to leave, and has answered no up to step `after`.
+
+    It stays until it hears after which step the whole gang leaves.
+    """
+
+    kind: Literal["leave_offered"] = "leave_offered"
+    after: int
+
+
 class CheckpointWritten(Report):
     """Every file is in place, the manifest and the marker too; it does not count yet.
 
@@ -301,6 +311,7 @@ KnownEvent = Annotated[
     | TrainerExited
     | HostNotice
     | StacksTaken
+    | LeaveOffered
     | LogLines,
     Field(discriminator="kind"),
 ]

@@ -281,3 +281,10 @@ class FolderRefused(Spec):
     kind: Literal["refused"] = "refused"
     step: int
     reason: str
+
+
+class ProgramLeaves(Spec):
+    """The program is to leave after `step`, or to say from which step on it can."""
+
+    kind: Literal["leave"] = "leave"
+    step: int | None

@@ -14,11 +14,12 @@ from pydantic import Field, field_validator, model_validator
 from model.config import ModelConfig
 from worker.protocol.base import Count, Positive, Spec
 from worker.protocol.hosts import HostsSpec
+from worker.protocol.optimizer import AnyOptimizer, OptimizerSpec
 
 SPEC_VERSION = 1
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
 BYTE_VOCABULARY = 257  # 256 byte values and one end-of-document id
-STATE_BYTES_PER_PARAMETER = 12  # float32 weights and two float32 AdamW moments
+WEIGHT_BYTES = 4  # of one parameter: float32, whatever the type of the products
 
 
 class PythonSource(Spec):
@@ -64,29 +65,6 @@ class BatchSpec(Spec):
         if self.sequences % self.microbatches:
             raise ValueError(
                 f"{self.sequences} sequences do not divide into {self.microbatches} microbatches"
-            )
-        return self
-
-
-class OptimizerSpec(Spec):
-    """AdamW with linear warm-up, cosine decay to `min_learning_rate`, and global-norm clipping."""
-
-    kind: Literal["adamw"] = "adamw"
-    learning_rate: Positive = 3e-4
-    min_learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 3e-5
-    warmup_steps: Annotated[int, Field(ge=0)] = 0
-    b1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    b2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    eps: Positive = 1e-8
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.1
-    clip_norm: Positive = 1.0
-
-    @model_validator(mode="after")
-    def _decays(self) -> Self:
-        if self.min_learning_rate > self.learning_rate:
-            raise ValueError(
-                f"min_learning_rate {self.min_learning_rate:g} is above"
-                f" learning_rate {self.learning_rate:g}"
             )
         return self
 
@@ -310,7 +288,7 @@ class JobSpec(Spec):
     data: DataSpec = DataSpec()
     steps: Annotated[int, Field(gt=0, le=1_000_000_000)]
     batch: BatchSpec
-    optimizer: OptimizerSpec = OptimizerSpec()
+    optimizer: AnyOptimizer = OptimizerSpec()
     eval: EvalSpec = EvalSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     hosts: HostsSpec = HostsSpec()
@@ -318,11 +296,6 @@ class JobSpec(Spec):
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     deterministic: bool = True
-
-    @field_validator("model", mode="before")
-    @classmethod
-    def _model_by_name(cls, given: object) -> object:
-        return {"preset": given} if isinstance(given, str) else given
 
     @field_validator("hosts", mode="before")
     @classmethod
@@ -359,7 +332,7 @@ class JobSpec(Spec):
     @property
     def needs_protocol(self) -> int:
         """The first protocol whose agents can read the spec."""
-        parts = (self.checkpoint, self.hosts, self.policy)
+        parts = (self.model, self.optimizer, self.checkpoint, self.hosts, self.policy)
         return max(part.needs_protocol for part in parts)
 
     @property
@@ -369,4 +342,5 @@ class JobSpec(Spec):
     @property
     def checkpoint_bytes(self) -> int:
         """Expected size of one checkpoint's arrays, in bytes."""
-        return self.model.parameters * STATE_BYTES_PER_PARAMETER
+        weights = self.model.parameters * WEIGHT_BYTES
+        return weights + self.optimizer.state_bytes(self.model)

@@ -24,7 +24,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
-TOOL_SECONDS = 20
+TOOL_SECONDS = 8
 REACH_SECONDS = 5
 GPU_FIELDS = "index,uuid,name,memory.total,memory.used"
 APP_FIELDS = "gpu_uuid,pid"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0013"
-down_revision = "0010"
+revision = "0012"
+down_revision = "0011"
 branch_labels = None
 depends_on = None
 
@@ -35,7 +35,7 @@ def upgrade() -> None:
         sa.Column('python', sa.Text(), nullable=True),
         sa.Column('folder', sa.Text(), nullable=True),
         sa.Column('left_at', sa.BigInteger(), nullable=True),
-        sa.ForeignKeyConstraint(['host'], ['ssh_hosts.name'], name=op.f('fk_ssh_places_host_ssh_hosts')),
+        sa.ForeignKeyConstraint(['host'], ['ssh_hosts.name'], name=op.f('fk_ssh_places_host')),
         sa.PrimaryKeyConstraint('group', 'index', name=op.f('pk_ssh_places')),
     )
     op.create_table(
@@ -44,7 +44,7 @@ def upgrade() -> None:
         sa.Column('slot', sa.Integer(), nullable=False),
         sa.Column('group', sa.String(length=80), nullable=False),
         sa.Column('index', sa.Integer(), nullable=False),
-        sa.ForeignKeyConstraint(['host'], ['ssh_hosts.name'], name=op.f('fk_ssh_slots_host_ssh_hosts')),
+        sa.ForeignKeyConstraint(['host'], ['ssh_hosts.name'], name=op.f('fk_ssh_slots_host')),
         sa.PrimaryKeyConstraint('host', 'slot', name=op.f('pk_ssh_slots')),
     )
 
