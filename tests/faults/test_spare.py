@@ -221,6 +221,7 @@ def test_a_run_that_goes_on_by_its_spare_is_the_same_to_the_last_bit(host: Host,
     assert "resumed from a1-s40 " in (host.folder / "logs" / "a3-rank0.log").read_text()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.soak)])
 def test_a_gang_goes_on_by_its_spares(tmp_path: Path, text: Path, kills: int):
     """The spares of each attempt meet at a place of their own."""
@@ -230,7 +231,7 @@ def test_a_gang_goes_on_by_its_spares(tmp_path: Path, text: Path, kills: int):
         run = service.submit(job)
         for number in range(1, kills + 1):
             harness.until(
-                lambda n=number: stand_ready(service.data, n), "spares that are ready", LONG
+                lambda n=number: stand_ready(service.data, n), "spares that are ready", 2 * LONG
             )
             service.kill_one(TRAINER)
             again = f"runs/{run}/attempts?after={number}"

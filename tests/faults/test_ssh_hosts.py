@@ -18,7 +18,7 @@ from tests.fakes.ssh_hosts import Network, network, write_python
 from tests.faults.harness import Plane, plane, tiny_job, until
 from tests.faults.outcome import Told, attempts, check_outcome, checkpoints, verdicts
 
-pytestmark = [pytest.mark.root, pytest.mark.sshd, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.root, pytest.mark.sshd, pytest.mark.soak, pytest.mark.timeout(600)]
 NAMES = ("ada", "ben", "cyd", "dan")
 LOST_SECONDS = 0.5  # ten times as long where the provider can not tell either
 SLOW_FROM = 20
