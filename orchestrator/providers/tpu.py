@@ -218,8 +218,9 @@ class TpuProvider:
     def _metadata(self, spec: TpuSpec) -> dict[str, str]:
         """OS Login is always said: where a project has it on, a VM's own keys count for nothing."""
         said = {"enable-oslogin": "TRUE" if spec.os_login else "FALSE"}
-        keys = {} if spec.os_login else self._terms.keys
-        return {**self._terms.metadata, **keys, **said}
+        if spec.os_login:
+            return {**self._terms.metadata, **said}
+        return {**self._terms.metadata, **self._terms.keys, **said}
 
     # A zone that is full at once would be asked every second.
 

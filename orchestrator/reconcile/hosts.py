@@ -208,9 +208,11 @@ def start_agents(snap: Snapshot, group: HostGroup, waiting: list[Host]) -> Plan:
 def _silent_since(snap: Snapshot, group: HostGroup, host: Host) -> datetime:
     """From when on this control plane could have heard of the host and did not.
 
-    The run may be in its state for hours, and this process may have been away for days.
+    The run may be in its state for hours, its hosts may have been waited for in a cloud's queue,
+    and this process may have been away for days.
     """
-    since = max(snap.run.state_since, group.created_at, snap.hearing_since)
+    up = group.ready_at or group.created_at
+    since = max(snap.run.state_since, up, snap.hearing_since)
     if host.last_seen_at is None or outdated(host, snap.job):
         return since
     return max(since, host.last_seen_at)

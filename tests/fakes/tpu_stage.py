@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from orchestrator.providers.base import Provider
+from orchestrator.providers.bootstrap import Installed
 from orchestrator.providers.local import LocalProvider
 from orchestrator.providers.ssh_transport import Connections
 from orchestrator.providers.tpu import Launcher, TpuProvider, TpuTerms
@@ -16,7 +17,6 @@ from orchestrator.records import HostRequest
 from tests.fakes.cloud_tpu import CloudServer, FakeCloud
 from tests.fakes.cloud_tpu.cloud import NoVms, Vms
 from tests.fakes.ssh_hosts import LoopbackHost, loopback_host, write_python
-from tests.fakes.ssh_stage import There
 from tests.fakes.stage import FAKE_AGENT, Stage
 from worker.protocol import TpuSpec
 
@@ -110,7 +110,7 @@ class TpuSshStage(TpuStage):
     def __init__(self, root: Path) -> None:
         self.stack = ExitStack()
         self.host, self.key = self.stack.enter_context(loopback_host(root))
-        self.there = There(str(write_python(root / "python")), str(root / "vms-software"))
+        self.there = Installed(str(write_python(root / "python")), str(root / "vms-software"))
         self.lock = root / "libtpu_lockfile"
         self.lock.touch()
         super().__init__(root)

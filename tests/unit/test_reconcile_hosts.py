@@ -588,3 +588,31 @@ def test_who_may_still_tell_of_the_end_is_waited_for(
     trainer = replace(Trainer(1, 0), **told)  # type: ignore[arg-type]
     plan = reconcile(running(trainer, attempts=(begun,), hosts=(host,)))
     assert "BuryTrainer" not in kinds(plan.changes)
+
+
+# ---- hosts that have to be asked for again -----------------------------------------------------
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_hosts_that_were_never_up_are_asked_for_again_and_count_as_no_loss(exists: bool) -> None:
+    group = make_group(GroupState.CREATING, exists=exists, up=False, again="the zone is full")
+    plan = reconcile(snap(make_run(RunState.PROVISIONING), group=group))
+    assert plan.changes == ()
+    assert only(plan, AcquireHosts).group == GROUP
+    assert plan.look_again_at is not None
+
+
+def test_hosts_that_are_asked_for_again_and_again_end_with_a_person_and_the_last_words() -> None:
+    group = make_group(
+        GroupState.CREATING, up=False, again="the zone is full", created_at=ago(7200)
+    )
+    state = snap(make_run(RunState.PROVISIONING), group=group)
+    plan = reconcile(replace(state, listening_since=ago(7200)))
+    assert "the zone is full" in only(plan, OpenIncident).summary
+    assert only(plan, MoveRun).cause is RunCause.GAVE_UP
+
+
+def test_hosts_that_were_up_and_are_gone_are_lost_whatever_the_provider_wants() -> None:
+    group = make_group(exists=False, up=False, again="nothing has its name")
+    plan = reconcile(snap(make_run(RunState.PROVISIONING), group=group, hosts=(make_host(),)))
+    assert only(plan, MoveGroup).cause is GroupCause.HOSTS_LOST

@@ -179,6 +179,15 @@ def test_agents_that_never_report_pause_the_run_instead_of_a_wait_without_end():
     assert only(plan, MoveRun).cause is RunCause.GAVE_UP
 
 
+def test_the_time_for_an_agent_to_report_starts_when_its_host_is_up():
+    """A cloud may have kept the run in its queue for longer than agents are waited for."""
+    run = make_run(RunState.PROVISIONING, state_since=ago(7200))
+    host = Host(GROUP, 0, agent_alive=False)
+    group = make_group(created_at=ago(7200), ready_at=ago(1))
+    state = replace(snap(run, group=group, hosts=(host,)), listening_since=ago(9000))
+    assert only(reconcile(state), LaunchAgent).host == 0
+
+
 def test_the_time_for_an_agent_to_report_starts_when_its_host_fell_silent():
     run = make_run(RunState.RECOVERING, state_since=ago(3600))
     host = make_host(registered_at=None, launched_at=ago(1), last_seen_at=ago(2))
