@@ -59,6 +59,7 @@ PROBLEMS: Mapping[str, tuple[tuple[int, ...], str]] = MappingProxyType(
         "refused": ((400, 403, 411, 431), "The request can not be answered as it is."),
         "revision-changed": ((409,), "Somebody made another revision meanwhile; look again."),
         "role-too-low": ((403,), "The caller's role does not allow this."),
+        "run-known": ((409,), "An import met a run that is there already."),
         "run-is-being-cancelled": ((409,), "A cancellation can not be taken back."),
         "run-is-not-over": ((409,), "Only a run that is over can be deleted."),
         "run-is-over": ((409,), "The run has ended."),

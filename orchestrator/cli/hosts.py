@@ -132,7 +132,7 @@ def add(
 
 @hosts_app.command("list")
 def list_hosts(as_json: AsJson = False, data: DataDir = None) -> None:
-    """List the inventory: devices, who holds them, and which hosts are cordoned and why."""
+    """List the inventory: devices, holders, cordons."""
     from orchestrator.cli import render
 
     with connect(data) as client:
@@ -179,7 +179,10 @@ def probe(host: HostName, as_json: AsJson = False, data: DataDir = None) -> None
 
 @hosts_app.command()
 def doctor(host: HostName, as_json: AsJson = False, data: DataDir = None) -> None:
-    """Look at all that a run needs on a host: Python, disk, clock, devices, ports, the way back."""
+    """Look at all that a run needs on a host.
+
+    Python, disk, clock, devices, and the way back to the service.
+    """
     from orchestrator.cli.checks import print_findings
     from orchestrator.providers.findings import Finding
 
