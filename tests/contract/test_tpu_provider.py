@@ -374,6 +374,13 @@ def test_a_conflict_after_a_create_is_an_adoption(house: House) -> None:
     house.until_gone()
 
 
+def test_a_create_that_was_done_though_its_answer_never_came_is_an_adoption(house: House) -> None:
+    house.cloud.faults.late_fills = [0.0]
+    assert house.ask() is None
+    assert len(house.cloud.left) == 1
+    house.until_gone()
+
+
 def test_a_request_that_is_filled_after_its_time_limit_is_found_and_given_back(
     house: House,
 ) -> None:
