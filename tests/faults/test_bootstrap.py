@@ -287,7 +287,7 @@ def test_without_uv_and_ensurepip_the_pip_that_came_along_does_it(tmp_path: Path
 def test_what_can_not_be_installed_is_told(host: LocalShell, tmp_path: Path):
     ours = wheel(tmp_path / "own", "ours", "")
     absent = wheel(tmp_path / "elsewhere", "absent", "")
-    host.extra["UV_INDEX_URL"] = host.extra["UV_DEFAULT_INDEX"] = "http://127.0.0.1:1/simple"
+    host.extra["UV_INDEX_URL"] = host.extra["UV_DEFAULT_INDEX"] = "http://127.0.0.1:1"
     host.extra["UV_HTTP_RETRIES"] = "0"
     bundle = packed(tmp_path / "bundles", [ours], locked(absent))
     with pytest.raises(BootstrapFailed, match=r"gpu-1: .*from the host's index: .*absent"):
