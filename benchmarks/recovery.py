@@ -154,7 +154,7 @@ def ours(args: argparse.Namespace, folder: Path, hosts: int) -> Recovered:
 
 
 def _ready_to_die(client: Client, run: str, folder: Path, attempt: int, hosts: int) -> bool | None:
-    """A new checkpoint counts since the last start, some steps ago, and every spare is ready."""
+    """A new checkpoint counts since the last start, some steps ago, and every spare holds it."""
     detail = client.run(run)
     newest = detail.newest_checkpoint
     attempts = client.attempts(run)
@@ -162,7 +162,7 @@ def _ready_to_die(client: Client, run: str, folder: Path, attempt: int, hosts: i
         return None
     if detail.progress.step < newest.step + STEPS_AFTER_SAVE:
         return None
-    ready = all(_spare_ready(home, attempt) for home in homes(folder))
+    ready = all(_spare_ready(home, attempt, newest.id) for home in homes(folder))
     return True if ready and len(homes(folder)) == hosts else None
 
 
@@ -170,11 +170,11 @@ def homes(folder: Path) -> list[Path]:
     return sorted(path.parent for path in folder.glob("hosts/*/*/agent.pid"))
 
 
-def _spare_ready(home: Path, attempt: int) -> bool:
+def _spare_ready(home: Path, attempt: int, checkpoint: str) -> bool:
     log = (home / "logs" / "agent.log").read_text()
     marks = (f"attempt {attempt}: trainer started", f"attempt {attempt}: the spare")
     since = max(log.rfind(mark) for mark in marks)
-    return since >= 0 and "spare trainer:" in log[since:]
+    return since >= 0 and f" with {checkpoint}," in log[since:]
 
 
 def _kill_trainer(folder: Path, hosts: int) -> float:

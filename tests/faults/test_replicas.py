@@ -142,7 +142,7 @@ def test_a_leader_that_stood_still_or_died_is_followed_and_the_run_goes_on(
     until(lambda: pair.first.step(run) > step, "the agent to come back", every=0.3)
     assert processes(pair.folder, "worker.trainer") == trainers
 
-    assert pair.first.finish(run)["state"] == "succeeded"
+    assert pair.first.finish(run, 600.0)["state"] == "succeeded"  # most of its steps are left
     [attempt] = pair.first.get(f"runs/{run}/attempts")["items"]
     assert attempt["verdict"] == "completed"
     assert [point[0] for point in pair.first.history(run)] == list(range(1, 901))
