@@ -50,7 +50,7 @@ run: setup ## Run the demo: train, kill the trainer, recover, finish
 	$(BIN)/longhaul demo $(ARGS)
 
 test: setup-dev ## All tests but the long ones, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 60 --durations-min 4 $(ARGS)
 
 soak: setup-dev ## The long tests that `make test` leaves out
 	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)

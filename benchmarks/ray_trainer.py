@@ -25,7 +25,7 @@ def train(config: dict[str, Any]) -> None:
 def main() -> None:
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.data_parallel_trainer import DataParallelTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
     folder, processes = sys.argv[1], int(sys.argv[2])
     ray.init(num_cpus=processes, include_dashboard=False)

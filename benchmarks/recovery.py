@@ -315,6 +315,7 @@ def ray(args: argparse.Namespace, folder: Path, hosts: int) -> Recovered:
             return bare(args, folder, hosts, "Ray")
     except TimeoutError as error:
         last = (folder / "log").read_text(errors="replace")[-600:]
+        note(f"Ray, {hosts}: {error}: {last}")
         return Recovered(why_not=f"{error}: {last}")
     finally:
         subprocess.run([str(python.with_name("ray")), "stop", "--force"], capture_output=True)
