@@ -28,7 +28,10 @@ HTTP = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0))
 
 
 def tiny_job(name: str, text: Path, **changes: Any) -> dict[str, Any]:
-    """A run of a few seconds, random in every way that a resume must restore: dropout, shuffle."""
+    """A run of a few seconds, random in every way that a resume must restore: dropout, shuffle.
+
+    No spare trainer stands by unless a test says so: on a slow machine it takes what the run needs.
+    """
     job: dict[str, Any] = {
         "name": name,
         "model": {
@@ -51,7 +54,8 @@ def tiny_job(name: str, text: Path, **changes: Any) -> dict[str, Any]:
         "checkpoint": {"every_steps": 12},
         "seed": 5,
     }
-    return job | changes
+    policy = {"spare_seconds": None, **changes.pop("policy", {})}
+    return job | {"policy": policy} | changes
 
 
 def write_text(path: Path) -> Path:
