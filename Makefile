@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 # uv is fast; pip stands in on machines whose package index only pip has been told of.
 install = $(BIN)/uv pip install --quiet --python $(BIN)/python $(1) \
 	|| $(BIN)/python -m pip install --quiet --disable-pip-version-check $(1)
-BENCHMARKS := ingest history fleet checkpoint_overhead
+BENCHMARKS := ingest history fleet checkpoint_overhead training
 compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(ARGS)
 

@@ -22,7 +22,7 @@ from worker.report import AgentLink
 if TYPE_CHECKING:
     from worker.ready import Ready
 
-NICE = 10
+NICE = 5  # about a quarter of a core that a trainer wants too
 SHARE_TRIES = 20
 SHARE_WAIT_SECONDS = 0.02
 KILLED_FIRST = "1000"
