@@ -21,7 +21,7 @@ from pathlib import Path
 
 from worker import watches
 from worker.calling import ProtocolRefused, Stale, Superseded, UplinkError
-from worker.host import HostFolder, free_port, until_unlocked
+from worker.host import HostFolder, allowed_ports, free_port, until_unlocked
 from worker.identity import CanNotStart, Identity
 from worker.keeper import Keeper
 from worker.predecessor import bury, raise_fence
@@ -79,6 +79,7 @@ class Agent:
         self._folder = folder
         self._identity = identity
         self._argv = tuple(trainer)
+        self._ports = allowed_ports(os.environ)
         self._instance = secrets.token_hex(8)
         self._spool = Spool(folder.spool)
         self._keeper = Keeper()
@@ -115,7 +116,7 @@ class Agent:
         return None if trainer is None or trainer.ended.is_set() else trainer
 
     def _free_port(self) -> int:
-        return free_port(self._identity.address)
+        return free_port(self._identity.address, self._ports)
 
     def _running_attempt(self) -> int | None:
         """Told from before the spawn until after the exit is in the spool, never less."""
