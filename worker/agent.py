@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import logging.handlers
 import os
 import secrets
 import signal
@@ -20,6 +19,7 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from worker import watches
+from worker.agent_log import HostLogs, start_log
 from worker.calling import ProtocolRefused, Stale, Superseded, UplinkError
 from worker.host import HostFolder, allowed_ports, free_port, until_unlocked
 from worker.identity import CanNotStart, Identity
@@ -63,8 +63,8 @@ TRAINER = (sys.executable, "-m", "worker.trainer")
 FLUSH_SECONDS = 5.0
 LOCK_SECONDS = 5.0
 EXIT_REFUSED, EXIT_SUPERSEDED, EXIT_PROTOCOL = 2, 3, 4
-LOG_BYTES = 4 << 20
 NOTICE_GRACE_SECONDS = 20.0  # a machine that shuts down waits for its processes about so long
+LOGS_SECONDS = 3.0  # so long an agent that leaves goes on keeping logs
 LEAVE_SECONDS = 5.0  # so long a retired agent goes on deleting
 STALE = "its attempt is no longer the current one"
 log = logging.getLogger("longhaul.agent")
@@ -83,6 +83,7 @@ class Agent:
         self._instance = secrets.token_hex(8)
         self._spool = Spool(folder.spool)
         self._keeper = Keeper()
+        self._logs = HostLogs(folder, identity.host, self._tell_as)
         self._trainer: Trainer | None = None
         self._starting: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,13 +128,16 @@ class Agent:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._retired.set)
         loop.add_signal_handler(signal.SIGTERM, self._noticed)
+        self._logs.open()
         try:
             await self._first_of(self._retired.wait(), self._serve())
         finally:
             await self._end_trainer("its agent is leaving", KilledFor.LEAVING)
             await self._spares.close()
+            await self._logs.close()
             if self._retired.is_set():
                 await self._flush()
+            await self._logs.kept(LOGS_SECONDS)
             await self._close()
 
     def _noticed(self) -> None:
@@ -263,11 +267,22 @@ class Agent:
         else:
             trainer = self._made(command, waiting)
             self._trainer = trainer
-            self._background(trainer.run())
+            self._background(self._train(trainer))
         finally:
             self._starting = None
 
+    async def _train(self, trainer: Trainer) -> None:
+        try:
+            await trainer.run()
+        finally:
+            self._logs.ended(trainer.start)
+
     def _made(self, command: StartTrainer, waiting: Waiting | None) -> Trainer:
+        trainer = self._made_for(command, waiting)
+        self._logs.begin(command, trainer.shown)
+        return trainer
+
+    def _made_for(self, command: StartTrainer, waiting: Waiting | None) -> Trainer:
         job = command.spec.job
 
         def tell(event: KnownEvent | Unknown) -> None:
@@ -369,16 +384,6 @@ def _resume_point(written: CheckpointWritten) -> ResumePoint:
         uri=written.uri,
         manifest_sha256=written.manifest_sha256,
     )
-
-
-def start_log(folder: HostFolder) -> None:
-    handler = logging.handlers.RotatingFileHandler(
-        folder.logs / "agent.log", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
-    )
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 def serve(folder: HostFolder, trainer: Sequence[str]) -> int:

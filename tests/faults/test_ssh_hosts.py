@@ -153,6 +153,8 @@ def test_a_trainer_that_was_cut_off_trains_for_nothing_and_is_killed_once_it_is_
     agent = folder / "logs" / "agent.log"
     until(lambda: LEFT in agent.read_text(), "the agent to leave", 60.0)
     assert "killing the trainer: attempt 1 is superseded by attempt 2" in agent.read_text()
+    kept = site.service.data / "storage" / "runs" / run / "a1" / "logs" / "agent0-0001.log"
+    assert "superseded by attempt 2" in kept.read_text()
     check_outcome(site.service, run, expected, 2, seconds=400)
     assert verdicts(site.service, run) == ["host_lost", "completed"]
     counted = [one for one in checkpoints(site.service, run) if one["attempt"] == 1]
