@@ -167,6 +167,7 @@ class Agent:
 
     async def _serve(self) -> None:
         await bury(self._folder, self._spool)
+        self._logs.adopt()
         await self._uplink.register(self._folder.facts(self._identity.address))
         log.info("registered as host %d of %s", self._identity.host, self._identity.group)
         talks = (self._uplink.send_events(), self._uplink.poll())

@@ -58,6 +58,9 @@ class HostLogs:
         """In the event loop."""
         self._heard.loop = asyncio.get_running_loop()
         log.addHandler(self._heard)
+
+    def adopt(self) -> None:
+        """No trainer of an earlier agent lives any more: its logs are whole."""
         self._keeper.adopt(self._folder.logs)
 
     def begin(self, start: StartTrainer, hide: Hide) -> None:
@@ -82,11 +85,12 @@ class HostLogs:
         self._keeper.ended(self._folder.log_file(start.spec.attempt, start.rank))
 
     async def close(self) -> None:
-        """What the agent says later is in its file alone."""
+        """The trainer is dead. What the agent says later is in its file alone."""
         await asyncio.sleep(0)  # what was said just now is on its way
         log.removeHandler(self._heard)
         self._heard.loop = None
         self._close_file()
+        self._keeper.all_ended()
 
     async def kept(self, seconds: float) -> None:
         """Waits until all that has ended is kept, or that long."""

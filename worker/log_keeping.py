@@ -156,6 +156,13 @@ class LogKeeper:
                 self._logs[path].due_at = time.monotonic() + ENDED_SECONDS
         self._wake.set()
 
+    def all_ended(self) -> None:
+        """Nobody writes any more."""
+        with self._lock:
+            for one in self._logs.values():
+                one.ended, one.due_at = True, 0.0
+        self._wake.set()
+
     async def idle(self, seconds: float) -> None:
         """Waits until every log that has ended is kept whole or has failed to be, or that long."""
         with self._lock:

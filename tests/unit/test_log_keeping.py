@@ -1,4 +1,4 @@
-"""Logs beside the checkpoints: whole, in parts, without secrets, on a disk and in a bucket."""
+"""Logs beside the checkpoints: whole, in parts, without secrets. Buckets: test_worker_bucket."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fakes.gcs import FakeGcs, Fault
-from worker import bucket, log_keeping
+from worker import log_keeping
 from worker.log_keeping import PART_BYTES, RECORD, KeptLog, LogKeeper
 from worker.storage import folder_at
 
@@ -111,24 +110,3 @@ def test_a_storage_that_fails_is_tried_again_ever_more_seldom(tmp_path: Path, ou
     (tmp_path / "file").unlink()
     assert kept.keep(0.0)
     assert of(str(tmp_path / "file" / "logs")) == b"one\n"
-
-
-def test_a_bucket_has_the_whole_log(
-    gcs: FakeGcs, output: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(bucket, "PATIENCE_SECONDS", 0.2)
-    uri = f"{gcs.uri}/runs/r1/a1/logs"
-    lines = b"".join(b"%07d\n" % number for number in range(PART_BYTES // 5))
-    output.write_bytes(lines[:80])
-    kept = KeptLog(output, uri, "rank0")
-    assert kept.keep(0.0)
-    assert kept.due_at == log_keeping.IN_BUCKET_SECONDS
-    gcs.faults.add(Fault(status=503, part="/logs/"))
-    output.write_bytes(lines)
-    assert not kept.keep(0.0)
-    gcs.faults.clear()
-    kept.ended = True
-    assert kept.keep(0.0)
-    assert of(uri) == lines
-    names = ["runs/r1/a1/logs/rank0-0001.log", "runs/r1/a1/logs/rank0-0002.log"]
-    assert gcs.named("/logs/") == names
