@@ -171,7 +171,7 @@ class SshHouse:
             shell.close()
 
     def _storage(
-        self, name: str, shell: Shell, hosts: Mapping[str, InventoryHost]
+        self, name: str, shell: Shell, hosts: dict[str, InventoryHost]
     ) -> tuple[Finding, ...]:
         """Whether the host has the checkpoint folder of another one that could train with it."""
         for other in sorted(hosts):

@@ -182,8 +182,9 @@ def _busy(facts: Facts, look: Look) -> Iterator[Finding]:
         "End it or move it, or leave the device out of this host's devices; Longhaul does not stop"
         " what it did not start"
     )
-    holders = facts.holders if look.slots is None else {}  # slots are of GPUs
-    for path, users in holders.items():
+    for path, users in facts.holders.items():
+        if look.slots is not None:
+            break  # slots are of GPUs, not of these files
         if others := [str(user) for user in users if not user.ours]:
             words = f"in use by {', '.join(others)}"
             yield problem(Code.DEVICE_BUSY, f"{look.host}:{path}", words, hint)
