@@ -19,7 +19,7 @@ BENCHMARKS := ingest history fleet checkpoint_overhead training
 compile = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-annotate --no-header $(ARGS)
 
-.PHONY: help setup setup-dev run test soak simulate fake-cloud bench check format docs lock clean
+.PHONY: help setup setup-dev run test soak live simulate fake-cloud bench check format docs lock clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,12 @@ test: setup-dev ## All tests but the long ones, in two processes
 
 soak: setup-dev ## The long tests that `make test` leaves out
 	$(BIN)/python -m pytest -m soak --timeout 0 $(ARGS)
+
+live: setup-dev ## The providers' contract against a host, project or bucket of yours; PROVIDER=ssh
+	@case "$(PROVIDER)" in ssh|tpu|gcs) ;; \
+		*) echo "Say which: make live PROVIDER=ssh, tpu or gcs. docs/development.md tells what each needs."; \
+		exit 1;; esac >&2
+	$(BIN)/python -m pytest -m live -p no:cacheprovider tests/live/test_live_$(PROVIDER).py $(ARGS)
 
 simulate: setup-dev ## Simulated fault schedules with every invariant checked; SEEDS=200
 	$(BIN)/python -m tests.scenarios.simulate --seeds $(or $(SEEDS),200) $(ARGS)

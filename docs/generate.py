@@ -295,6 +295,8 @@ SETTINGS_WORDS = {
     "allowed_storage": "Other folders and buckets that runs may be imported from.",
     "inventory": "A TOML file with hosts for provider `ssh`, beside those added by hand.",
     "ssh_python": "An interpreter that has Longhaul on those hosts already.",
+    "ssh_ports": "Where the trainers of a gang on SSH hosts meet, as `20000-20099`; unset,"
+    " at any free port.",
     "hosts": "The folder of the hosts on this machine; replicas on one machine must share it.",
     "allowed_paths": "Folders below which a spec may name data; not set: any absolute path.",
     "secrets_dir": "A folder with a file for each secret that runs may name; else only variables"

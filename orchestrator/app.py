@@ -82,7 +82,9 @@ async def running(app: FastAPI, settings: Settings) -> AsyncGenerator[None]:
             if engine.dialect.name == "sqlite":
                 await writer.run(_end_leases)
             local = await asyncio.to_thread(_local_provider, settings)
-            ssh = await asyncio.to_thread(ssh_house, settings, reading(engine), writer, clock)
+            ssh = await asyncio.to_thread(
+                ssh_house, settings, reading(engine), writer, clock, installation
+            )
             tpu = await asyncio.to_thread(tpu_house, settings, installation)
             houses = (house.provider for house in (ssh, tpu) if house is not None)
             service = Service(

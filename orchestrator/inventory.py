@@ -6,8 +6,9 @@ Each change is a transaction of its own, committed when the call returns. Must n
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
@@ -15,10 +16,11 @@ from sqlalchemy import Connection, Engine
 
 from orchestrator.clock import Clock
 from orchestrator.providers.base import ProviderError
-from orchestrator.providers.findings import Code, Finding, problem
+from orchestrator.providers.findings import Finding
+from orchestrator.providers.host_checks import HostChecks, entered
 from orchestrator.providers.host_devices import Devices, probed
-from orchestrator.providers.host_doctor import Look, examined
-from orchestrator.providers.inventory import CPU, CordonedBy, HostLogin, InventoryHost, Place
+from orchestrator.providers.inventory import CordonedBy, HostLogin, InventoryHost, Place
+from orchestrator.providers.shell import Shell
 from orchestrator.providers.ssh import SshProvider, login_of
 from orchestrator.providers.ssh_transport import Connections, connect, shown_key
 from orchestrator.providers.tunnels import Tunnels
@@ -125,7 +127,7 @@ class SshHouse:
     connections: Connections
     provider: SshProvider
     tunnels: Tunnels
-    has_archive: bool = False
+    checks: HostChecks = field(default_factory=HostChecks)
 
     def close(self) -> None:
         self.tunnels.close()
@@ -157,22 +159,28 @@ class SshHouse:
     def findings(self, name: str) -> tuple[Finding, ...]:
         """What is wrong with the host, and what to do. Raises `NoSuchHost`."""
         host = self.inventory.host(name)
-        asked = Look(
-            host=name,
-            devices=None if host.kind == CPU else host.devices,
-            url=None if host.login.tunnel else self.provider.url,
-            tunnel=host.login.tunnel,
-            has_archive=self.has_archive,
-        )
         hosts = {one.name: one for one in self.inventory.hosts()}
         try:
-            shell = connect(login_of(host, hosts))
+            shell = self.connections.fresh(login_of(host, hosts))
         except ProviderError as error:
-            return (problem(Code.CONNECTION, name, str(error), error.hint),)
+            return (entered(name, error),)
         try:
-            return examined(shell, asked)
+            found = self.checks.doctor(shell, host, self.provider.url)
+            return (*found, *self._storage(name, shell, hosts))
         finally:
             shell.close()
+
+    def _storage(
+        self, name: str, shell: Shell, hosts: dict[str, InventoryHost]
+    ) -> tuple[Finding, ...]:
+        """Whether the host has the checkpoint folder of another one that could train with it."""
+        for other in sorted(hosts):
+            if other == name or hosts[other].cordon is not None or not hosts[other].devices:
+                continue
+            with contextlib.suppress(ProviderError):
+                there = self.connections.shell(login_of(hosts[other], hosts))
+                return self.checks.storage_of({other: there, name: shell})
+        return self.checks.storage_of({name: shell})
 
     def look(self, name: str) -> InventoryHost:
         """Probes the host; whether it may be used then, it says itself. Raises `NoSuchHost`."""

@@ -80,6 +80,7 @@ class Settings(BaseSettings):
     wheelhouse: Path | None = None
     inventory: Path | None = None
     ssh_python: str | None = Field(default=None, pattern=r"^/[ -~]+$")
+    ssh_ports: str | None = None
     tpu_project: str | None = Field(default=None, pattern=r"^[a-z0-9.:-]{1,100}$")
     tpu_zones: tuple[str, ...] = ()
     tpu_ssh_user: str = Field(default="longhaul", pattern=r"^[a-z_][a-z0-9_-]{0,31}$")
@@ -134,6 +135,13 @@ class Settings(BaseSettings):
         if not whole or parts.path not in ("", "/") or parts.query or parts.fragment:
             raise ValueError("it is the address alone, like https://longhaul.example.org")
         return url.rstrip("/").lower()
+
+    @field_validator("ssh_ports")
+    @classmethod
+    def _range(cls, ports: str | None) -> str | None:
+        if ports is not None and _port_range(ports) is None:
+            raise ValueError("it is two ports above 1023 like 20000-20099, the lower one first")
+        return ports
 
     @field_validator("trusted_proxies")
     @classmethod
@@ -204,6 +212,11 @@ class Settings(BaseSettings):
         return self.max_hosts.get(provider, default)
 
     @property
+    def ssh_port_range(self) -> tuple[int, int] | None:
+        """Where trainers on SSH hosts meet, both ends in it; None: at any free port."""
+        return None if self.ssh_ports is None else _port_range(self.ssh_ports)
+
+    @property
     def storage_root(self) -> str:
         """Where the runs' checkpoints lie: an absolute path, or a prefix of a bucket."""
         return str(self.storage or self.data_dir / "storage")
@@ -261,6 +274,14 @@ class Settings(BaseSettings):
         folder = Path(str(given)).expanduser() if given else default_data_dir()
         toml = TomlConfigSettingsSource(settings_cls, toml_file=folder / SETTINGS_FILE)
         return init_settings, env_settings, toml
+
+
+def _port_range(text: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"([0-9]{4,5})-([0-9]{4,5})", text)
+    if found is None:
+        return None
+    low, high = int(found[1]), int(found[2])
+    return (low, high) if 1024 <= low <= high <= 65535 else None
 
 
 def in_bucket(place: str) -> bool:

@@ -14,7 +14,6 @@ import structlog
 from sqlalchemy import Engine
 
 from orchestrator.clock import Clock
-from orchestrator.providers.base import ProviderError, ProvisionRefused
 from orchestrator.providers.bootstrap import Installed
 from orchestrator.providers.inventory import CPU, BadInventory, InventoryHost, read_file
 from orchestrator.providers.shell import Shell
@@ -27,15 +26,17 @@ if TYPE_CHECKING:
     from orchestrator.inventory import SshHouse
     from orchestrator.providers.ssh_shell import SshShell
 
-FOLDER = ".longhaul"  # in the home of the user that Longhaul is on a host
 log = structlog.get_logger(__name__)
 
 
-def ssh_house(settings: Settings, read: Engine, writer: Writer, clock: Clock) -> SshHouse | None:
+def ssh_house(
+    settings: Settings, read: Engine, writer: Writer, clock: Clock, installation: str | None = None
+) -> SshHouse | None:
     """None without paramiko. An inventory file that does not fit is told of and changes nothing."""
     if find_spec("paramiko") is None:
         return None
     from orchestrator.inventory import Inventory, SshHouse
+    from orchestrator.providers.host_checks import HostChecks
     from orchestrator.providers.ssh import SshProvider, login_of
     from orchestrator.providers.ssh_transport import Connections, connect
     from orchestrator.providers.tunnels import Tunnels
@@ -55,6 +56,13 @@ def ssh_house(settings: Settings, read: Engine, writer: Writer, clock: Clock) ->
 
     # A tunnel that moved is told to the host's agents by the next look at it.
     tunnels = Tunnels(entered, _bound(settings), lambda name, url: None)
+    checks = HostChecks(
+        ports=settings.ssh_port_range,
+        storage=settings.storage_root,
+        python=settings.ssh_python,
+        has_archive=settings.python_archive is not None,
+        installation=installation,
+    )
     provider = SshProvider(
         inventory,
         connections,
@@ -62,9 +70,9 @@ def ssh_house(settings: Settings, read: Engine, writer: Writer, clock: Clock) ->
         settings.url,
         settings.public_url,
         tunnel_url=tunnels.url,
+        checks=checks,
     )
-    has_archive = settings.python_archive is not None
-    return SshHouse(inventory, connections, provider, tunnels, has_archive)
+    return SshHouse(inventory, connections, provider, tunnels, checks)
 
 
 def _bound(settings: Settings) -> tuple[str, int]:
@@ -73,6 +81,8 @@ def _bound(settings: Settings) -> tuple[str, int]:
 
 
 def _prepare(settings: Settings) -> Callable[[Shell, InventoryHost], Installed]:
+    from orchestrator.providers.host_checks import standing
+
     software = Software(
         settings.data_dir / "software", settings.wheelhouse, settings.python_archive
     )
@@ -83,16 +93,3 @@ def _prepare(settings: Settings) -> Callable[[Shell, InventoryHost], Installed]:
         return software.prepare(shell, host.name, "cpu" if host.kind == CPU else "gpu")
 
     return prepare
-
-
-def standing(shell: Shell, python: str) -> Installed:
-    """Looks whether `python` has Longhaul. Raises `ProviderError`."""
-    ask = "import worker.agent, pathlib; print(pathlib.Path.home())"
-    seen = shell.run([python, "-c", ask])
-    if seen.code is None:
-        raise ProviderError("the connection was lost while its software was looked at")
-    if seen.code != 0:
-        words = seen.err.decode(errors="replace").strip()[-300:]
-        raise ProvisionRefused(f"{python} there does not run Longhaul: {words}")
-    home = seen.out.decode().strip().splitlines()[-1]
-    return Installed(python, f"{home}/{FOLDER}")

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import logging.handlers
 import os
 import secrets
 import signal
@@ -20,8 +19,9 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 
 from worker import watches
+from worker.agent_log import HostLogs, start_log
 from worker.calling import ProtocolRefused, Stale, Superseded, UplinkError
-from worker.host import HostFolder, free_port, until_unlocked
+from worker.host import HostFolder, allowed_ports, free_port, until_unlocked
 from worker.identity import CanNotStart, Identity
 from worker.keeper import Keeper
 from worker.predecessor import bury, raise_fence
@@ -63,8 +63,8 @@ TRAINER = (sys.executable, "-m", "worker.trainer")
 FLUSH_SECONDS = 5.0
 LOCK_SECONDS = 5.0
 EXIT_REFUSED, EXIT_SUPERSEDED, EXIT_PROTOCOL = 2, 3, 4
-LOG_BYTES = 4 << 20
 NOTICE_GRACE_SECONDS = 20.0  # a machine that shuts down waits for its processes about so long
+LOGS_SECONDS = 3.0  # so long an agent that leaves goes on keeping logs
 LEAVE_SECONDS = 5.0  # so long a retired agent goes on deleting
 STALE = "its attempt is no longer the current one"
 log = logging.getLogger("longhaul.agent")
@@ -79,9 +79,11 @@ class Agent:
         self._folder = folder
         self._identity = identity
         self._argv = tuple(trainer)
+        self._ports = allowed_ports(os.environ)
         self._instance = secrets.token_hex(8)
         self._spool = Spool(folder.spool)
         self._keeper = Keeper()
+        self._logs = HostLogs(folder, identity.host, self._tell_as)
         self._trainer: Trainer | None = None
         self._starting: int | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -115,7 +117,7 @@ class Agent:
         return None if trainer is None or trainer.ended.is_set() else trainer
 
     def _free_port(self) -> int:
-        return free_port(self._identity.address)
+        return free_port(self._identity.address, self._ports)
 
     def _running_attempt(self) -> int | None:
         """Told from before the spawn until after the exit is in the spool, never less."""
@@ -126,13 +128,16 @@ class Agent:
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self._retired.set)
         loop.add_signal_handler(signal.SIGTERM, self._noticed)
+        self._logs.open()
         try:
             await self._first_of(self._retired.wait(), self._serve())
         finally:
             await self._end_trainer("its agent is leaving", KilledFor.LEAVING)
             await self._spares.close()
+            await self._logs.close()
             if self._retired.is_set():
                 await self._flush()
+            await self._logs.kept(LOGS_SECONDS)
             await self._close()
 
     def _noticed(self) -> None:
@@ -162,6 +167,7 @@ class Agent:
 
     async def _serve(self) -> None:
         await bury(self._folder, self._spool)
+        self._logs.adopt()
         await self._uplink.register(self._folder.facts(self._identity.address))
         log.info("registered as host %d of %s", self._identity.host, self._identity.group)
         talks = (self._uplink.send_events(), self._uplink.poll())
@@ -262,11 +268,22 @@ class Agent:
         else:
             trainer = self._made(command, waiting)
             self._trainer = trainer
-            self._background(trainer.run())
+            self._background(self._train(trainer))
         finally:
             self._starting = None
 
+    async def _train(self, trainer: Trainer) -> None:
+        try:
+            await trainer.run()
+        finally:
+            self._logs.ended(trainer.start)
+
     def _made(self, command: StartTrainer, waiting: Waiting | None) -> Trainer:
+        trainer = self._made_for(command, waiting)
+        self._logs.begin(command, trainer.shown)
+        return trainer
+
+    def _made_for(self, command: StartTrainer, waiting: Waiting | None) -> Trainer:
         job = command.spec.job
 
         def tell(event: KnownEvent | Unknown) -> None:
@@ -368,16 +385,6 @@ def _resume_point(written: CheckpointWritten) -> ResumePoint:
         uri=written.uri,
         manifest_sha256=written.manifest_sha256,
     )
-
-
-def start_log(folder: HostFolder) -> None:
-    handler = logging.handlers.RotatingFileHandler(
-        folder.logs / "agent.log", maxBytes=LOG_BYTES, backupCount=1, encoding="utf-8"
-    )
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    log.addHandler(handler)
-    log.setLevel(logging.INFO)
-    log.propagate = False
 
 
 def serve(folder: HostFolder, trainer: Sequence[str]) -> int:

@@ -70,6 +70,16 @@ class BucketFolder:
                 text, content_type="application/json", timeout=TRY_SECONDS, retry=self._retry()
             )
 
+    def put(self, name: str, content: bytes) -> None:
+        self._known = None
+        with self._words():
+            self._blob(name).upload_from_string(
+                content,
+                content_type="text/plain; charset=utf-8",
+                timeout=TRY_SECONDS,
+                retry=self._retry(),
+            )
+
     def names(self) -> list[str]:
         return sorted(self._there())
 

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import random
+import socket
 import ssl
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,15 @@ REFUSED_BACKOFF_SECONDS = 15.0
 MOST_WAIT_SECONDS = 55.0
 CALL_TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 POLL_TIMEOUT = httpx.Timeout(MOST_WAIT_SECONDS + 10.0, connect=3.0)
+# A held call sends nothing, and a cut link says nothing: without these such a call stays open until
+# its own limit, and a host that is back in reach does not know it for a minute.
+LINK_SECONDS = 15
+SOCKET_OPTIONS = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, LINK_SECONDS * 1000),
+)
 PROBLEM = "application/problem+json"
 PROTOCOL_PROBLEM = "protocol-not-served"
 log = logging.getLogger("longhaul.agent")
@@ -74,7 +84,11 @@ class Calls:
         self._control_url = control_url
         self._answered_at = time.monotonic()
         self._client = httpx.AsyncClient(
-            headers={"Authorization": f"Bearer {secret}"}, trust_env=False, verify=_trusted()
+            headers={"Authorization": f"Bearer {secret}"},
+            trust_env=False,
+            transport=httpx.AsyncHTTPTransport(
+                verify=_trusted(), trust_env=False, socket_options=SOCKET_OPTIONS
+            ),
         )
 
     async def close(self) -> None:

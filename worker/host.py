@@ -7,21 +7,26 @@ held for a process's life, so that the kernel itself tells who is alive. Must no
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from worker.protocol import HostFacts
+from worker.protocol.hosts import COORDINATOR_PORTS
 
 SOCKET_PATH_LIMIT = 107  # bytes; the kernel's limit for the name of a Unix socket
 LOCK_RETRY_SECONDS = 1.0  # a prober holds a shared lock for microseconds; outlast it
 POLL_SECONDS = 0.005
+ANY_PORT = range(0)
 
 
 @dataclass(frozen=True)
@@ -205,8 +210,20 @@ class HostFolder:
         )
 
 
-def free_port(address: str) -> int:
-    """A TCP port that nobody listened on a moment ago."""
+def allowed_ports(environment: Mapping[str, str]) -> range:
+    """Those that trainers may meet at; an empty range where any will do."""
+    first, _, last = environment.get(COORDINATOR_PORTS, "").partition("-")
+    return range(int(first), int(last) + 1) if first.isdigit() and last.isdigit() else ANY_PORT
+
+
+def free_port(address: str, within: range = ANY_PORT) -> int:
+    """A TCP port that nobody listened on a moment ago: one `within`, as long as there is one."""
+    begin = random.randrange(len(within)) if within else 0  # noqa: S311 - two gangs, two ports
+    for turn in range(len(within)):
+        port = within[(begin + turn) % len(within)]
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((address, port))
+            return port
     with socket.socket() as probe:
         probe.bind((address, 0))
         return probe.getsockname()[1]

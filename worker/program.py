@@ -220,7 +220,7 @@ class Program(Trainer):
 
     def _tell(self, event: KnownEvent | Unknown) -> None:
         if isinstance(event, StacksTaken):
-            event = event.model_copy(update={"stacks": self._hide(event.stacks)})
+            event = event.model_copy(update={"stacks": self.shown(event.stacks)})
         super()._tell(event)
         if not isinstance(event, StepCompleted):
             return
@@ -243,7 +243,7 @@ class Program(Trainer):
         if not self._speaks:
             for line in self._steps.read(lines):
                 self._tell_step(line.step, line.loss)
-        super()._tell_lines(tuple(map(self._hide, lines)))
+        super()._tell_lines(tuple(map(self.shown, lines)))
 
     def _tell_step(self, step: int, loss: float | None) -> None:
         gained = max(1, step - self._last_told)
@@ -270,7 +270,7 @@ class Program(Trainer):
         """Whether it tells of itself through `worker.client`; what it says is not read as well."""
         return self._writer is not None
 
-    def _hide(self, text: str) -> str:
+    def shown(self, text: str) -> str:
         return hide(text, self._hidden)
 
     # ---- its checkpoints -------------------------------------------------------------------------
@@ -387,4 +387,4 @@ class Program(Trainer):
     def _exit_of(self, code: int | None, why: str | None, killed: bool = False) -> TrainerExited:
         means = meaning_of(self._job, code)
         exited = super()._exit_of(known_as(code, means), why, killed)
-        return exited.model_copy(update={"last_lines": tuple(map(self._hide, exited.last_lines))})
+        return exited.model_copy(update={"last_lines": tuple(map(self.shown, exited.last_lines))})

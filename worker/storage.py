@@ -55,6 +55,13 @@ class Folder(Protocol):
         """Whole or not at all, and to stay."""
         ...
 
+    def put(self, name: str, content: bytes) -> None:
+        """A file of plain text in place of the one before, and the folder where it is missing.
+
+        Whole or not at all; a power cut may undo it.
+        """
+        ...
+
     def names(self) -> list[str]:
         """Of every file in it, at any depth."""
         ...
@@ -136,6 +143,13 @@ class LocalFolder:
 
     def write(self, name: str, text: str) -> None:
         write_atomically(self._path / name, text)
+
+    def put(self, name: str, content: bytes) -> None:
+        path = self._path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(f"{path.name}{DRAFT}")
+        draft.write_bytes(content)
+        draft.rename(path)
 
     def names(self) -> list[str]:
         found = (path for path in self._path.rglob("*") if path.is_file())

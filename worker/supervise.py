@@ -118,7 +118,7 @@ class Trainer:
         server = await asyncio.start_unix_server(self._connected, path, limit=EVENT_LINE_BYTES)
         async with server:
             try:
-                tail = Tail(self._log_file)
+                tail = Tail(self._log_file, whole_in=self._whole_in)
                 process = await self._spawn()
                 if process is not None:
                     await self._watch(process, tail)
@@ -131,7 +131,7 @@ class Trainer:
         assert waiting.writer is not None
         try:
             self._log_file.touch(mode=0o600)
-            tail = Tail(self._log_file)
+            tail = Tail(self._log_file, whole_in=self._whole_in)
             self._begun(waiting.process, "the spare")
             talk = self._connected(waiting.reader, waiting.writer)
             self._reading = asyncio.create_task(talk)
@@ -367,7 +367,15 @@ class Trainer:
             for task in unfinished:
                 task.cancel()
 
+    def shown(self, text: str) -> str:
+        """What of its output may leave the host."""
+        return text
+
     # ---- its output ------------------------------------------------------------------------------
+
+    @property
+    def _whole_in(self) -> str:
+        return f"{self.start.spec.storage}/logs"
 
     async def _follow(self, tail: Tail) -> None:
         while True:

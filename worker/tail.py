@@ -43,10 +43,16 @@ def last_lines(path: Path, count: int = LAST_LINES) -> tuple[str, ...]:
 
 
 class Tail:
-    """Follows one file that grows: `read` answers the new whole lines, within the budget."""
+    """Follows one file that grows: `read` answers the new whole lines, within the budget.
 
-    def __init__(self, path: Path, mono: Callable[[], float] = monotonic) -> None:
+    What is left out can be read in `whole_in`.
+    """
+
+    def __init__(
+        self, path: Path, mono: Callable[[], float] = monotonic, whole_in: str = ""
+    ) -> None:
         self._path = path
+        self._whole_in = whole_in or str(path)
         self._mono = mono
         self._offset = path.stat().st_size if path.exists() else 0
         self._rest = b""
@@ -75,7 +81,10 @@ class Tail:
             if waiting > backlog:
                 left_out = waiting - min(BYTES_PER_SECOND, backlog)
                 self._offset += left_out
-                note = b"\n[%d bytes of output are only in %s]\n" % (left_out, bytes(self._path))
+                note = b"\n[%d bytes of output are only in %s]\n" % (
+                    left_out,
+                    self._whole_in.encode(),
+                )
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read(most)

@@ -35,7 +35,8 @@ class Look:
     """What is asked of a host. `host` is its name for people.
 
     `folder` is where its runs work, absolute or below the home folder; None: `root`. `devices` are
-    accelerators (None: whatever is there). `ports` is the coordinators' range, both ends in it.
+    accelerators (None: whatever is there); who uses one matters for `slots` alone (None: for all).
+    `ports` is the coordinators' range, both ends in it. `python` is one that has Longhaul already.
     `url` is the control plane's `public_url`; `tunnel` says that the host has a tunnel to it.
     `installation` is the id that the control plane there must tell.
     """
@@ -45,28 +46,44 @@ class Look:
     folder: str | None = None
     free_bytes: int = 5 * GIB
     devices: int | None = None
+    slots: tuple[int, ...] | None = None
     ports: tuple[int, int] | None = None
     url: str | None = None
     tunnel: bool = False
     installation: str | None = None
     has_archive: bool = False
+    python: str | None = None
     dev: str = "/dev"
 
 
 def examined(shell: Shell, look: Look, now: Callable[[], float] = time.time) -> tuple[Finding, ...]:
     """Every finding about the host, good ones too. Changes nothing there."""
     try:
-        seen = interpreters.search(shell, look.root)
-        python = interpreters.judged(look.host, seen, has_archive=look.has_archive)
-        runs = seen.for_scripts
+        python, runs = _python(shell, look)
         if runs is None:
             return (python,)
         before = now()
-        facts = _facts(shell, runs.path, look)
+        facts = _facts(shell, runs, look)
         return (python, *judged(facts, look, before, now()))
     except ProviderError as error:
         hint = "Try an ssh to it by hand; longhaul hosts shows how Longhaul reaches it"
         return (problem(Code.CONNECTION, look.host, str(error), hint),)
+
+
+def _python(shell: Shell, look: Look) -> tuple[Finding, str | None]:
+    """What is to be said of the host's Python, and one that can run scripts."""
+    if look.python is not None:
+        done = interpreters.answered(
+            shell.run([look.python, "-c", "import worker.agent"]), "start its Python", refuse=False
+        )
+        if done.code == 0:
+            return well(Code.PYTHON, look.host, f"{look.python} has Longhaul"), look.python
+        words = f"{look.python} does not run Longhaul: {interpreters.last_words(done)}"
+        hint = "Install Longhaul for it there, or unset ssh_python"
+        return problem(Code.PYTHON, look.host, words, hint), None
+    seen = interpreters.search(shell, look.root)
+    found = interpreters.judged(look.host, seen, has_archive=look.has_archive)
+    return found, seen.for_scripts.path if seen.for_scripts is not None else None
 
 
 def _facts(shell: Shell, python: str, look: Look) -> Facts:
@@ -166,6 +183,8 @@ def _busy(facts: Facts, look: Look) -> Iterator[Finding]:
         " what it did not start"
     )
     for path, users in facts.holders.items():
+        if look.slots is not None:
+            break  # slots are of GPUs, not of these files
         if others := [str(user) for user in users if not user.ours]:
             words = f"in use by {', '.join(others)}"
             yield problem(Code.DEVICE_BUSY, f"{look.host}:{path}", words, hint)
@@ -175,6 +194,8 @@ def _busy(facts: Facts, look: Look) -> Iterator[Finding]:
 
 def _busy_gpus(gpus: Gpus, look: Look, hint: str) -> Iterator[Finding]:
     for gpu in gpus.found:
+        if look.slots is not None and gpu.index not in look.slots:
+            continue
         users = [one.by for one in gpus.users if one.uuid == gpu.uuid]
         where = f"{look.host}:GPU {gpu.index}"
         if others := [str(user) for user in users if not user.ours]:

@@ -22,6 +22,8 @@ from orchestrator.providers.base import (
     ProvisionRefused,
 )
 from orchestrator.providers.bootstrap import Installed
+from orchestrator.providers.findings import Code, Finding, refusal
+from orchestrator.providers.host_checks import NOT_LET_IN, HostChecks, entered
 from orchestrator.providers.host_devices import Devices, probed, visible
 from orchestrator.providers.inventory import HostsTaken, InventoryHost, Place
 from orchestrator.providers.local import GROUP_NAME, HOLD_SECONDS
@@ -55,6 +57,8 @@ class Places(Protocol):
 
 @dataclass(frozen=True)
 class _Trouble:
+    """`final` where a person has to do something first."""
+
     place: Place
     words: str
     final: bool
@@ -76,6 +80,7 @@ class SshProvider:
         public_url: str | None = None,
         agent: Sequence[str] = AGENT,
         tunnel_url: Callable[[str], str] | None = None,
+        checks: HostChecks | None = None,
     ) -> None:
         self._inventory = inventory
         self._connections = connections
@@ -84,6 +89,7 @@ class SshProvider:
         self._public_url = public_url
         self._agent = tuple(agent)
         self._tunnel_url = tunnel_url
+        self._checks = checks
         self._control = HostControl()
 
     @property
@@ -97,6 +103,10 @@ class SshProvider:
     @property
     def url(self) -> str:
         return (self._public_url or self._announced).rstrip("/")
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        return {} if self._checks is None else self._checks.environment
 
     def url_for(self, host: InventoryHost) -> str:
         """Where the host finds the control plane. Raises `ProviderError` where its tunnel fails."""
@@ -118,7 +128,8 @@ class SshProvider:
             )
         self._mend_ill(lambda host: host.probed_at is None)
         places, met = self._claim(group, request), list[_Trouble]()
-        while troubles := self._troubles(places):
+        ready: dict[str, Place] = {}
+        while troubles := self._make_ready(places, ready):
             for trouble in troubles:
                 self._inventory.failed(trouble.place.host, trouble.words)
                 self._inventory.give_back(trouble.place)
@@ -130,10 +141,30 @@ class SshProvider:
                 if all(trouble.final for trouble in met):
                     raise _refusal(met) from None
                 raise
+        if ready:
+            self._refuse_unshared(group, places)
+        for place in ready.values():
+            assert place.python is not None
+            assert place.folder is not None
+            self._inventory.prepared(place, place.python, place.folder)
 
-    def _troubles(self, places: Sequence[Place]) -> list[_Trouble]:
-        waiting = [place for place in places if not place.prepared]
-        return [found for found in self._each(waiting, self._made_ready) if found]
+    def _make_ready(self, places: Sequence[Place], ready: dict[str, Place]) -> list[_Trouble]:
+        """Adds to `ready`, which goes by host, and answers what forbids a start on the others."""
+        waiting = [one for one in places if not one.prepared and one.host not in ready]
+        found = self._each(waiting, self._made_ready)
+        ready |= {one.host: one for one in found if isinstance(one, Place)}
+        return [one for one in found if isinstance(one, _Trouble)]
+
+    def _refuse_unshared(self, group: str, places: Sequence[Place]) -> None:
+        """Of which host the folder is the wrong one nobody can tell, so none is cordoned."""
+        if self._checks is None:
+            return
+        hosts = self._by_name()
+        shells = {place.host: self._shell(hosts[place.host]) for place in places}
+        found = self._checks.not_shared(shells)
+        if found:
+            self._give_up(group)
+            raise ProvisionRefused(refusal(found))
 
     def probe(self, group: str) -> GroupProbe:
         _check(group)
@@ -162,7 +193,7 @@ class SshProvider:
             END_SECONDS,
             url=self.url_for(found),
             argv=[place.python, *self._agent],
-            env=visible(found.kind, place.slots),
+            env=visible(found.kind, place.slots) | self._environment,
             handed=json.dumps(handed),
         )
 
@@ -242,10 +273,15 @@ class SshProvider:
 
     # ---- one host --------------------------------------------------------------------------------
 
-    def _made_ready(self, place: Place) -> _Trouble | None:
+    def _made_ready(self, place: Place) -> Place | _Trouble:
+        """The place with its Python and folder, which are not kept yet."""
         try:
             host = self._by_name()[place.host]
             shell = self._shell(host, at_once=True)
+            if self._checks is not None and (
+                found := self._checks.before_a_start(shell, host, place.slots)
+            ):
+                return _Trouble(place, refusal(found), _for_a_person(found))
             installed = self._prepare(shell, host)
             url = self.url_for(host)
             folder = f"{installed.root.rstrip('/')}/hosts/{place.group}/{place.index}"
@@ -257,10 +293,11 @@ class SshProvider:
                     f"it can not reach the control plane at {url}: {reached.get('words')};"
                     " set public_url to an address that it can reach, or give it a tunnel"
                 )
-            self._inventory.prepared(place, installed.python, folder)
+        except NOT_LET_IN as error:
+            return _Trouble(place, refusal([entered(place.host, error)]), final=True)
         except ProviderError as error:
             return _Trouble(place, str(error), final=not error.retryable)
-        return None
+        return made
 
     def _look(self, host: InventoryHost | None, place: Place) -> tuple[HostProbe, bool | None]:
         """The host as it is seen, and whether its folder is there; None: could not tell."""
@@ -312,7 +349,16 @@ class SshProvider:
 
 
 def _refusal(met: Sequence[_Trouble]) -> ProvisionRefused:
-    return ProvisionRefused("; ".join(f"{one.place.host}: {one.words}" for one in met))
+    return ProvisionRefused("\n".join(_of_host(one.place.host, one.words) for one in met))
+
+
+def _of_host(host: str, words: str) -> str:
+    return words if words.startswith(host) else f"{host}: {words}"
+
+
+def _for_a_person(found: Sequence[Finding]) -> bool:
+    """A connection that was lost may be there again."""
+    return any(one.code is not Code.CONNECTION for one in found)
 
 
 def login_of(host: InventoryHost, hosts: dict[str, InventoryHost], depth: int = 3) -> Login:

@@ -222,6 +222,10 @@ class Connections:
             self._shells[login] = made
             return made
 
+    def fresh(self, login: Login) -> SshShell:
+        """One that the caller has alone, and closes. Raises what `connect` does."""
+        return self._open(login)
+
     def close(self) -> None:
         with self._lock:
             shells = list(self._shells.values())

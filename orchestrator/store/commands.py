@@ -87,8 +87,17 @@ def commands_digest(commands: Sequence[Command]) -> str:
 
 def derive(sight: Sight, spec: Callable[[Attempt], AttemptSpec]) -> tuple[Command, ...]:
     if sight.group_state in (GroupState.RELEASING, GroupState.GONE):
-        return (*_deletes(sight), Retire())
+        return (*_of_the_past(sight), *_deletes(sight), Retire())
     return (*_of_trainers(sight, spec), *_deletes(sight))
+
+
+def _of_the_past(sight: Sight) -> tuple[Command, ...]:
+    """What a host that was cut off still trains when it comes back, which counts no more: it is
+    ended for that, and says so, before its agent leaves."""
+    running = sight.host.running_attempt
+    if running is None or _current(sight) is not None:
+        return ()
+    return (KillTrainer(attempt=running, reason=_why_not_current(sight, running)),)
 
 
 def _deletes(sight: Sight) -> tuple[Command, ...]:
@@ -200,6 +209,8 @@ def _why_not_current(sight: Sight, running: int) -> str:
     last = sight.attempt
     if last is not None and last.number == running and last.verdict is not None:
         return f"attempt {running} has ended: {last.verdict}"
+    if last is not None and last.number > running:
+        return f"attempt {running} is superseded by attempt {last.number}"
     return f"attempt {running} is not the run's current one"
 
 

@@ -103,6 +103,12 @@ def releasing(gang: House) -> None:
     gang.commit(MoveGroup(gang.group, GroupCause.NOT_WANTED))
 
 
+def comes_back_too_late(gang: House) -> None:
+    """It was cut off, counts as lost, and trains on."""
+    ended(gang)
+    gang.commit(MoveGroup(gang.group, GroupCause.NOT_WANTED))
+
+
 def replaced(gang: House) -> None:
     """The second agent came after the attempt was made."""
     begin(gang)
@@ -135,6 +141,7 @@ def lives_on_after_burial(gang: House) -> None:
         (ended, ["kill 1"]),
         (superseded, ["kill 1"]),
         (releasing, ["retire"]),
+        (comes_back_too_late, ["kill 1", "retire"]),
         (replaced, []),
         (fails_before_the_other_starts, ["kill 1"]),
         (lives_on_after_burial, ["kill 1"]),

@@ -1,4 +1,4 @@
-"""The stage of the SSH provider: four hosts of an inventory that are one sshd on this machine."""
+"""Stages of the SSH provider: four hosts of an inventory that are one sshd."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from tests.fakes.ssh_hosts import loopback_host, write_python
 from tests.fakes.stage import Stage
 
 HOSTS, DEVICES = 4, 4
+AGENT = ("-m", "tests.fakes.agent")
 
 
-class SshStage(Stage):
-    def __init__(self, root: Path) -> None:
-        self.stack = ExitStack()
-        self.host, self.key = self.stack.enter_context(loopback_host(root))
-        self.there = Installed(str(write_python(root / "python")), str(root / "there"))
+class InventoryStage(Stage):
+    """`there` is what bootstrap would have made on the host that `login` enters."""
+
+    def __init__(self, root: Path, login: HostLogin, there: Installed, stack: ExitStack) -> None:
+        self.there, self.stack = there, stack
         engine = open_engine(f"sqlite:///{root / 'longhaul.db'}")
         self.stack.callback(engine.dispose)
         tables.metadata.create_all(engine)
@@ -35,17 +36,8 @@ class SshStage(Stage):
         self.stack.callback(writer.close)
         self.inventory = Inventory(reading(engine), writer, SystemClock())
         for number in range(HOSTS):
-            self.inventory.add(f"h{number}", self.login(), Devices("cpu", DEVICES))
+            self.inventory.add(f"h{number}", login, Devices("cpu", DEVICES))
         super().__init__(root)
-
-    def login(self) -> HostLogin:
-        return HostLogin(
-            user=self.host.user,
-            address=self.host.address,
-            port=self.host.port,
-            host_key=self.host.host_key,
-            key_file=str(self.key),
-        )
 
     @property
     def groups(self) -> Path:
@@ -57,11 +49,27 @@ class SshStage(Stage):
     def made_provider(self) -> Provider:
         connections = Connections()
         self.stack.callback(connections.close)
-        agent = ("-m", "tests.fakes.agent")
-        return SshProvider(self.inventory, connections, self.prepare, self.plane.url, None, agent)
+        return SshProvider(self.inventory, connections, self.prepare, self.plane.url, None, AGENT)
 
     def close(self) -> None:
         try:
             super().close()
         finally:
             self.stack.close()
+
+
+class SshStage(InventoryStage):
+    """The sshd is on this machine."""
+
+    def __init__(self, root: Path) -> None:
+        stack = ExitStack()
+        host, key = stack.enter_context(loopback_host(root))
+        login = HostLogin(
+            user=host.user,
+            address=host.address,
+            port=host.port,
+            host_key=host.host_key,
+            key_file=str(key),
+        )
+        there = Installed(str(write_python(root / "python")), str(root / "there"))
+        super().__init__(root, login, there, stack)

@@ -34,7 +34,7 @@ def start_trainer(attempt: int = 1, rank: int = 0) -> StartTrainer:
         revision=1,
         job=job,
         data_plan=DataPlan(seed=0),
-        storage="/nowhere",
+        storage="/proc/nowhere",
     )
     return StartTrainer(spec=spec, rank=rank)
 

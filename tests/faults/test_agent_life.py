@@ -15,7 +15,7 @@ import pytest
 from tests.fakes.metadata import Metadata
 from tests.fakes.stage import GROUP, Stage, start_trainer, until
 from worker.agent import EXIT_REFUSED
-from worker.protocol import DrainTrainer, KillTrainer, Retire
+from worker.protocol import AGENT_SAYS, DrainTrainer, KillTrainer, Retire
 
 
 @pytest.fixture
@@ -33,6 +33,12 @@ def exit_of(stage: Stage, attempt: int = 1):
     return stage.book.wait(told)
 
 
+def printed(stage: Stage) -> list[str]:
+    """The lines that were told, without the agent's own."""
+    lines = [line for e in stage.book.of("log") for line in e.event.lines]
+    return [line for line in lines if not line.startswith(AGENT_SAYS)]
+
+
 def test_a_run_is_told_in_order_and_once(stage: Stage):
     stage.run("--steps=30", "--save-every=10", "--print=\x1b[31mhello\x1b[0m\tyou\x07")
     ended = exit_of(stage)
@@ -42,9 +48,28 @@ def test_a_run_is_told_in_order_and_once(stage: Stage):
     seqs = [envelope.seq for envelope in stage.book.stored]
     assert seqs == list(range(1, len(seqs) + 1))
     assert {(e.attempt, e.rank) for e in stage.book.stored} == {(1, 0)}
-    lines = [line for e in stage.book.of("log") for line in e.event.lines]
-    assert lines == ["hello\tyou"]
+    assert printed(stage) == ["hello\tyou"]
     assert stage.book.registered[0].facts.free_port > 0
+
+
+def test_logs_outlive_the_host_in_the_storage_and_at_the_control_plane(
+    stage: Stage, tmp_path: Path
+):
+    command = start_trainer()
+    spec = command.spec.model_copy(update={"storage": str(tmp_path / "runs" / "r1" / "a1")})
+    stage.book.command(command.model_copy(update={"spec": spec}))
+    stage.launch("--steps=3", "--print=hello")
+    exit_of(stage)
+    stage.provider.release(GROUP)
+    assert not stage.folder.exists()
+    logs = tmp_path / "runs" / "r1" / "a1" / "logs"
+    assert (logs / "rank0-0001.log").read_text() == "hello\n"
+    of_agent = (logs / "agent0-0001.log").read_text()
+    assert "registered as host 0" in of_agent
+    assert "attempt 1: trainer ended with 0" in of_agent
+    told = [line for e in stage.book.of("log") for line in e.event.lines]
+    assert any(line.startswith(f"{AGENT_SAYS}attempt 1: trainer started, pid") for line in told)
+    assert f"{AGENT_SAYS}attempt 1: trainer ended with 0" in told
 
 
 def test_each_report_repeats_when_the_newest_answer_was_given(stage: Stage):
@@ -357,7 +382,7 @@ def test_a_trainer_may_not_speak_for_its_agent_nor_stop_it_with_nonsense(stage: 
     ended = exit_of(stage)
     assert (ended.exit_code, ended.last_step) == (0, 2)
     assert len(stage.book.of("trainer_exited")) == 1
-    assert stage.book.of("log") == []
+    assert printed(stage) == []
     assert stage.book.of("newer")[0].event.colour == "blue"
 
 

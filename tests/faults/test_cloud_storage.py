@@ -65,6 +65,10 @@ def test_a_killed_trainer_resumes_from_the_bucket_and_old_checkpoints_leave_it(
     left = {int(name.split("/")[-2]) for name in in_bucket(gcs, run, "/COMMITTED")}
     assert held.keys() - given_up <= left
     assert 12 in given_up - left, "it went when a newer one was verified"
+    for attempt in (1, 2):
+        assert in_bucket(gcs, run, f"/a{attempt}/logs/agent0-0001.log"), "its host is gone"
+    lines = [one["line"] for one in service.get(f"runs/{run}/logs?limit=1000")["items"]]
+    assert "agent: attempt 1: trainer ended with -9" in lines
 
 
 def test_bursts_of_refusals_leave_no_trace(

@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.root, pytest.mark.sshd, pytest.mark.soak, pytest.mark.
 NAMES = ("ada", "ben", "cyd", "dan")
 LOST_SECONDS = 0.5  # ten times as long where the provider can not tell either
 SLOW_FROM = 20
+LEFT = "INFO left\n"  # the last line of an agent's log
 
 
 @dataclass
@@ -112,7 +113,9 @@ def test_a_crashed_host_is_replaced_and_one_that_was_cut_off_comes_back_too_late
     moved_on(site, run, 3)
     site.net.hosts[cut].join()
     agent = site.folder(cut) / "logs" / "agent.log"
-    until(lambda: "superseded" in agent.read_text(), "the agent to be told", 60.0)
+    until(lambda: LEFT in agent.read_text(), "the agent to be told, and to leave", 60.0)
+    assert "retired by the control plane" in agent.read_text()
+    assert not is_locked(site.folder(cut) / "trainer.lock")
     check_outcome(site.service, run, expected, 3, seconds=400)
     assert verdicts(site.service, run) == ["host_lost", "host_lost", "completed"]
     well_again(site, crashed, cut)
@@ -148,7 +151,10 @@ def test_a_trainer_that_was_cut_off_trains_for_nothing_and_is_killed_once_it_is_
     site.net.hosts[cut].join()
     until(lambda: not is_locked(folder / "trainer.lock"), "the trainer to be killed", 60.0)
     agent = folder / "logs" / "agent.log"
-    until(lambda: "superseded" in agent.read_text(), "the agent to leave", 60.0)
+    until(lambda: LEFT in agent.read_text(), "the agent to leave", 60.0)
+    assert "killing the trainer: attempt 1 is superseded by attempt 2" in agent.read_text()
+    kept = site.service.data / "storage" / "runs" / run / "a1" / "logs" / "agent0-0001.log"
+    assert "superseded by attempt 2" in kept.read_text()
     check_outcome(site.service, run, expected, 2, seconds=400)
     assert verdicts(site.service, run) == ["host_lost", "completed"]
     counted = [one for one in checkpoints(site.service, run) if one["attempt"] == 1]

@@ -165,6 +165,14 @@ def test_what_longhaul_itself_runs_is_no_stranger():
     assert all(finding.well for finding in found(holders={"/dev/accel0": [ours]}, gpus=gpus))
 
 
+def test_only_who_uses_the_slots_matters_before_a_start():
+    """Another gang of this host has the others, perhaps under a Python that is not Longhaul's."""
+    gpus = used_by(process(9, "ada", "python"))
+    others = Look("gpu-1", slots=(1,), tunnel=True)
+    assert not [one for one in found(others, gpus=gpus) if one.code is Code.DEVICE_BUSY]
+    assert one(Code.DEVICE_BUSY, Look("gpu-1", slots=(0, 1), tunnel=True), gpus=gpus)
+
+
 # ---- ports ---------------------------------------------------------------------------------------
 
 

@@ -44,6 +44,8 @@ def test_the_file_of_the_folder_that_is_given_counts(
         ("public_url = 'https://h.example/path'", "address alone"),
         ("trusted_proxies = ['10.0.0.0/8', 'proxy']", "'proxy' is no address"),
         ("tls_certificate = '/c.pem'", "set together"),
+        ("ssh_ports = '80-90'", "two ports above 1023"),
+        ("ssh_ports = '30000-20000'", "the lower one first"),
         ("webhook_url = 'ftp://h.example/'", "begins with https://"),
         ("webhook_url = 'https://h.example/hook'", "to sign its messages with"),
         ("webhook_secret = 's'\nwebhook_secret_file = '/f'", "Set one of them"),

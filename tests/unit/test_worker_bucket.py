@@ -21,6 +21,7 @@ from worker import bucket, checkpoint, compile_cache
 from worker.checkpoint import Saver
 from worker.ends import CheckpointUnusable, Invalid, StorageFailed
 from worker.keeper import proven, remove
+from worker.log_keeping import IN_BUCKET_SECONDS, PART_BYTES, KeptLog
 from worker.manifest import ACCEPTED, MARKER, ORDER, verify
 from worker.protocol import (
     AttemptSpec,
@@ -314,3 +315,21 @@ def test_compiled_programs_are_never_read_from_a_bucket(
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
     assert compile_cache.folder(spec, 1) == tmp_path / "compile-cache" / "rank1"
+
+
+def test_a_log_is_kept_whole(gcs: FakeGcs, tmp_path: Path) -> None:
+    uri, output = f"{gcs.uri}/runs/r1/a1/logs", tmp_path / "a1-rank0.log"
+    lines = b"".join(b"%07d\n" % number for number in range(PART_BYTES // 5))
+    output.write_bytes(lines[:80])
+    kept = KeptLog(output, uri, "rank0")
+    assert kept.keep(0.0)
+    assert kept.due_at == IN_BUCKET_SECONDS
+    gcs.faults.add(Fault(status=503, part="/logs/"))
+    output.write_bytes(lines)
+    assert not kept.keep(0.0)
+    gcs.faults.clear()
+    kept.ended = True
+    assert kept.keep(0.0)
+    folder = folder_at(uri)
+    assert folder.names() == ["rank0-0001.log", "rank0-0002.log"]
+    assert b"".join(folder.read(name) for name in folder.names()) == lines

@@ -42,6 +42,7 @@ from worker.protocol.calls import (
     ToTrainerSave,
 )
 from worker.protocol.events import (
+    AGENT_SAYS,
     EVENT,
     PROCESS_WAS,
     STOPPED_PROCESS,
@@ -112,6 +113,7 @@ from worker.protocol.spec import (
 from worker.protocol.tpu import SHAPES, ZONE_PATTERN, Shape, TpuSpec
 
 __all__ = [
+    "AGENT_SAYS",
     "ARGUMENT_PLACE",
     "BYTE_VOCABULARY",
     "EVENT",

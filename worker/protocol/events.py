@@ -279,6 +279,9 @@ class HostNotice(Report):
     text: str
 
 
+AGENT_SAYS = "agent: "  # so begins a line of the agent among those of its trainer
+
+
 class LogLines(Report):
     kind: Literal["log"] = "log"
     lines: tuple[str, ...]

@@ -16,6 +16,7 @@ from worker.protocol.base import Spec
 from worker.protocol.tpu import SHAPES, TpuSpec
 
 LABEL_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$"
+COORDINATOR_PORTS = "LONGHAUL_COORDINATOR_PORTS"  # FIRST-LAST, both in it: told to an agent
 Label = Annotated[str, Field(pattern=LABEL_PATTERN)]
 
 
