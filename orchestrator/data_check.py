@@ -169,15 +169,23 @@ def _enough(job: JobSpec, manifest: ShardManifest, root: Path, need: int) -> Ite
     width = job.model.context + 1
     stride = width if isinstance(manifest.packing, BestFit) else job.model.context
     train = samples_in(manifest.tokens("train"), width, stride)
-    own = samples_in(manifest.tokens("held-out"), width, stride)
-    if job.data.held_out and not own:
-        train -= held_apart(train, job.data.held_out)
+    held = samples_in(manifest.tokens("held-out"), width, stride)
+    if not manifest.tokens("held-out"):
+        held = held_apart(train, job.data.held_out)
+        train -= held
     if train < need:
         yield FieldError(
             pointer=PATH,
             detail=f"{root} has {train:,} samples of {job.model.context:,} tokens to train on, and"
             f" {need:,} are needed.",
             hint="Prepare more text, or lower batch.sequences or model.context.",
+        )
+    elif job.data.held_out and held < need:
+        yield FieldError(
+            pointer="/data/held_out",
+            detail=f"{root} has {held:,} samples of {job.model.context:,} tokens to hold out, and"
+            f" {need:,} are needed.",
+            hint="Hold out more, or set data.held_out to 0 for no evaluation.",
         )
 
 

@@ -56,6 +56,7 @@ def test_shards_that_fit_are_taken(shards: Path) -> None:
     [
         ({}, {"model": {"vocab_size": 32_000}}, "/model/vocab_size", "has 257 ids"),
         ({}, {"batch": {"sequences": 4000}}, "/data/source/path", "4,000 are needed"),
+        ({}, {"batch": {"sequences": 200}}, "/data/held_out", "200 are needed"),
         ({"manifest_sha256": "0" * 64}, {}, "/data/source/manifest_sha256", "another hash"),
     ],
 )
