@@ -25,7 +25,7 @@ def test_a_run_on_a_mixture_resumes_bit_for_bit(tmp_path: Path) -> None:
         for name, weight in (("en", 70), ("fr", 30))
     ]
     data = {"source": {"kind": "mixture", "parts": parts}, "held_out": 0.2}
-    job = tiny_job(tmp_path, data=data, model={"vocab_size": 28})
+    job = tiny_job(tmp_path, data=data, model={"vocab_size": 28}, hosts={"devices": 2})
     rig, whole, again = Rig.build(job, quickly=True), Recorder(), Recorder()
     rig.run(attempt(job, tmp_path / "runs"), whole)
     point = whole.point(SAVED)
