@@ -85,6 +85,7 @@ REMAT = (
     " (`full`) its input alone."
 )
 LOSS_CHUNK = "Positions whose logits are held at once; must divide `context`. Not set: all of them."
+TOLD_ABOVE = {"data.source.mixture.parts.source"}  # its kinds have sections of their own
 SPEC_WORDS = {
     "name": "The run's name, unique in this installation.",
     "model": "The architecture: its fields, or the name of a model preset.",
@@ -110,8 +111,8 @@ SPEC_WORDS = {
     "seed": "Seeds the weights, the order of the data and the dropout.",
     "deterministic": "Asks for the same bits again under the same numerics key.",
     "model.llama.kind": "A Llama-style decoder; what is meant where no kind is given.",
-    "model.llama.vocab_size": "Rows of the embedding. Text is read as bytes: 256 values"
-    " and an end mark.",
+    "model.llama.vocab_size": "Rows of the embedding: as many as the tokenizer has ids. Bytes are"
+    " 256 values and an end mark.",
     "model.llama.context": "Tokens in one sequence.",
     "model.llama.layers": "Number of blocks.",
     "model.llama.hidden": "Width of the residual stream.",
@@ -147,8 +148,22 @@ SPEC_WORDS = {
     "model.nanochat.scan_layers": "Compile the group of blocks that repeats and loop over it.",
     "model.nanochat.remat": REMAT,
     "model.nanochat.loss_chunk": LOSS_CHUNK,
-    "data.source": "Where the text comes from.",
-    "data.held_out": "Share of the files that is kept for evaluation; 0 for no evaluation.",
+    "data.source": "Where the text or the tokens come from ([data](data.md)).",
+    "data.tokenizer": "How text becomes ids; not set: as bytes. Shards have been tokenized.",
+    "data.tokenizer.kind": "Each character is an id.",
+    "data.tokenizer.charset": "The characters; the place of each is its id.",
+    "data.tokenizer.lowercase": "Text is brought into lower case first.",
+    "data.tokenizer.others": "Refuse a text with any other character, or drop those.",
+    "data.source.shards.kind": "Token ids that `longhaul data prepare` made, or bare ones.",
+    "data.source.shards.path": "Their folder. Absolute, no `..`.",
+    "data.source.shards.manifest_sha256": "The hash of its manifest, to take no other.",
+    "data.source.shards.files": "Without a manifest: which files of the folder.",
+    "data.source.shards.dtype": "Without a manifest: the type of their ids.",
+    "data.source.mixture.kind": "Several sources, each with its share.",
+    "data.source.mixture.parts": "The sources.",
+    "data.source.mixture.parts.weight": "Its share of the samples, of the sum of all; exact.",
+    "data.source.mixture.parts.source": "A source of any other kind.",
+    "data.held_out": "Share that is kept for evaluation; 0 for no evaluation.",
     "data.source.python-source.kind": "The source of Python's own standard library; no download.",
     "data.source.text.kind": "Your own text files.",
     "data.source.text.path": "One file, or a folder that is searched through. Absolute, no `..`.",
@@ -392,7 +407,7 @@ def _section(title: str, path: str, schema: Any, known: Any) -> Iterator[str]:
     below: list[tuple[str, str, Any]] = []
     for name, field in schema["properties"].items():
         full = f"{path}{name}"
-        for kind, target in _objects(field, known):
+        for kind, target in () if full in TOLD_ABOVE else _objects(field, known):
             place = f"{full}.{kind}" if kind else full
             heading = f"`{full}` of kind `{kind}`" if kind else f"`{full}`"
             below.append((heading, f"{place}.", target))

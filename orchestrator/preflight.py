@@ -6,9 +6,7 @@ database or a provider; reads the file system, writes nothing.
 
 from __future__ import annotations
 
-import os
 import shutil
-import sysconfig
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,12 +14,13 @@ from types import MappingProxyType
 from orchestrator import secret_values, storage
 from orchestrator.api.schemas import Facts, FieldError
 from orchestrator.arithmetic import in_bytes, memory_per_device
+from orchestrator.data_check import data_problems
 from orchestrator.forecast import Known, forecast
 from orchestrator.ledger.checkpoints import planned_saves
 from orchestrator.local_runs import LocalRunsRefused, local_user
 from orchestrator.prices import devices_of, price_per_hour
 from orchestrator.settings import Settings
-from worker.protocol import AnySpec, CommandSpec, JobSpec, PythonSource, TextFiles
+from worker.protocol import AnySpec, CommandSpec
 
 UNKNOWN = "not known: the program is not Longhaul's own"
 PROVIDER_HINTS: Mapping[str, str] = MappingProxyType(
@@ -103,7 +102,11 @@ def problems(
         *_hosts(job, settings),
         *_zones(job, settings),
     )
-    own = _program(job, settings, bundles) if isinstance(job, CommandSpec) else _data(job, settings)
+    own = (
+        _program(job, settings, bundles)
+        if isinstance(job, CommandSpec)
+        else data_problems(job, settings)
+    )
     return (*own, *_disk(job, settings, free), *_bucket(job, settings), *refusals)
 
 
@@ -134,95 +137,9 @@ def _program(job: CommandSpec, settings: Settings, bundles: Container[str]) -> I
             )
 
 
-def _data(job: JobSpec, settings: Settings) -> Iterator[FieldError]:
-    source = job.data.source
-    if isinstance(source, PythonSource):
-        root, suffixes, field = Path(sysconfig.get_path("stdlib")), (".py",), "/data/source"
-    else:
-        root, suffixes, field = Path(source.path), source.suffixes, "/data/source/path"
-        refusal = _outside(source, settings)
-        if refusal is None and (_here(job) or root.exists()):
-            refusal = _unreadable(source)
-        if refusal is not None:
-            yield refusal
-            return
-        if not root.exists():  # the hosts may have it: their disks are others
-            return
-    need = job.tokens_per_step * (2 if job.data.held_out > 0 else 1) + 1
-    found, files = _text_bytes(root, suffixes, need)
-    if files == 0:
-        yield FieldError(
-            pointer=field,
-            detail=f"No readable file below {root} ends in {', '.join(suffixes)}.",
-            hint="Set data.source.suffixes to the endings of your files.",
-        )
-    elif found < need:
-        parts = "one global batch and one held-out batch" if job.data.held_out > 0 else "one batch"
-        yield FieldError(
-            pointer=field,
-            detail=f"The text is shorter than one batch: it has {found:,} bytes, and {parts} of"
-            f" {job.batch.sequences} x {job.model.context} tokens need {need:,}.",
-            hint="Add text, or lower batch.sequences or model.context.",
-        )
-
-
 def _here(job: AnySpec) -> bool:
     """Whether its trainers have the disk of this machine, and no other."""
     return job.hosts.provider == "local"
-
-
-def _outside(source: TextFiles, settings: Settings) -> FieldError | None:
-    path, field = Path(source.path), "/data/source/path"
-    roots = settings.allowed_paths
-    if roots is not None and not _below(path, roots):
-        shown = ", ".join(str(root) for root in roots) or "none"
-        return FieldError(
-            pointer=field,
-            detail="The path is outside of what this service may read.",
-            hint=f"Allowed are: {shown}. The setting is allowed_paths.",
-        )
-    return None
-
-
-def _unreadable(source: TextFiles) -> FieldError | None:
-    path, field = Path(source.path), "/data/source/path"
-    if not path.exists():
-        return FieldError(
-            pointer=field,
-            detail=f"{path} does not exist on this machine.",
-            hint="Give the absolute path of a text file or of a folder with text files.",
-        )
-    wanted = os.R_OK | os.X_OK if path.is_dir() else os.R_OK
-    if not os.access(path, wanted):
-        return FieldError(
-            pointer=field,
-            detail=f"{path} can not be read by the service's user.",
-            hint="Let that user read it, or copy the data to where it may.",
-        )
-    return None
-
-
-def _below(path: Path, roots: tuple[Path, ...]) -> bool:
-    """Links are followed first, so that none leads out of the roots."""
-    real = path.resolve()
-    return any(real.is_relative_to(root.resolve()) for root in roots)
-
-
-def _text_bytes(root: Path, suffixes: tuple[str, ...], enough: int) -> tuple[int, int]:
-    """Bytes and number of readable matching files; stops counting once there are `enough`."""
-    if root.is_file():
-        return root.stat().st_size, 1
-    total, files = 0, 0
-    for folder, _below_it, names in os.walk(root):
-        for name in names:
-            path = Path(folder) / name
-            if not name.endswith(suffixes) or not os.access(path, os.R_OK):
-                continue
-            files += 1
-            total += path.stat().st_size
-            if total >= enough:
-                return total, files
-    return total, files
 
 
 def _bucket(job: AnySpec, settings: Settings) -> Iterator[FieldError]:

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from model.config import MODEL_PRESETS, NanochatConfig
-from model.presets import BYTES, flaxchat
+from model.presets import flaxchat
 from orchestrator import dial
 from orchestrator.arithmetic import activation_bytes, state_bytes
 from worker.protocol import (
     AnyOptimizer,
     BatchSpec,
+    Characters,
     CheckpointSpec,
+    DataSpec,
     EvalSpec,
     JobSpec,
     OptimizerSpec,
@@ -37,6 +39,7 @@ SMALL = 250_000_000  # bytes that any machine has
 OWN = "Longhaul's own."
 OWN_WORDS = "The system's own description and public code."
 TWIN_STEPS = 60
+JULIAGPT_CHARACTERS = "\n abcdefghijklmnopqrstuvwxyz!\"'(),-.:;?—"
 
 
 @dataclass(frozen=True)
@@ -79,12 +82,14 @@ def _spec(
     optimizer: AnyOptimizer,
     model: object | None = None,
     every: tuple[int, int] = (500, 1000),
+    data: DataSpec | None = None,
 ) -> JobSpec:
     """`batch` is sequences and microbatches, `every` steps between evaluations and saves."""
     return JobSpec.model_validate(
         {
             "name": name.replace(".", "-"),
             "model": name if model is None else model,
+            "data": data or DataSpec(),
             "steps": steps,
             "batch": BatchSpec(sequences=batch[0], microbatches=batch[1]),
             "optimizer": optimizer,
@@ -139,7 +144,9 @@ def _twin(name: str, of: Preset) -> Preset:
 
 def _systems() -> dict[str, Preset]:
     julian = "bilingual, SentencePiece of 50,000 pieces"
-    bytes_stand_in = {"preset": "juliagpt-base", "vocab_size": BYTES}
+    characters = DataSpec(
+        tokenizer=Characters(charset=JULIAGPT_CHARACTERS, lowercase=True, others="drop")
+    )
     return {
         "julian-600m": Preset(
             _spec("julian-600m", (64, 8), 300_000, _cosine(3e-4, 3e-5, 2000)),
@@ -162,9 +169,9 @@ def _systems() -> dict[str, Preset]:
             OWN_WORDS,
         ),
         "juliagpt-base": Preset(
-            _spec("juliagpt-base", (64, 1), 5000, _cosine(6e-4, 6e-5, 100), bytes_stand_in),
-            "A Llama of 10.6M parameters for 40 characters; here on bytes.",
-            OWN_WORDS,
+            _spec("juliagpt-base", (64, 1), 5000, _cosine(6e-4, 6e-5, 100), data=characters),
+            "A Llama of 10.6M parameters for 40 characters.",
+            f"{OWN_WORDS} Which characters is chosen.",
         ),
         "juliagpt-5m": Preset(
             _spec("juliagpt-5m", (64, 1), 5000, _cosine(6e-4, 6e-5, 100)),

@@ -63,11 +63,12 @@ class BucketFolder:
         with self._words():
             return self._blob(name).download_as_bytes(timeout=TRY_SECONDS, retry=self._retry())
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         self._known = None
+        kind = "application/json" if isinstance(content, str) else "application/octet-stream"
         with self._words():
             self._blob(name).upload_from_string(
-                text, content_type="application/json", timeout=TRY_SECONDS, retry=self._retry()
+                content, content_type=kind, timeout=TRY_SECONDS, retry=self._retry()
             )
 
     def put(self, name: str, content: bytes) -> None:

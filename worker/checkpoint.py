@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Protocol
@@ -98,6 +98,7 @@ class Saver:
 
     A save that is not written within its limit is abandoned: its thread may go on for as long as
     the storage keeps it, but commits nothing any more, and the next save has a writer of its own.
+    `carried` are small files that lie in every checkpoint: the tokenizer's.
     """
 
     def __init__(
@@ -108,8 +109,10 @@ class Saver:
         send: Callable[[Report], None],
         new_writer: Callable[[], Writer] = OrbaxWriter,
         now: Callable[[], float] = time.monotonic,
+        carried: Mapping[str, bytes] | None = None,
     ) -> None:
         self._spec, self._rank, self._text, self._send = spec, rank, text, send
+        self._carried = carried or {}
         self._now = now
         self._limit = spec.job.save_limit_seconds
         self._new_writer = new_writer
@@ -321,6 +324,8 @@ class Saver:
         """Marks it whole, if nobody has given it up by then."""
         with self._ordering:
             write_order(self._spec)
+        for name, content in self._carried.items():
+            folder_at(save.folder).write(name, content)
         manifest, sha256 = commit(save.folder, save.loop, save.records, save.state_digest, claim)
         return CheckpointWritten(
             checkpoint_id=self._spec.checkpoint_id(save.step),

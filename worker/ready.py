@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,14 +23,17 @@ from worker.compiled import (
     compile_vote,
     first_state,
 )
-from worker.data.batches import Text, prepare_text
-from worker.data.corpus import load_corpus
+from worker.data.batches import Text
+from worker.data.checks import Checks
+from worker.data.load import load_text
 from worker.ends import TrainerEnd
 from worker.protocol import AttemptSpec, JobSpec, ResumePoint
 from worker.report import AgentLink
 from worker.restore import Restored, restore
 from worker.step import SIGNALS, TrainState
 from worker.storage import refuse_unusable
+
+CHECKED = "data-checked.json"  # in the host's folder
 
 
 @dataclass
@@ -47,7 +51,7 @@ class Ready:
 
     @property
     def fingerprint(self) -> str:
-        return self.text.corpus.fingerprint
+        return self.text.fingerprint
 
     def steps(self) -> Compiled:
         """The step and the eval, compiled by now or else here."""
@@ -108,7 +112,7 @@ def get_ready(spec: AttemptSpec, rank: int) -> Ready:
     """Raises Invalid and PeerLost."""
     job = spec.trained
     refuse_unusable(spec.storage)
-    text = prepare_text(job, load_corpus(job.data))
+    text = load_text(job, Checks(Path.cwd() / CHECKED))
     cache = compile_cache.folder(spec, rank)
     for name in compile_cache.drop_broken(cache, time.time()):
         print(f"removed a broken entry of the compile cache: {name}", flush=True)

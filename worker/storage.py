@@ -51,7 +51,7 @@ class Folder(Protocol):
 
     def read(self, name: str) -> bytes: ...
 
-    def write(self, name: str, text: str) -> None:
+    def write(self, name: str, content: str | bytes) -> None:
         """Whole or not at all, and to stay."""
         ...
 
@@ -141,8 +141,8 @@ class LocalFolder:
     def read(self, name: str) -> bytes:
         return (self._path / name).read_bytes()
 
-    def write(self, name: str, text: str) -> None:
-        write_atomically(self._path / name, text)
+    def write(self, name: str, content: str | bytes) -> None:
+        write_atomically(self._path / name, content)
 
     def put(self, name: str, content: bytes) -> None:
         path = self._path / name
@@ -181,11 +181,11 @@ class LocalFolder:
             sync_folder(self._path.parent)
 
 
-def write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, content: str | bytes) -> None:
     """The file appears whole or not at all, and survives a power cut once this returns."""
     draft = path.with_name(f"{path.name}{DRAFT}")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with draft.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
     draft.rename(path)

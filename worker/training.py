@@ -72,7 +72,7 @@ def _train(order: StartTrainer, link: AgentLink, clock: PhaseClock, ready: Ready
     text, numerics_key = ready.text, mesh.numerics_key(ready.devices, job)
     link.send(TrainerStarted(pid=os.getpid(), numerics_key=numerics_key))
 
-    saver = Saver(spec, rank, ready.fingerprint, link.send)
+    saver = Saver(spec, rank, ready.fingerprint, link.send, carried=text.carried)
     if rank == 0:
         link.keep_acceptances(saver.keep_acceptance)
         saver.leave_order()

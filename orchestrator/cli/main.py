@@ -14,6 +14,7 @@ from orchestrator.cli import (
     access,
     backup,
     checkpoint_wishes,
+    data,
     demo,
     hosts,
     importing,
@@ -85,6 +86,7 @@ for _command in (
 ):
     app.command()(_command)
 app.command("import")(importing.import_runs)
+app.add_typer(data.data_app, name="data")
 app.add_typer(hosts.hosts_app, name="hosts")
 app.add_typer(access.token_app, name="token")
 

@@ -15,8 +15,9 @@ from tests.fakes.tiny import Recorder
 from worker import mesh
 from worker.checkpoint import OrbaxWriter, Saver, Writer
 from worker.compiled import Compiled, abstract_state, compile_steps, first_state
-from worker.data.batches import Batches, Text, TrainingBatches, prepare_text
-from worker.data.corpus import load_corpus
+from worker.data.batches import Batches, Text, TrainingBatches
+from worker.data.checks import Checks
+from worker.data.load import load_text
 from worker.loop import Left, Training, train
 from worker.protocol import AttemptSpec, JobSpec
 from worker.report import PhaseClock
@@ -47,7 +48,7 @@ class Rig:
         devices = mesh.whole_mesh(job, fsdp)
         abstract = abstract_state(job, devices)
         placer = mesh.Placer(devices, job.batch.microbatches)
-        text = prepare_text(job, load_corpus(job.data))
+        text = load_text(job, Checks())
 
         @functools.cache
         def compiled() -> Compiled:
@@ -65,11 +66,11 @@ class Rig:
     def saver(
         self, spec: AttemptSpec, link: Recorder, writer: Callable[[], Writer] = OrbaxWriter
     ) -> Saver:
-        return Saver(spec, 0, self.text.corpus.fingerprint, link.send, writer)
+        return Saver(spec, 0, self.text.fingerprint, link.send, writer, carried=self.text.carried)
 
     def restored(self, spec: AttemptSpec) -> Restored:
         assert spec.resume is not None
-        return restore(spec, spec.resume, self.abstract, self.text.corpus.fingerprint)
+        return restore(spec, spec.resume, self.abstract, self.text.fingerprint)
 
     def run(
         self,

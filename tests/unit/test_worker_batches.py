@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from worker.data.batches import TrainingBatches
+from worker.data.mixture import Mixture
+from worker.data.samples import InMemory
 from worker.protocol import DataPlan, Skip
 
 SAMPLES = np.arange(20, dtype=np.uint16).reshape(10, 2)
@@ -14,7 +16,7 @@ SEQUENCES = 3
 
 def drawn(steps: range, plan: DataPlan | None = None) -> list[int]:
     """The first token of each sample of these steps: it names the sample."""
-    batches = TrainingBatches(SAMPLES, plan or DataPlan(seed=1), SEQUENCES)
+    batches = TrainingBatches(Mixture.of(InMemory(SAMPLES)), plan or DataPlan(seed=1), SEQUENCES)
     return [int(row[0]) for step in steps for row in batches.at(step).rows]
 
 

@@ -66,7 +66,7 @@ def saved(rig: Rig, spec: AttemptSpec, step: int = 0) -> tuple[Any, ResumePoint]
 
 
 def brought_back(rig: Rig, spec: AttemptSpec, point: ResumePoint) -> Any:
-    return restore(spec, point, rig.abstract, rig.text.corpus.fingerprint)
+    return restore(spec, point, rig.abstract, rig.text.fingerprint)
 
 
 def arrays(gcs: FakeGcs) -> str:
@@ -279,7 +279,7 @@ def test_one_that_is_abandoned_while_it_is_proven_is_never_marked(
 ) -> None:
     link, clock = Recorder(), [0.0]
     saver = Saver(
-        limited(rig, spec, 30.0), 0, rig.text.corpus.fingerprint, link.send, now=lambda: clock[0]
+        limited(rig, spec, 30.0), 0, rig.text.fingerprint, link.send, now=lambda: clock[0]
     )
     slow = gcs.faults.add(Fault(seconds=1.0, verbs=frozenset({"insert"}), part="loop.json"))
     saver.save(rig.fresh(), 4)

@@ -48,7 +48,7 @@ class Kept:
         return Path(self.point.uri)
 
     def restore(self, **changes: Any) -> TrainState:
-        text = self.rig.text.corpus.fingerprint
+        text = self.rig.text.fingerprint
         given = {"spec": self.spec, "point": self.point, "abstract": self.rig.abstract} | changes
         return restore(text=given.pop("text", text), **given).state
 

@@ -11,24 +11,26 @@ import pytest
 from tests.fakes.tiny import tiny_job, write_text
 from worker.data.batches import Batch, TrainingBatches, cut, prepare_text
 from worker.data.corpus import (
-    END_OF_DOCUMENT,
     Document,
     load_corpus,
     split_by_file,
     tokenize,
 )
+from worker.data.mixture import Mixture
 from worker.data.prefetch import Prefetcher
+from worker.data.samples import InMemory
 from worker.ends import Invalid
 from worker.protocol import DataPlan, DataSpec, PythonSource, Skip, TextFiles
+from worker.tokenizers.plain import END_OF_DOCUMENT
 
 
 def text_spec(path: Path, held_out: float = 0.2) -> DataSpec:
     return DataSpec(source=TextFiles(path=str(path)), held_out=held_out)
 
 
-def samples(count: int, width: int = 3) -> np.ndarray:
+def samples(count: int, width: int = 3) -> Mixture:
     """Each sample is its own number, repeated."""
-    return np.repeat(np.arange(count, dtype=np.uint16)[:, None], width, axis=1)
+    return Mixture.of(InMemory(np.repeat(np.arange(count, dtype=np.uint16)[:, None], width, 1)))
 
 
 def drawn(batches: TrainingBatches, steps: range) -> list[int]:

@@ -82,7 +82,7 @@ def forked(
 
 
 def _called(rig: Rig, fingerprint: str) -> Text:
-    return replace(rig.text, corpus=replace(rig.text.corpus, fingerprint=fingerprint))
+    return replace(rig.text, fingerprint=fingerprint)
 
 
 def test_a_fork_without_changes_is_the_sources_continuation(whole: Whole, tmp_path: Path) -> None:

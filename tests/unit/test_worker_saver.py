@@ -66,7 +66,7 @@ def brought_back(rig: Rig, spec: AttemptSpec, point: ResumePoint, change: Callab
     def read(folder: Path, wanted: dict[str, Any]) -> Named:
         return change(read_arrays(folder, wanted))
 
-    return restore(spec, point, rig.abstract, rig.text.corpus.fingerprint, read)
+    return restore(spec, point, rig.abstract, rig.text.fingerprint, read)
 
 
 def test_an_array_that_comes_back_with_one_bit_changed_is_refused(rig: Rig, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def stuck_saver(
     return Saver(
         attempt(job, root),
         0,
-        rig.text.corpus.fingerprint,
+        rig.text.fingerprint,
         link.send,
         lambda: next(writers, None) or OrbaxWriter(),
         clock,
@@ -199,7 +199,7 @@ def test_the_folder_of_a_save_that_still_writes_is_left_alone(rig: Rig, tmp_path
 
 def failing(rig: Rig, root: Path, clock: Clock, **policy: object) -> Saver:
     job = rig.job.model_copy(update={"policy": rig.job.policy.model_copy(update=policy)})
-    text = rig.text.corpus.fingerprint
+    text = rig.text.fingerprint
     return Saver(attempt(job, root), 0, text, Recorder().send, FullDisk, clock)
 
 

@@ -7,7 +7,8 @@ Must not import JAX; grain draws the order.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import grain
@@ -15,10 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.data.corpus import Corpus, Tokens
+from worker.data.mixture import Mixture
+from worker.data.samples import InMemory, Rows
 from worker.ends import Invalid
 from worker.protocol import DataPlan, JobSpec
 
-Rows = NDArray[np.int32]  # [sequences, context + 1]
+__all__ = ["Batch", "Batches", "Rows", "Text", "TrainingBatches", "cut", "prepare_text"]
 
 
 @dataclass(frozen=True)
@@ -42,25 +45,34 @@ def cut(tokens: Tokens, context: int) -> NDArray[np.uint16]:
 
 
 class TrainingBatches:
-    """Shuffles the samples anew in each epoch; every sample comes once in each.
+    """Shuffles the samples of each source anew in each of its epochs; every one comes once in each.
 
-    A batch at the end of an epoch is filled up from the next one.
+    Which source stands where follows from the mixture's schedule alone. A batch at the end of an
+    epoch is filled up from the next one.
     """
 
-    def __init__(self, samples: NDArray[np.uint16], plan: DataPlan, sequences: int) -> None:
-        self._samples = samples
+    def __init__(self, mixture: Mixture, plan: DataPlan, sequences: int) -> None:
+        self._mixture = mixture
         self._plan = plan
         self._sequences = sequences
-        # grain's sampler takes unsigned 32-bit seeds only.
-        numbers = grain.MapDataset.range(len(samples)).seed(plan.seed % (1 << 32))
-        self._order = numbers.shuffle().repeat()
+        self._orders = [
+            grain.MapDataset.range(len(part)).seed(_seed(plan, number)).shuffle().repeat()
+            for number, part in enumerate(mixture.parts)
+        ]
 
     def at(self, step: int) -> Batch:
         first = self._plan.batch_index(step) * self._sequences
-        places = range(first, first + self._sequences)
-        chosen = np.array([self._order[place] for place in places], np.int64)
-        rows = self._samples[chosen].astype(np.int32)
+        places = map(self._mixture.schedule.at, range(first, first + self._sequences))
+        rows = self._mixture.take([(part, self._orders[part][n]) for part, n in places])
         return Batch(step, rows, fingerprint(rows))
+
+
+def _seed(plan: DataPlan, part: int) -> int:
+    """grain's sampler takes unsigned 32-bit seeds only; each part has an order of its own."""
+    if part == 0:
+        return plan.seed % (1 << 32)
+    drawn = hashlib.blake2b(f"{plan.seed} {part}".encode(), digest_size=4)
+    return int.from_bytes(drawn.digest())
 
 
 def fingerprint(rows: Rows) -> str:
@@ -71,11 +83,16 @@ def fingerprint(rows: Rows) -> str:
 
 @dataclass(frozen=True)
 class Text:
-    """All that a run reads: the samples to train on and the fixed held-out batches."""
+    """All that a run reads: the samples to train on and the fixed held-out batches.
 
-    corpus: Corpus
-    train: NDArray[np.uint16]  # [samples, context + 1]
+    `fingerprint` names all of it; `carried` are the files, by name, of the tokenizer that travels
+    with each checkpoint.
+    """
+
+    fingerprint: str
+    train: Mixture
     held_out: tuple[Rows, ...]
+    carried: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
 
 
 def prepare_text(job: JobSpec, corpus: Corpus) -> Text:
@@ -89,14 +106,26 @@ def prepare_text(job: JobSpec, corpus: Corpus) -> Text:
             field="/data/source",
             hint="Give more text, or make batch.sequences or model.context smaller.",
         )
-    held = cut(corpus.held_out, context)
-    count = min(job.eval.batches, len(held) // sequences)
-    if job.data.held_out > 0 and count == 0:
+    held = Mixture.of(InMemory(cut(corpus.held_out, context)))
+    batches = held_out_batches(job, held, f"{len(corpus.held_out):,} tokens")
+    return Text(corpus.fingerprint, Mixture.of(InMemory(train)), batches)
+
+
+def held_out_batches(job: JobSpec, held: Mixture, has: str) -> tuple[Rows, ...]:
+    """At most as many as the spec wants; `has` tells how much there is.
+
+    Raises Invalid where there is to be an evaluation, and not one batch for it.
+    """
+    sequences = job.batch.sequences
+    rows = held.in_order(job.eval.batches * sequences)
+    count = 0 if rows is None else len(rows) // sequences
+    if rows is not None and count:
+        return tuple(np.split(rows[: count * sequences], count))
+    if job.data.held_out > 0:
         raise Invalid(
-            f"the held-out text has {len(corpus.held_out):,} tokens, but one batch takes"
-            f" {sequences * (context + 1):,}",
+            f"the held-out text has {has}, but one batch takes"
+            f" {sequences * (job.model.context + 1):,}",
             field="/data/held_out",
             hint="Raise data.held_out, give more text, or set data.held_out to 0 for no eval.",
         )
-    fixed = held[: count * sequences].astype(np.int32)
-    return Text(corpus, train, tuple(np.split(fixed, count)) if count else ())
+    return ()

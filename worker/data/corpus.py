@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from worker.ends import Invalid
-from worker.protocol import DataSpec, PythonSource, TextFiles
+from worker.protocol import DataSpec, Mixture, PythonSource, Shards, TextFiles
+from worker.tokenizers.base import Tokenizer, TokenizerError
+from worker.tokenizers.plain import Bytes, CharacterTokenizer
 
-END_OF_DOCUMENT = 256
 LEFT_OUT_FOLDERS = frozenset(
     {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 )
@@ -38,7 +39,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Byte-level tokens, each document ended by END_OF_DOCUMENT; `fingerprint` names the text."""
+    """Tokens, each document ended by its mark where there is one; `fingerprint` names the text."""
 
     train: Tokens
     held_out: Tokens
@@ -54,18 +55,27 @@ def load_corpus(spec: DataSpec) -> Corpus:
         train, held = _split_tail(documents[0], spec.held_out)
     else:
         train, held = split_by_file(documents, spec.held_out)
-    kept, left_out = tokenize(train), tokenize(held)
+    tokenizer = Bytes() if spec.tokenizer is None else CharacterTokenizer(spec.tokenizer)
+    kept, left_out = tokenize(train, tokenizer), tokenize(held, tokenizer)
     digest = hashlib.sha256(kept.tobytes())
     digest.update(b"held out")
     digest.update(left_out.tobytes())
     return Corpus(kept, left_out, len(documents), len(held), digest.hexdigest())
 
 
-def tokenize(documents: Sequence[Document]) -> Tokens:
-    parts: list[Tokens] = []
-    end = np.array([END_OF_DOCUMENT], np.uint16)
+def tokenize(documents: Sequence[Document], tokenizer: Tokenizer | None = None) -> Tokens:
+    """As bytes where no tokenizer is given. Raises Invalid for what it cannot read."""
+    tokenizer = tokenizer or Bytes()
+    end, parts = tokenizer.record.end, list[Tokens]()
     for document in documents:
-        parts += [np.frombuffer(document.data, np.uint8).astype(np.uint16), end]
+        try:
+            parts.append(tokenizer.encode(document.data).astype(np.uint16))
+        except TokenizerError as error:
+            raise Invalid(
+                f"{document.name}: {error}", field="/data/tokenizer", hint=error.hint
+            ) from error
+        if end is not None:
+            parts.append(np.array([end], np.uint16))
     return np.concatenate(parts) if parts else np.empty(0, np.uint16)
 
 
@@ -114,6 +124,8 @@ def _read(spec: DataSpec) -> list[Document]:
             if path.is_dir():
                 return _read_folder(path, suffixes, frozenset(), "/data/source/path")
             return [Document(path.name, _read_file(path, "/data/source/path"))]
+        case Shards() | Mixture():
+            raise TypeError("only text has documents")
 
 
 def _read_folder(

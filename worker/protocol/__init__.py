@@ -41,6 +41,17 @@ from worker.protocol.calls import (
     ToTrainerDrain,
     ToTrainerSave,
 )
+from worker.protocol.data import (
+    BYTE_VOCABULARY,
+    Characters,
+    DataSource,
+    DataSpec,
+    Mixture,
+    MixturePart,
+    PythonSource,
+    Shards,
+    TextFiles,
+)
 from worker.protocol.events import (
     AGENT_SAYS,
     EVENT,
@@ -93,22 +104,17 @@ from worker.protocol.program import (
     spec_model,
 )
 from worker.protocol.spec import (
-    BYTE_VOCABULARY,
     NAME_PATTERN,
     SPEC_VERSION,
     BatchSpec,
     BestSpec,
     CheckpointSpec,
-    DataSource,
-    DataSpec,
     EvalSpec,
     HangSpec,
     JobSpec,
     KeepSpec,
     PolicySpec,
-    PythonSource,
     SpikeSpec,
-    TextFiles,
 )
 from worker.protocol.tpu import SHAPES, ZONE_PATTERN, Shape, TpuSpec
 
@@ -134,6 +140,7 @@ __all__ = [
     "AttemptSpec",
     "BatchSpec",
     "BestSpec",
+    "Characters",
     "CheckpointAccepted",
     "CheckpointOffer",
     "CheckpointRejected",
@@ -172,6 +179,8 @@ __all__ = [
     "LogLines",
     "LossSpiked",
     "Meaning",
+    "Mixture",
+    "MixturePart",
     "MuonSpec",
     "Notice",
     "OptimizerSpec",
@@ -195,6 +204,7 @@ __all__ = [
     "Secrets",
     "SecretsAsked",
     "Shape",
+    "Shards",
     "Skip",
     "SpareReady",
     "Spec",

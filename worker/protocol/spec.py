@@ -6,52 +6,19 @@ a checkpoint at step n holds the state after n updates; a run of `steps: N` ends
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import Annotated, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
 from model.config import ModelConfig
 from worker.protocol.base import Count, Positive, Spec
+from worker.protocol.data import DataSpec
 from worker.protocol.hosts import HostsSpec
 from worker.protocol.optimizer import AnyOptimizer, OptimizerSpec
 
 SPEC_VERSION = 1
 NAME_PATTERN = r"^[a-z][a-z0-9-]{0,39}$"
-BYTE_VOCABULARY = 257  # 256 byte values and one end-of-document id
 WEIGHT_BYTES = 4  # of one parameter: float32, whatever the type of the products
-
-
-class PythonSource(Spec):
-    """The running interpreter's own standard library as text, byte by byte (tests left out)."""
-
-    kind: Literal["python-source"] = "python-source"
-
-
-class TextFiles(Spec):
-    """UTF-8 or any other text, read as bytes: one file, or every matching file below a folder."""
-
-    kind: Literal["text"] = "text"
-    path: str
-    suffixes: tuple[str, ...] = (".txt", ".md", ".py")
-
-    @field_validator("path")
-    @classmethod
-    def _absolute(cls, path: str) -> str:
-        pure = PurePosixPath(path)
-        if not pure.is_absolute() or ".." in pure.parts or "\0" in path:
-            raise ValueError("give an absolute path without '..', as the training host sees it")
-        return path
-
-
-DataSource = Annotated[PythonSource | TextFiles, Field(discriminator="kind")]
-
-
-class DataSpec(Spec):
-    """What is trained on, and which share of its files is held out for evaluation."""
-
-    source: DataSource = PythonSource()
-    held_out: Annotated[float, Field(ge=0, lt=1)] = 0.02
 
 
 class BatchSpec(Spec):
@@ -304,10 +271,12 @@ class JobSpec(Spec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.model.vocab_size < BYTE_VOCABULARY:
+        least = self.data.least_vocabulary
+        if self.model.vocab_size < least:
+            what = "byte-level text" if self.data.tokenizer is None else "data.tokenizer"
             raise ValueError(
-                f"model.vocab_size is {self.model.vocab_size}, but byte-level text needs"
-                f" {BYTE_VOCABULARY} ids; set model.vocab_size to {BYTE_VOCABULARY} or more"
+                f"model.vocab_size is {self.model.vocab_size}, but {what} needs"
+                f" {least} ids; set model.vocab_size to {least} or more"
             )
         devices = self.hosts.count * self.hosts.devices
         part = self.batch.sequences // self.batch.microbatches
@@ -332,7 +301,7 @@ class JobSpec(Spec):
     @property
     def needs_protocol(self) -> int:
         """The first protocol whose agents can read the spec."""
-        parts = (self.model, self.optimizer, self.checkpoint, self.hosts, self.policy)
+        parts = (self.model, self.data, self.optimizer, self.checkpoint, self.hosts, self.policy)
         return max(part.needs_protocol for part in parts)
 
     @property
