@@ -23,6 +23,7 @@ from worker.protocol.calls import (
     Command,
     DeleteCheckpoints,
     DrainTrainer,
+    Drill,
     HostFacts,
     KillTrainer,
     LeaveAt,
@@ -40,6 +41,7 @@ from worker.protocol.calls import (
     ToTrainerAccepted,
     ToTrainerDrain,
     ToTrainerSave,
+    Victim,
 )
 from worker.protocol.events import (
     EVENT,
@@ -146,6 +148,7 @@ __all__ = [
     "DataSpec",
     "DeleteCheckpoints",
     "DrainTrainer",
+    "Drill",
     "Envelope",
     "EvalSpec",
     "Evaluated",
@@ -218,5 +221,6 @@ __all__ = [
     "TrainerFinished",
     "TrainerStarted",
     "Unknown",
+    "Victim",
     "spec_model",
 ]
