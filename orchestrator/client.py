@@ -18,6 +18,8 @@ import httpx
 from pydantic import AwareDatetime, BaseModel, TypeAdapter
 
 from orchestrator.api.access_schemas import AuditPage, TokenMade, TokenRequest, TokenView
+from orchestrator.api.drain_schemas import DrainRequest, DrainView
+from orchestrator.api.drill_schemas import DrillRequest, DrillView
 from orchestrator.api.fleet_schemas import FleetPage
 from orchestrator.api.history_schemas import EventPage, EventView, LogPage, Metrics
 from orchestrator.api.inventory_schemas import (
@@ -215,6 +217,11 @@ class Client:
                 raise
             self._wire.put(f"/bundles/{plain(sha256)}", data, BundleView)
 
+    def drill(self, run: str, asked: DrillRequest) -> DrillView:
+        """Not sent again by itself: it might kill twice."""
+        body = asked.model_dump(mode="json", exclude_none=True)
+        return self._wire.read_once("POST", of_run(run, "drill"), DrillView, json=body)
+
     # ---- who may do what ------------------------------------------------------------------------
 
     def create_token(self, asked: TokenRequest) -> TokenMade:
@@ -265,6 +272,16 @@ class Client:
 
     def uncordon_host(self, host: str) -> InventoryHostView:
         return self._wire.read("POST", f"/inventory/{plain(host)}/uncordon", InventoryHostView)
+
+    def drain_host(self, host: str, reason: str | None = None) -> DrainView:
+        body = DrainRequest(reason=reason).model_dump(exclude_none=True)
+        return self._wire.read("POST", f"/hosts/{plain(host)}/drain", DrainView, json=body)
+
+    def drain_state(self, host: str) -> DrainView:
+        return self._wire.read("GET", f"/hosts/{plain(host)}/drain", DrainView)
+
+    def undrain_host(self, host: str) -> None:
+        self._wire.delete(f"/hosts/{plain(host)}/drain")
 
     def orphans(self) -> OrphansView:
         return self._wire.read("GET", "/orphans", OrphansView)

@@ -18,9 +18,10 @@ from sqlalchemy import Connection, Engine, and_, exists, or_, select
 from orchestrator.clock import Clock
 from orchestrator.reconcile.queue import Line, Waiting, line_up
 from orchestrator.reconcile.snapshot import Admission, Limits, Snapshot
+from orchestrator.records import HostRequest
 from orchestrator.settings import Settings
 from orchestrator.state import Desired, GroupState, RunState
-from orchestrator.store import claims, reads
+from orchestrator.store import claims, drains, reads
 from orchestrator.store.conditions import HELD
 from orchestrator.store.rows import AnyRow
 from orchestrator.store.tables import host_groups, runs
@@ -61,7 +62,7 @@ class _Worked:
 @dataclass(frozen=True)
 class _Asks:
     provider: str
-    hosts: int
+    request: HostRequest
 
 
 class Queue:
@@ -86,10 +87,10 @@ class Queue:
             known = worked is not None and (wanted is None or wanted in worked.line.waiting)
             if worked is not None and known and now - worked.seen_at < FRESH_SECONDS:
                 return worked.line
-            mark = claims.mark(connection)
+            mark = (*claims.mark(connection), drains.all_drains(connection))
             old = worked is None or now - worked.made_at > OLDEST_SECONDS
             if worked is None or old or not known or worked.mark != mark:
-                line = line_up(self._waiting(connection), claims.held(connection), self._limits())
+                line = self._line_up(connection)
                 worked = _Worked(line, mark, now, now)
             self._worked = _Worked(worked.line, mark, worked.made_at, now)
             return worked.line
@@ -105,6 +106,14 @@ class Queue:
         holders = claims.holders(connection, place.scope, run_id) if place else ()
         admission = line.admission(run_id, holders)
         return admission.never or admission.waits_for
+
+    def _line_up(self, connection: Connection) -> Line:
+        waiting = self._waiting(connection)
+        asks = {run_id: asked for (run_id, _), asked in self._asks.items()}
+        barred = drains.barred(
+            connection, ((run_id, one.provider, one.request) for run_id, one in asks.items())
+        )
+        return line_up(waiting, claims.held(connection), self._limits(), barred)
 
     def _waiting(self, connection: Connection) -> list[Waiting]:
         found = _rows(connection)
@@ -130,7 +139,8 @@ def _asked_for(
     asks = {key: known[key] for key in wanted if key in known}
     for run_id, number in sorted(wanted - asks.keys()):
         hosts = reads.job_spec(connection, run_id, number).hosts
-        asks[run_id, number] = _Asks(hosts.provider, hosts.count)
+        request = HostRequest(hosts.count, hosts.devices, hosts.section)
+        asks[run_id, number] = _Asks(hosts.provider, request)
     return asks
 
 
@@ -139,7 +149,7 @@ def _waiting(run: AnyRow, asks: _Asks, holds: Mapping[str, Mapping[str, int]]) -
         run_id=run.id,
         owner=run.owner,
         provider=asks.provider,
-        hosts=asks.hosts,
+        hosts=asks.request.hosts,
         priority=run.priority,
         queued_at=run.queued_at or run.created_at,
         holds=holds.get(run.id, {}),

@@ -17,7 +17,7 @@ from orchestrator.state import (
     RunState,
     Verdict,
 )
-from worker.protocol import HostsSection
+from worker.protocol import HostsSection, Victim
 
 
 @dataclass(frozen=True)
@@ -193,6 +193,7 @@ class Attempt:
     where late evidence changed it. `best_pace_seconds` is the least of what process 0 told as its
     usual step; `slow_why` how it is slower than it was. Steps up to `replays_through` had been told
     before; `replay_differs` is how its own telling differs first, at `replay_differs_step`.
+    `drill` is what somebody had killed of it, on purpose.
     """
 
     run_id: str
@@ -224,6 +225,9 @@ class Attempt:
     replay_differs_step: int | None = None
     replay_differs: str | None = None
     replay_told_at: datetime | None = None
+    drill: Victim | None = None
+    drill_at: datetime | None = None
+    drill_by: str | None = None
 
 
 @dataclass(frozen=True)

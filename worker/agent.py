@@ -33,6 +33,7 @@ from worker.protocol import (
     CommandSpec,
     DeleteCheckpoints,
     DrainTrainer,
+    Drill,
     Evaluated,
     HostNotice,
     KilledFor,
@@ -52,6 +53,7 @@ from worker.protocol import (
     ToTrainerAccepted,
     TrainerExited,
     Unknown,
+    Victim,
 )
 from worker.spares import GangGone, Spares
 from worker.spool import Spool
@@ -234,6 +236,8 @@ class Agent:
                     self._running.leave(command.step)
             case KillTrainer():
                 await self._kill(command)
+            case Drill():
+                self._drill(command)
             case DeleteCheckpoints():
                 self._delete(command)
             case StandBy():
@@ -296,6 +300,17 @@ class Agent:
     async def _kill(self, command: KillTrainer) -> None:
         if self._running and self._running.attempt <= command.attempt:
             await self._end_trainer(command.reason, KilledFor.SUPERSEDED)
+
+    def _drill(self, command: Drill) -> None:
+        """A fault on purpose. Whoever dies of it tells nothing, as with a real one."""
+        running = self._running
+        if running is None or running.attempt != command.attempt:
+            return
+        log.warning("attempt %d: a drill kills the %s", command.attempt, command.victim)
+        if command.victim is not Victim.AGENT:
+            running.strike()
+        if command.victim is not Victim.TRAINER:
+            os.kill(os.getpid(), signal.SIGKILL)  # what it has started dies with it
 
     async def _end_trainer(self, why: str, reason: KilledFor) -> None:
         """Returns once the trainer, if one runs, is known dead and its exit is in the spool."""

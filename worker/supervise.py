@@ -266,6 +266,11 @@ class Trainer:
             log.info("attempt %d: killing the trainer: %s", self.attempt, why)
             kill_group(self._process.pid)
 
+    def strike(self) -> None:
+        """SIGKILL as from outside: its end is told as that of any process that was killed."""
+        if self._process is not None and self._process.returncode is None:
+            kill_group(self._process.pid)
+
     # ---- whether it gets on ----------------------------------------------------------------------
 
     def overdue(self) -> str | None:

@@ -17,6 +17,8 @@ from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 
 from orchestrator.api import (
+    drains,
+    drills,
     fleet,
     health,
     inventory,
@@ -30,6 +32,8 @@ from orchestrator.api import (
 )
 from orchestrator.api.access_schemas import TokenRequest
 from orchestrator.api.auth import Gate
+from orchestrator.api.drain_schemas import BODIES as DRAIN_BODIES
+from orchestrator.api.drill_schemas import BODIES as DRILL_BODIES
 from orchestrator.api.errors import install_handlers
 from orchestrator.api.guards import BodyLimit, KnownHost, Proxied, RequestId, SecurityHeaders
 from orchestrator.api.inventory_schemas import BODIES as INVENTORY_BODIES
@@ -39,7 +43,16 @@ from orchestrator.preflight import DiskFree, disk_free
 from orchestrator.service import Service
 from worker.protocol import AgentReport, CommandSpec, JobSpec
 
-READ_BY_HAND = (JobSpec, CommandSpec, TokenRequest, AgentReport, *BODIES, *INVENTORY_BODIES)
+READ_BY_HAND = (
+    JobSpec,
+    CommandSpec,
+    TokenRequest,
+    AgentReport,
+    *BODIES,
+    *INVENTORY_BODIES,
+    *DRAIN_BODIES,
+    *DRILL_BODIES,
+)
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
 
@@ -63,8 +76,10 @@ def bare_app(lifespan: Lifespan | None = None) -> FastAPI:
         tokens,
         runs,
         wishes,
+        drills,
         programs,
         fleet,
+        drains,
         inventory,
         orphans,
         stream,

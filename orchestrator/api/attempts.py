@@ -90,6 +90,8 @@ def _view(
         recovery_seconds=_seconds_between(ended_before, first_at),
         save_seconds=row.save_seconds,
         save_why=row.save_why,
+        drill=row.drill,
+        drill_at=row.drill_at,
     )
 
 

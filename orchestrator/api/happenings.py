@@ -121,6 +121,9 @@ def _story(
     stopped = RETRY_CLASS[Verdict(row.verdict)] is not RetryClass.GO_ON
     since = _lost_since(connection, run.id, row, before, made.get(row.attempt))
     until = row.closed_at or service.clock.now()
+    ended = made.get(row.attempt)
+    drill = ended is not None and ended.drill is not None and stopped
+    headline = story.headline.format(attempt=row.attempt)
     return IncidentView(
         number=row.number,
         attempt=row.attempt,
@@ -130,16 +133,17 @@ def _story(
         closed_by_attempt=row.closed_by_attempt,
         needs_person=waits,
         asked_person=row.needs_person,
-        headline=story.headline.format(attempt=row.attempt),
+        headline=f"Drill: {headline[:1].lower()}{headline[1:]}" if drill else headline,
         seen=evidence(row.evidence),
         concluded=f"{sentence(clean(row.summary))} {story.concluded}",
         done=tuple(clean(line) for line in LINES.validate_json(row.done)),
-        left=story.left if waits or not stopped else (),
+        left=tuple(one.format(name=run.name) for one in story.left) if waits or not stopped else (),
         command=story.command.format(name=run.name) if waits else None,
         how_to_tell=story.how_to_tell,
         lost_seconds=max(0.0, (until - since).total_seconds()) if stopped else 0.0,
         lost_steps=_lost_steps(connection, run.id, row.attempt, told, made) if stopped else 0,
         stopped=stopped,
+        drill=drill,
         runbook=runbook(service, Verdict(row.verdict)),
     )
 

@@ -38,6 +38,7 @@ from orchestrator.state import RunState
 from orchestrator.store import wishes
 from orchestrator.store.audit import Actor
 from orchestrator.store.log_rows import Lines
+from orchestrator.store.naming import near_names
 from orchestrator.store.views import Asked, Order
 from orchestrator.wakes import LOOP, run_topic
 from worker.protocol import AnySpec, CommandSpec, JobSpec
@@ -92,20 +93,28 @@ async def read(
 
     try:
         return await to_thread.run_sync(work)
-    except wishes.NoSuchRun:
-        raise no_such_run() from None
+    except wishes.NoSuchRun as error:
+        raise await no_such_run(service, str(error)) from None
     except NotACursor:
         raise Refused(
             422, "invalid-request", "The cursor is not one of this list.", "Begin without a cursor."
         ) from None
 
 
-def no_such_run() -> Refused:
+async def no_such_run(service: Service, asked: str) -> Refused:
+    """With the names that may have been meant."""
+
+    def look() -> list[str]:
+        with service.read.begin() as connection:
+            return near_names(connection, asked)
+
+    near = await to_thread.run_sync(look)
+    meant = f"Did you mean {' or '.join(near)}? " if near else ""
     return Refused(
         404,
         "no-such-run",
         "There is no run with this id or name.",
-        "List the runs: longhaul runs, or GET /api/v1/runs.",
+        f"{meant}List the runs: longhaul runs, or GET /api/v1/runs.",
     )
 
 
@@ -340,8 +349,8 @@ async def write(service: Service, work: Callable[[Connection], T]) -> T:
             return await service.writer.run(work)
         except IntegrityError:
             return await service.writer.run(work)
-    except wishes.NoSuchRun:
-        raise no_such_run() from None
+    except wishes.NoSuchRun as error:
+        raise await no_such_run(service, str(error)) from None
     except wishes.NotAllowed as refusal:
         raise Refused(403, "not-your-run", str(refusal), "Ask its owner or an admin.") from None
     except wishes.NotAccepted as refusal:

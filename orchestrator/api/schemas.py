@@ -14,7 +14,7 @@ from orchestrator.state import (
     RunState,
     Verdict,
 )
-from worker.protocol import AnySpec
+from worker.protocol import AnySpec, Victim
 
 
 class View(BaseModel):
@@ -167,7 +167,8 @@ class AttemptView(View):
 
     `recovery_seconds` runs from the end of the attempt before to this one's first step.
 
-    It saves every `save_seconds` because of `save_why`, where saves come by time.
+    It saves every `save_seconds` because of `save_why`, where saves come by time. `drill` is what
+    was killed of it on purpose.
     """
 
     number: int
@@ -194,6 +195,8 @@ class AttemptView(View):
     recovery_seconds: float | None
     save_seconds: float | None = None
     save_why: str | None = None
+    drill: Victim | None = None
+    drill_at: AwareDatetime | None = None
 
 
 class AttemptPage(View):
@@ -247,7 +250,8 @@ class IncidentView(View):
     Where nothing stopped for it (`stopped` is false), what came is told all the same.
     `asked_person` stays true when it is over; `needs_person` says whether one is needed now.
     `lost_seconds` begins with the last step before the stop, and leaves out what went before: a
-    pause by a person, or an earlier stop. `runbook` is the address of the verdict's entry there.
+    pause by a person, or an earlier stop. `drill` says that it was caused on purpose. `runbook` is
+    the address of the verdict's entry there.
     """
 
     number: int
@@ -268,6 +272,7 @@ class IncidentView(View):
     lost_seconds: float
     lost_steps: int
     stopped: bool = True
+    drill: bool = False
     runbook: str = ""
 
 

@@ -16,7 +16,8 @@ from orchestrator.state import Verdict
 class Story:
     """`left` is what a person has to do before the run can go on, if Longhaul gave up.
 
-    `command` names the run as `{name}`.
+    `command` names the run as `{name}`. `done` is what was done where no incident tells of it,
+    because nothing went wrong.
     """
 
     headline: str
@@ -24,9 +25,11 @@ class Story:
     left: tuple[str, ...]
     command: str
     how_to_tell: str
+    done: tuple[str, ...] = ()
 
 
 _RESUME = "longhaul resume {name}"
+# With `{name}`, as commands have it.
 _LOGS = "Read the last log lines of the attempt: longhaul logs {name}"
 _AGAIN = "A later attempt completes a new step, and progress passes the step that was lost."
 _STAYS = "The run shows no later attempt, and its hosts are given back."
@@ -39,11 +42,12 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
             (),
             "longhaul show {name}",
             "The run has succeeded.",
+            ("Ended the run and gave its hosts back. Its checkpoints stay, as the spec has it.",),
         ),
         Verdict.PREEMPTED: Story(
             "Attempt {attempt} was told to leave its host",
-            "A trainer got a notice (SIGTERM) that Longhaul had not sent; it saved and left."
-            " Trainers on other hosts left with it.",
+            "Its host or its cloud said that it goes away, which Longhaul had not asked for."
+            " Trainers that had the time saved and left; those on other hosts left with them.",
             ("Ask for other hosts if such notices come too often to make progress.",),
             _RESUME,
             _AGAIN,
@@ -57,7 +61,8 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
         ),
         Verdict.HOST_LOST: Story(
             "A host of attempt {attempt} is lost",
-            "Its agent was silent, probes failed, and this service was listening all the while.",
+            "Its provider has nothing of it any more, or its agent was silent and probes failed"
+            " while this service was listening.",
             ("See whether the machine is up and has room in memory and on disk.",),
             _RESUME,
             _AGAIN,
@@ -90,8 +95,12 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
             "The training of attempt {attempt} diverged",
             "A number of the training state is not finite, or the loss left its bound. No state"
             " that is not finite was saved.",
-            ("Lower optimizer.learning_rate or lengthen optimizer.warmup_steps in a new run.",),
-            _RESUME,
+            (
+                "Look at the loss and the gradient norm before the bad step: longhaul show {name}",
+                "Go back before it and pass over more batches, or lower optimizer.learning_rate or"
+                " lengthen optimizer.warmup_steps in a fork.",
+            ),
+            _RESUME + " --from STEP --skip-batches N",
             "The loss stays finite past the step at which it was not.",
         ),
         Verdict.STORAGE_FAILED: Story(
@@ -124,17 +133,20 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
         ),
         Verdict.SUPERSEDED: Story(
             "Attempt {attempt} was superseded",
-            "A later attempt has the right to write; this one was ended.",
+            "Something newer was wished: another revision of the spec, another branch, or another"
+            " host. This attempt has lost the right to write.",
             (),
             "longhaul show {name}",
             _AGAIN,
+            ("Asked the trainers to save and leave, or ended them where nothing was to be saved.",),
         ),
         Verdict.CANCELLED: Story(
             "Attempt {attempt} was ended because the run was cancelled",
-            "Somebody wished it.",
+            "Somebody wished it; the audit log says who.",
             (),
             "longhaul show {name}",
             _STAYS,
+            ("Ended the trainers at once and gave the hosts back. Every checkpoint is kept.",),
         ),
         Verdict.PAUSED: Story(
             "Attempt {attempt} was ended because the run was paused",
@@ -142,6 +154,7 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
             (),
             _RESUME,
             _AGAIN,
+            ("Asked the trainers to save and leave. Hosts are kept for policy.hold_seconds.",),
         ),
         Verdict.OVER_LIMIT: Story(
             "The run has reached a limit of its spec",
@@ -156,7 +169,7 @@ STORIES: Mapping[Verdict, Story] = MappingProxyType(
             " a processor or an accelerator computes wrongly, or a library is not deterministic.",
             (
                 "Look for errors of memory and devices on the run's hosts, and test them.",
-                "If you trust the attempts before more, go back: longhaul rollback RUN --to STEP.",
+                "If you trust earlier attempts more, go back: longhaul rollback {name} --to STEP",
             ),
             "longhaul show {name}",
             "Steps that a later attempt trains again are bit-identical.",

@@ -29,7 +29,7 @@ from orchestrator.api.schemas import (
 )
 from orchestrator.api.series import chart, goodput, goodput_of, metrics
 from orchestrator.service import Service
-from orchestrator.state import USABLE_CHECKPOINTS, AttemptState, RunState
+from orchestrator.state import USABLE_CHECKPOINTS, AttemptState, GroupState, RunState
 from orchestrator.store import history, reads, speeds
 from orchestrator.store import views as rows
 from orchestrator.store.upcasters import job_spec
@@ -298,13 +298,21 @@ def _waits_for(
         case RunState.STOPPING:
             return "its trainers to save and leave"
         case RunState.PROVISIONING:
-            return f"hosts from the provider '{job.hosts.provider}'"
+            given = f"hosts from the provider '{job.hosts.provider}'"
+            return _turn(connection, service, run.id) or given
         case RunState.STARTING | RunState.RECOVERING:
             if attempt is None or attempt.state == AttemptState.ENDED:
-                return "the next attempt"
+                return _turn(connection, service, run.id) or "the next attempt"
             return f"the first new step of attempt {attempt.number}"
         case RunState.RUNNING | RunState.SUCCEEDED | RunState.FAILED | RunState.CANCELLED:
             return None
+
+
+def _turn(connection: Connection, service: Service, run_id: str) -> str | None:
+    """What a run that goes on and holds no hosts waits for in the line."""
+    if any(row.state != GroupState.GONE for row in rows.groups_of(connection, run_id)):
+        return None
+    return service.queue.waits_for(connection, run_id, named=False)
 
 
 def _waits_for_in_full(

@@ -14,6 +14,7 @@ from orchestrator.cli.options import AsJson, CommandFailed, DataDir, Exit, conne
 
 if TYPE_CHECKING:
     from orchestrator.api.inventory_schemas import InventoryHostView
+    from orchestrator.client import Client
 
 LOGIN = re.compile(r"([^@:\s]+)@([^@:\s]+)(?::([0-9]{1,5}))?")
 KNOWN_HOSTS = Path("~/.ssh/known_hosts")
@@ -206,8 +207,15 @@ def cordon(
 
 @hosts_app.command()
 def uncordon(host: HostName, data: DataDir = None) -> None:
-    """Let runs have a host again."""
+    """Let runs have a host again.
+
+    Also after a drain; `local` is the service's own machine.
+    """
     with connect(data) as client:
+        client.undrain_host(host)
+        if host == "local" and not _in_inventory(client, host):
+            typer.echo("local: runs may have this machine again")
+            return
         seen = client.uncordon_host(host)
     typer.echo(f"{seen.name}: {_devices(seen)}, {seen.free} free")
 
@@ -260,6 +268,15 @@ def _known_key(address: str, port: int) -> str:
 
 def _devices(host: InventoryHostView) -> str:
     return f"{host.devices} x {host.kind}" if host.kind else "devices not probed yet"
+
+
+def _in_inventory(client: Client, name: str) -> bool:
+    from orchestrator.client import Refused
+
+    try:
+        return any(host.name == name for host in client.inventory().items)
+    except Refused:  # the service can not enter hosts by SSH
+        return False
 
 
 def _cordoned(host: InventoryHostView) -> str:

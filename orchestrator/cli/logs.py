@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from orchestrator.cli.options import AsJson, DataDir, Exit, RunName, connect
+from orchestrator.cli.naming import by_prefix
+from orchestrator.cli.options import AnyRun, AsJson, DataDir, Exit, connect
 
 if TYPE_CHECKING:
     from orchestrator.api.history_schemas import LogLine, LogPage
@@ -18,8 +19,9 @@ LOOK_SECONDS = 0.5
 Wanted: TypeAlias = dict[str, str | int | None]
 
 
+@by_prefix
 def logs(
-    run: RunName,
+    run: AnyRun,
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on printing until the run is over.")
     ] = False,

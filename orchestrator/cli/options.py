@@ -48,10 +48,31 @@ def _no_path(run: str) -> str:
     )
 
 
+def _names(context: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    from orchestrator.cli.naming import complete_run
+
+    return complete_run(context, incomplete)
+
+
 RunName: TypeAlias = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", help="The run's name or its id.", show_default=False, callback=_no_path
+        metavar="RUN",
+        help="The run's name or its id.",
+        show_default=False,
+        callback=_no_path,
+        autocompletion=_names,
+    ),
+]
+# Of commands that only read.
+AnyRun: TypeAlias = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="The run's name or its id, or how only one of them begins.",
+        show_default=False,
+        callback=_no_path,
+        autocompletion=_names,
     ),
 ]
 DataDir: TypeAlias = Annotated[

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from orchestrator.cli.options import AsJson, DataDir, RunName, connect
+from orchestrator.cli.naming import by_prefix
+from orchestrator.cli.options import AnyRun, AsJson, DataDir, connect
 from orchestrator.state import RunState
 
 if TYPE_CHECKING:
@@ -122,7 +123,8 @@ def _to_go(run: RunSummary) -> str:
     return "" if eta is None or not render.goes_on(run) else text.seconds(eta)
 
 
-def show(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:
+@by_prefix
+def show(run: AnyRun, as_json: AsJson = False, data: DataDir = None) -> None:
     """Show a run: state, progress, attempts."""
     from orchestrator.cli import render
 
@@ -243,7 +245,8 @@ def _without(row: Sequence[T], places: Sequence[int]) -> list[T]:
     return [cell for place, cell in enumerate(row) if place not in places]
 
 
-def checkpoints(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:
+@by_prefix
+def checkpoints(run: AnyRun, as_json: AsJson = False, data: DataDir = None) -> None:
     """List a run's checkpoints, newest first."""
     from pydantic import TypeAdapter
 
@@ -298,7 +301,8 @@ def checkpoints_table(saved: Sequence[CheckpointView], width: int, now: datetime
     return render.table(columns, rows, width)
 
 
-def goodput(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:
+@by_prefix
+def goodput(run: AnyRun, as_json: AsJson = False, data: DataDir = None) -> None:
     """Show where each second of a run went."""
     from orchestrator.cli import render, text
 

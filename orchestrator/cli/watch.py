@@ -6,14 +6,16 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from orchestrator.cli.options import AsJson, DataDir, Exit, RunName, connect
+from orchestrator.cli.naming import by_prefix
+from orchestrator.cli.options import AnyRun, AsJson, DataDir, Exit, connect
 
 if TYPE_CHECKING:
     from orchestrator.api.schemas import RunDetail
     from orchestrator.client import Client
 
 
-def watch(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:
+@by_prefix
+def watch(run: AnyRun, as_json: AsJson = False, data: DataDir = None) -> None:
     """Watch a run until it ends or pauses. Ctrl-C stops the watching alone."""
     with connect(data) as client:
         raise typer.Exit(watch_to_end(client, run, as_json=as_json))

@@ -6,27 +6,31 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from orchestrator.cli.options import AsJson, DataDir, RunName, connect
+from orchestrator.cli.naming import by_prefix
+from orchestrator.cli.options import AnyRun, AsJson, DataDir, connect
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from orchestrator.api.schemas import IncidentView, RunDetail
+    from orchestrator.api.schemas import AttemptView, EvidenceView, IncidentView, RunDetail
 
 
-def why(run: RunName, as_json: AsJson = False, data: DataDir = None) -> None:
+@by_prefix
+def why(run: AnyRun, as_json: AsJson = False, data: DataDir = None) -> None:
     """Tell why a run stopped: seen, concluded, done, left to do."""
     from orchestrator.cli import render
 
     with connect(data) as client:
         detail = client.run(run)
-        incidents = client.incidents(detail.id)
-    last = newest(incidents)
+        last = newest(client.incidents(detail.id))
+        end = wished_end(client.attempts(detail.id), last)
+        runbook = f"{client.url}/runbook"
     if as_json:
-        render.print_data(_story(detail, last))
+        render.print_data(_story(detail, last, end))
         return
     out = render.console()
-    render.put(out, *why_parts(detail, last))
+    parts = why_parts(detail, last) if end is None else wished_parts(detail, end, runbook)
+    render.put(out, *parts)
 
 
 def newest(incidents: Sequence[IncidentView]) -> IncidentView | None:
@@ -39,19 +43,54 @@ def newest(incidents: Sequence[IncidentView]) -> IncidentView | None:
     return max(incidents, key=order, default=None)
 
 
-def _story(run: RunDetail, incident: IncidentView | None) -> dict[str, object]:
+def wished_end(
+    attempts: Sequence[AttemptView], incident: IncidentView | None
+) -> AttemptView | None:
+    """The end of the last attempt that ended, where a wish or the last step caused it and nothing
+    went wrong since: no incident tells of that."""
+    from orchestrator.state import RETRY_CLASS, RetryClass
+
+    ended = [one for one in attempts if one.verdict is not None]
+    last = max(ended, key=lambda one: one.number, default=None)
+    if last is None or last.verdict is None:
+        return None
+    wished = RETRY_CLASS[last.verdict] in (RetryClass.OBEY, RetryClass.FINISH)
+    waits = incident is not None and incident.needs_person
+    later = incident is None or incident.attempt < last.number
+    return last if wished and later and not waits else None
+
+
+def _story(
+    run: RunDetail, incident: IncidentView | None, end: AttemptView | None
+) -> dict[str, object]:
     return {
         "run": run.id,
         "name": run.name,
         "state": str(run.state),
         "reason": run.reason,
         "needs_person": run.needs_person,
+        "waits_for": run.waits_for,
         "incident": None if incident is None else incident.model_dump(mode="json"),
+        "wished_end": None if end is None else end.model_dump(mode="json"),
     }
 
 
 def why_parts(run: RunDetail, incident: IncidentView | None) -> Iterator[RenderableType]:
     """The story in sections; for a run that needs nobody that comes first."""
+    from rich.text import Text
+
+    from orchestrator.cli import text
+
+    yield from _top(run)
+    if incident is None:
+        yield Text("Nothing has gone wrong so far.")
+        return
+    yield Text("")
+    yield Text(text.clean(incident.headline), style="bold")
+    yield from _sections(incident)
+
+
+def _top(run: RunDetail) -> Iterator[RenderableType]:
     from rich.text import Text
 
     from orchestrator.cli import render, text
@@ -61,12 +100,32 @@ def why_parts(run: RunDetail, incident: IncidentView | None) -> Iterator[Rendera
         yield Text(text.clean(run.reason or "It waits for you."), style=render.RED)
     else:
         yield Text(f"This run needs nobody. {_standing(run)}")
-    if incident is None:
-        yield Text("Nothing has gone wrong so far.")
-        return
+
+
+def wished_parts(run: RunDetail, end: AttemptView, runbook: str) -> Iterator[RenderableType]:
+    """The story of an attempt that ended because that was wished, or because it was done."""
+    from rich.text import Text
+
+    from orchestrator.api.stories import STORIES
+    from orchestrator.cli import text
+
+    assert end.verdict is not None
+    story = STORIES[end.verdict]
+    yield from _top(run)
     yield Text("")
-    yield Text(text.clean(incident.headline), style="bold")
-    yield from _sections(incident)
+    yield Text(story.headline.format(attempt=end.number), style="bold")
+    yield from _seen(end.evidence)
+    yield _title("Concluded")
+    summary = text.clean(end.summary or str(end.verdict))
+    yield Text(f"{summary[:1].upper()}{summary[1:]}. {story.concluded}")
+    yield _title("Done by Longhaul")
+    yield from _list(story.done, "Nothing.")
+    yield _title("Left to do")
+    yield Text("Nothing, unless you want it otherwise.")
+    yield Text.assemble("→ ", (story.command.format(name=run.name), "bold"))
+    yield _title("How to tell that it worked")
+    yield Text(story.how_to_tell)
+    yield Text(f"\nMore: {runbook}#{end.verdict}", style="dim")
 
 
 def _standing(run: RunDetail) -> str:
@@ -77,25 +136,16 @@ def _standing(run: RunDetail) -> str:
     # "is succeeded" is no English.
     stands = "has" if run.state in (RunState.SUCCEEDED, RunState.FAILED) else "is"
     told = f": {text.clean(run.reason)}" if run.reason and run.reason != run.state else ""
-    return f"It {stands} {run.state} at {step}{told}."
+    waits = f" It waits for {text.clean(run.waits_for)}." if run.waits_for else ""
+    return f"It {stands} {run.state} at {step}{told}.{waits}"
 
 
 def _sections(incident: IncidentView) -> Iterator[RenderableType]:
     from rich.text import Text
 
-    from orchestrator.cli import render, text
+    from orchestrator.cli import text
 
-    yield _title("Seen")
-    columns = (render.Column("TIME"), render.Column("BY"), render.Column("WHAT", fold=True))
-    seen = render.table(
-        columns,
-        [
-            (text.clock(e.at), e.source, text.clean(e.text))
-            for e in sorted(incident.seen, key=lambda e: e.at)
-        ],
-    )
-    seen.show_header = False
-    yield seen
+    yield from _seen(incident.seen)
     yield _title("Concluded")
     yield Text(text.clean(incident.concluded))
     yield _title("Done by Longhaul")
@@ -109,6 +159,22 @@ def _sections(incident: IncidentView) -> Iterator[RenderableType]:
     yield Text(text.clean(incident.how_to_tell))
     if incident.runbook:
         yield Text(f"\nMore: {text.clean(incident.runbook)}", style="dim")
+
+
+def _seen(evidence: Sequence[EvidenceView]) -> Iterator[RenderableType]:
+    from orchestrator.cli import render, text
+
+    yield _title("Seen")
+    columns = (render.Column("TIME"), render.Column("BY"), render.Column("WHAT", fold=True))
+    seen = render.table(
+        columns,
+        [
+            (text.clock(e.at), e.source, text.clean(e.text))
+            for e in sorted(evidence, key=lambda e: e.at)
+        ],
+    )
+    seen.show_header = False
+    yield seen
 
 
 def _title(words: str) -> RenderableType:

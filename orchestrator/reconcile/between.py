@@ -34,7 +34,7 @@ def between_attempts(snap: Snapshot) -> Plan:
         return Plan(gives_up)
     if group is None or group.state is GroupState.GONE:
         return hosts.ask_for_hosts(snap)
-    if group.state is GroupState.RELEASING or not hosts.fits(snap, group):
+    if group.state is GroupState.RELEASING or not hosts.fits(snap, group) or snap.leave is not None:
         return hosts.release(snap)
     match group.state:
         case GroupState.REQUESTED:

@@ -67,7 +67,10 @@ class Line:
 
 def classify(facts: Facts) -> Finding:
     """Why a gang that was not asked to stop has ended."""
-    return next(found for line in TABLE if (found := line.find(facts)) is not None)
+    found = next(found for line in TABLE if (found := line.find(facts)) is not None)
+    if facts.attempt.drill is None:
+        return found
+    return replace(found, summary=f"a drill: {found.summary}")
 
 
 def facts_of(snap: Snapshot, attempt: Attempt) -> Facts:

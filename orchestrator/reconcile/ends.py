@@ -61,8 +61,12 @@ def _obeyed(snap: Snapshot, attempt: Attempt, trainers: list[Trainer]) -> tuple[
     reason = stopping.why(snap, attempt)
     if snap.run.state is RunState.STOPPING and reason in stopping.REPLACED:
         reason = stopping.Stop.PAUSE  # a pause that was taken back while it was obeyed
+    if reason is None and snap.run.state is not RunState.STOPPING:
+        reason = stopping.Stop.DRAIN  # which was taken back while it was obeyed
     verdict = stopping.VERDICTS[reason or stopping.Stop.PAUSE]
     summary = _left(snap, attempt, trainers)
+    if reason is stopping.Stop.DRAIN:
+        summary = f"{snap.leave or 'its host was drained, and is not any more'}; {summary}"
     seen = all_evidence(facts_of(snap, attempt))
     end = EndAttempt(attempt.number, verdict, summary, seen)
     if reason in stopping.REPLACED:

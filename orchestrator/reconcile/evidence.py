@@ -74,6 +74,8 @@ def all_evidence(facts: Facts) -> tuple[Evidence, ...]:
     seen += [notice_of(host) for host in facts.hosts if host.notice is not None]
     if facts.group is not None and facts.group.taken is not None:
         seen.append(taken_of(facts.group, facts.now))
+    if facts.attempt.drill is not None:
+        seen.append(drill_of(facts.attempt))
     return tuple(sorted(seen, key=lambda evidence: evidence.at))
 
 
@@ -100,6 +102,12 @@ def notice_of(host: Host) -> Evidence:
 def taken_of(group: HostGroup, now: datetime) -> Evidence:
     text = f"the cloud took the hosts ({group.taken}): {group.taken_text or 'no words'}"
     return Evidence(group.taken_at or now, f"provider {group.provider}", text)
+
+
+def drill_of(attempt: Attempt) -> Evidence:
+    assert attempt.drill_at is not None
+    words = f"a drill was asked for: kill the {attempt.drill} of attempt {attempt.number}"
+    return Evidence(attempt.drill_at, attempt.drill_by or "somebody", words)
 
 
 def _kernel(trainer: Trainer, now: datetime) -> Evidence:

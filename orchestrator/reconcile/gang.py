@@ -22,6 +22,7 @@ from orchestrator.reconcile.plan import (
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Attempt, Host, Trainer
 from orchestrator.state import AttemptCause, AttemptState, Desired, RunCause, RunState
+from worker.protocol import Victim
 
 GROUP_GONE = "the provider has no trace of its host group"
 RUNS_NOTHING = timedelta(minutes=2)  # an agent's report may be held back for one
@@ -64,6 +65,8 @@ def burials(snap: Snapshot, attempt: Attempt) -> tuple[Change, ...]:
         host = hosts.get(trainer.rank)
         lost = GROUP_GONE if group_gone else None
         dead = why_dead(host, attempt) or runs_nothing(snap, host, trainer, attempt)
+        if dead is not None and attempt.drill is Victim.HOST and trainer.rank == 0:
+            lost, dead = "a drill took its host away", None
         if lost is None and dead is not None:
             found.append(BuryTrainer(attempt.number, trainer.rank, dead))
             continue

@@ -27,6 +27,7 @@ from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.reconcile.versions import can_not_start, outdated
 from orchestrator.records import Evidence, Host, HostGroup, HostRequest
 from orchestrator.state import RETRY_CLASS, GroupCause, GroupState, RetryClass, Verdict
+from worker.protocol import Victim
 
 PROVIDER_RETRY = timedelta(seconds=1)
 AGENT_START = timedelta(seconds=15)
@@ -245,7 +246,8 @@ def and_relaunch(snap: Snapshot, plan: Plan) -> Plan:
     group = snap.group
     if group is None or group.state is not GroupState.READY:
         return plan
-    if lost_while_idle(snap, group) is not None:
+    drilled = snap.current is not None and snap.current.drill is Victim.HOST
+    if drilled or lost_while_idle(snap, group) is not None:
         return plan
     away = [host for host in snap.hosts if not serves(host)]
     if snap.current is not None:

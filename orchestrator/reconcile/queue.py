@@ -71,18 +71,24 @@ class Holder:
 
 @dataclass(frozen=True)
 class Line:
-    """`admitted` may all go at once; `places` says why the others wait, in the line's order."""
+    """`admitted` may all go at once; `places` says why the others wait, in the line's order.
+
+    `barred` are those whose hosts nobody gets for the time being, and why: they keep no room.
+    """
 
     limits: Limits
     waiting: Mapping[str, Waiting]
     admitted: frozenset[str]
     places: Mapping[str, Place]
     never: Mapping[str, str]
+    barred: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def admission(self, run_id: str, holders: Sequence[Holder] = ()) -> Admission:
         """What one run is told. A run that is not in the line wants nothing that it has not."""
         if run_id in self.never:
             return Admission(False, None, self.limits, self.never[run_id])
+        if run_id in self.barred:
+            return Admission(False, self.barred[run_id], self.limits)
         place = self.places.get(run_id)
         if place is None:
             return Admission(True, None, self.limits)
@@ -90,20 +96,26 @@ class Line:
         return Admission(False, words, self.limits)
 
 
-def line_up(waiting: Iterable[Waiting], held: Mapping[str, int], limits: Limits) -> Line:
+def line_up(
+    waiting: Iterable[Waiting],
+    held: Mapping[str, int],
+    limits: Limits,
+    barred: Mapping[str, str] | None = None,
+) -> Line:
     """Who may go now. `held` counts the hosts that are claimed in each scope."""
-    known = {run.run_id: run for run in waiting}
-    provided = {run.run_id for run in known.values() if run.provided}
+    known, barred = {run.run_id: run for run in waiting}, barred or {}
+    provided = {run.run_id for run in known.values() if run.provided and run.run_id not in barred}
     asking = [run for run in known.values() if run.run_id not in provided]
     never = {run.run_id: why for run in asking if (why := too_large(run, limits))}
     desk = _Desk(limits, Counter(dict(held)))
     by_priority: defaultdict[int, list[Waiting]] = defaultdict(list)
     for run in asking:
-        if run.run_id not in never:
+        if run.run_id not in never and run.run_id not in barred:
             by_priority[run.priority].append(run)
     for priority in sorted(by_priority, reverse=True):
         desk.serve(by_priority[priority])
-    return Line(limits, known, frozenset(desk.admitted) | provided, desk.places, never)
+    admitted = frozenset(desk.admitted) | provided
+    return Line(limits, known, admitted, desk.places, never, barred)
 
 
 def too_large(run: Waiting, limits: Limits) -> str | None:

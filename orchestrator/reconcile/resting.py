@@ -58,6 +58,7 @@ def _hold(snap: Snapshot) -> timedelta:
 def _keeps_well(snap: Snapshot, group: HostGroup) -> bool:
     return (
         group.state is GroupState.READY
+        and snap.leave is None
         and group.refused is None
         and lost_while_idle(snap, group) is None
         and fits(snap, group)

@@ -66,7 +66,7 @@ class Snapshot:
     `provision_within` how long it may take to bring them up.
     `hours_held` and `cost` are what the run has used of hosts over its whole life,
     `price_per_hour` what a new group would cost. `admission` says whether it is the run's turn to
-    ask for hosts.
+    ask for hosts. `leave` is why a host of `group` is to be left, None where it is not.
     """
 
     now: datetime
@@ -93,6 +93,7 @@ class Snapshot:
     data_plan: DataPlan | None = None
     kept: tuple[Kept, ...] = ()
     provision_within: timedelta = timedelta(hours=1)
+    leave: str | None = None
 
     @property
     def attempt(self) -> Attempt | None:

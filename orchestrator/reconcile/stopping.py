@@ -27,6 +27,7 @@ class Stop(StrEnum):
     LIMIT = "saving, because a limit of the spec is reached"
     BRANCH = "ending it for another branch"
     REVISION = "saving before the new revision"
+    DRAIN = "saving before its host is left"
 
 
 VERDICTS = {
@@ -35,8 +36,9 @@ VERDICTS = {
     Stop.LIMIT: Verdict.OVER_LIMIT,
     Stop.BRANCH: Verdict.SUPERSEDED,
     Stop.REVISION: Verdict.SUPERSEDED,
+    Stop.DRAIN: Verdict.SUPERSEDED,
 }
-REPLACED = frozenset({Stop.BRANCH, Stop.REVISION})
+REPLACED = frozenset({Stop.BRANCH, Stop.REVISION, Stop.DRAIN})
 
 
 def why(snap: Snapshot, attempt: Attempt) -> Stop | None:
@@ -54,6 +56,8 @@ def why(snap: Snapshot, attempt: Attempt) -> Stop | None:
         return Stop.BRANCH
     if attempt.revision != snap.run.revision:
         return Stop.REVISION
+    if snap.leave is not None and snap.group is not None and attempt.group == snap.group.name:
+        return Stop.DRAIN
     return None
 
 

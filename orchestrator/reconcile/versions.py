@@ -14,6 +14,7 @@ from worker.protocol import (
     Command,
     DeleteCheckpoints,
     DrainTrainer,
+    Drill,
     KillTrainer,
     LeaveAt,
     Retire,
@@ -67,7 +68,7 @@ def _needs(command: Command) -> int:
     match command:
         case StartTrainer(spec=spec):
             return spec.job.needs_protocol
-        case DeleteCheckpoints() | StandBy() | LeaveAt():
+        case DeleteCheckpoints() | StandBy() | LeaveAt() | Drill():
             return 3
         case SaveNow():
             return 2

@@ -26,6 +26,7 @@ from worker.protocol import (
     Command,
     DeleteCheckpoints,
     DrainTrainer,
+    Drill,
     ExitCode,
     KillTrainer,
     LeaveAt,
@@ -136,6 +137,8 @@ def _for_current(
         return [DrainTrainer(attempt=attempt.number, grace_seconds=grace), *leave]
     if leave:
         return leave
+    if running and rank == 0 and attempt.drill is not None:
+        return [Drill(attempt=attempt.number, victim=attempt.drill)]
     if running and _saves(sight):
         return [SaveNow(attempt=attempt.number, request=sight.save_request)]
     if running and rank > 0 and sight.standby is not None:

@@ -36,7 +36,7 @@ from orchestrator.providers.inventory import (
 from orchestrator.records import HostRequest
 from orchestrator.state import GroupState
 from orchestrator.store.effects import ASKED_FOR, NotWanted
-from orchestrator.store.tables import host_groups, ssh_hosts, ssh_places, ssh_slots
+from orchestrator.store.tables import drains, host_groups, ssh_hosts, ssh_places, ssh_slots
 
 WHY_LENGTH = 500
 
@@ -134,6 +134,7 @@ def _remove(connection: Connection, name: str) -> None:
         raise InUse(", ".join(sorted(set(groups))))
     connection.execute(delete(ssh_slots).where(ssh_slots.c.host == name))
     connection.execute(delete(ssh_places).where(here))
+    _end_drain(connection, name)
     connection.execute(delete(ssh_hosts).where(ssh_hosts.c.name == name))
 
 
@@ -179,7 +180,9 @@ def cordon(connection: Connection, name: str, by: CordonedBy, why: str, now: dat
 
 
 def uncordon(connection: Connection, name: str) -> None:
+    """With it a drain ends. Raises `NoSuchHost`."""
     host(connection, name)
+    _end_drain(connection, name)
     _change(connection, name, {"cordoned_at": None, "cordoned_by": None, "cordon_why": None})
 
 
@@ -189,6 +192,10 @@ def answered(connection: Connection, name: str, now: datetime, kind: str, device
     if found.cordon is not None and found.cordon.by is CordonedBy.PROBE:
         uncordon(connection, name)
     _change(connection, name, {"probed_at": now, "kind": kind, "devices": devices})
+
+
+def _end_drain(connection: Connection, name: str) -> None:
+    connection.execute(delete(drains).where(drains.c.provider == "ssh", drains.c.host == name))
 
 
 def _change(connection: Connection, name: str, values: Mapping[str, object]) -> None:

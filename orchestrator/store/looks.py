@@ -32,7 +32,7 @@ from orchestrator.reconcile.revising import REVISABLE
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import Attempt, Checkpoint, Host, HostGroup, Incident, Trainer
 from orchestrator.state import USABLE_CHECKPOINTS
-from orchestrator.store import giving_up, reads, rows, upcasters
+from orchestrator.store import drains, giving_up, reads, rows, upcasters
 from orchestrator.store.tables import (
     attempts,
     checkpoints,
@@ -178,6 +178,7 @@ def snapshots(
             data_plan=_data_plan(branches, run.branch),
             kept=giving_up.kept(connection, run_id, line) if forgets else (),
             provision_within=beside.provision_within,
+            leave=read.leaving.why(group) if group else None,
         )
     return found
 
@@ -210,6 +211,7 @@ class _Read:
     incidents: Mapping[str, Incident]
     hosts: Mapping[str, Sequence[Host]]
     trainers: Mapping[str, Sequence[Trainer]]
+    leaving: drains.Leaving
 
 
 def _read(connection: Connection, run_ids: Collection[str], now: datetime) -> _Read:
@@ -231,6 +233,7 @@ def _read(connection: Connection, run_ids: Collection[str], now: datetime) -> _R
         incidents={row["run_id"]: rows.incident(row) for row in open_ones},
         hosts=_hosts(connection, named),
         trainers=_trainers(connection, recent),
+        leaving=drains.leaving(connection),
     )
 
 

@@ -29,7 +29,7 @@ from orchestrator.state import (
     RunState,
     Verdict,
 )
-from worker.protocol import SECTIONS, DataPlan, HostsSection
+from worker.protocol import SECTIONS, DataPlan, HostsSection, Victim
 
 AnyRow = Row[*tuple[Any, ...]]
 EVIDENCE = TypeAdapter(tuple[Evidence, ...])
@@ -190,6 +190,9 @@ def attempt(of: RowMapping) -> Attempt:
         replay_differs_step=of["replay_differs_step"],
         replay_differs=of["replay_differs"],
         replay_told_at=of["replay_told_at"],
+        drill=None if of["drill"] is None else Victim(of["drill"]),
+        drill_at=of["drill_at"],
+        drill_by=of["drill_by"],
     )
 
 

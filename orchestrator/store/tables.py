@@ -225,6 +225,18 @@ ssh_hosts = Table(
     Column("probed_at", Instant),
 )
 
+# Hosts that runs are to leave: of the inventory, or this machine.
+drains = Table(
+    "drains",
+    metadata,
+    Column("provider", String(40), nullable=False),
+    Column("host", String(40), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("asked_by", String(80), nullable=False),
+    Column("asked_at", Instant, nullable=False),
+    PrimaryKeyConstraint("provider", "host"),
+)
+
 # Host `index` of a group lies there. No reference to host_groups: what is left of a group that was
 # deleted must still be found.
 ssh_places = Table(
@@ -291,6 +303,10 @@ attempts = Table(
     Column("replay_differs_step", Integer),
     Column("replay_differs", Text),
     Column("replay_told_at", Instant),
+    # What was killed of it on purpose, when that was asked for, and by whom.
+    Column("drill", String(16)),
+    Column("drill_at", Instant),
+    Column("drill_by", String(80)),
     PrimaryKeyConstraint("run_id", "number"),
 )
 # At most one current attempt per run, whatever the code above it believes.

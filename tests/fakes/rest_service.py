@@ -97,6 +97,8 @@ class FakeService:
     keys: list[str] = field(default_factory=list)
     submitted: list[dict[str, Any]] = field(default_factory=list)
     asked_for: list[dict[str, Any]] = field(default_factory=list)
+    drilled: dict[str, Any] = field(default_factory=dict)
+    drains: deque[dict[str, Any]] = field(default_factory=deque)
 
     def answer(self, method: str, path: str, query: dict[str, str], body: Any) -> tuple[int, Any]:
         self.asked.append((method, path))
@@ -129,10 +131,15 @@ class FakeService:
                 return 204, None
             case "GET", ["audit"]:
                 return 200, {"items": [deed()], "next_cursor": None}
+            case (("POST" | "GET"), ["hosts", _, "drain"]):
+                return 200, self.drains.popleft()
+            case "DELETE", ["hosts", _, "drain"]:
+                return 204, None
             case _, ["runs", name, *rest] if (found := self._find(name)) is not None:
                 return self._of_run(method, rest, found, query, body)
             case _:
-                return 404, problem(404, title="No such run", detail=f"{path}", errors=())
+                kind = "urn:longhaul:problem:no-such-run"
+                return 404, problem(404, type=kind, title="No such run", detail=path, errors=())
 
     def _find(self, name: str) -> RunDetail | None:
         return next((r for r in self.runs.values() if name in {r.id, r.name}), None)
@@ -198,6 +205,9 @@ class FakeService:
             case "POST", ["fork"]:
                 self.asked_for.append(body)
                 return 201, found.model_copy(update={"name": body["name"], "id": "9f"})
+            case "POST", ["drill"]:
+                self.asked_for.append(body)
+                return 202, self.drilled
             case "POST", ["cancel"]:
                 return 202, found.model_copy(update={"desired": Desired.CANCEL})
             case "GET", ["attempts"]:

@@ -28,6 +28,9 @@ CALLS: dict[str, str] = {
     "DELETE /api/v1/tokens/{token}": A,
     "GET /api/v1/audit": A,
     "GET /api/v1/hosts": V,
+    "GET /api/v1/hosts/{host}/drain": V,
+    "POST /api/v1/hosts/{host}/drain": O,
+    "DELETE /api/v1/hosts/{host}/drain": O,
     "GET /api/v1/inventory": V,
     "POST /api/v1/inventory": A,
     "DELETE /api/v1/inventory/{host}": A,
@@ -60,7 +63,7 @@ CALLS: dict[str, str] = {
     },
     **{
         f"POST {RUN}/{wish}": O
-        for wish in ("cancel", "checkpoint", "fork", "pause", "resume", "rollback")
+        for wish in ("cancel", "checkpoint", "drill", "fork", "pause", "resume", "rollback")
     },
     f"POST {RUN}/checkpoints/{{checkpoint}}/quarantine": O,
     "POST /api/v1/agents/register": AGENT,

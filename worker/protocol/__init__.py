@@ -23,6 +23,7 @@ from worker.protocol.calls import (
     Command,
     DeleteCheckpoints,
     DrainTrainer,
+    Drill,
     HostFacts,
     KillTrainer,
     LeaveAt,
@@ -40,6 +41,7 @@ from worker.protocol.calls import (
     ToTrainerAccepted,
     ToTrainerDrain,
     ToTrainerSave,
+    Victim,
 )
 from worker.protocol.data import (
     BYTE_VOCABULARY,
@@ -155,6 +157,7 @@ __all__ = [
     "DataSpec",
     "DeleteCheckpoints",
     "DrainTrainer",
+    "Drill",
     "Envelope",
     "EvalSpec",
     "Evaluated",
@@ -230,5 +233,6 @@ __all__ = [
     "TrainerFinished",
     "TrainerStarted",
     "Unknown",
+    "Victim",
     "spec_model",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, Field, TypeAdapter
@@ -46,6 +47,27 @@ class KillTrainer(Spec):
     kind: Literal["kill"] = "kill"
     attempt: int
     reason: str
+
+
+class Victim(StrEnum):
+    """What a drill kills."""
+
+    TRAINER = "trainer"
+    AGENT = "agent"
+    HOST = "host"
+
+
+class Drill(Spec):
+    """Kill on purpose what runs of `attempt` here, as a fault would: nobody is told (protocol 3).
+
+    An agent kills its trainer with SIGKILL; itself, and its trainer dies with it; or all that it
+    has on the host, itself last. It holds for the trainer of `attempt` alone, however often it
+    comes.
+    """
+
+    kind: Literal["drill"] = "drill"
+    attempt: int
+    victim: Victim
 
 
 class DeleteCheckpoints(Spec):
@@ -97,6 +119,7 @@ Command = Annotated[
     | DrainTrainer
     | SaveNow
     | KillTrainer
+    | Drill
     | DeleteCheckpoints
     | StandBy
     | LeaveAt
