@@ -59,8 +59,12 @@ class Group:
         return "g-" + self.path.replace(".", "-") + (f"-{self.variant}" if self.variant else "")
 
     @property
-    def key(self) -> str:
-        return self.path.rpartition(".")[2]
+    def parts(self) -> list[list[Group]]:
+        """The groups below, the variants of one path together, in the order of the schema."""
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:
+            found.setdefault(group.path, []).append(group)
+        return list(found.values())
 
 
 def form(schema: Schema, values: Mapping[str, object]) -> Group:

@@ -58,7 +58,8 @@ def timeline(
     found += [_bad(one) for one in saves if one.state is CheckpointState.QUARANTINED]
     found += _saves([one for one in saves if one.state in FINE], sorted(e.at for e in found))
     if run.finished_at is not None:
-        found.append(Entry(run.finished_at, looks.past(looks.of_run(run)), _ended(run)))
+        # First, since the last attempt may have ended in the same instant.
+        found.insert(0, Entry(run.finished_at, looks.past(looks.of_run(run)), _ended(run)))
     return sorted(found, key=lambda entry: entry.at, reverse=True)
 
 
