@@ -78,7 +78,7 @@ def test_links_of_the_timeline_lead_somewhere_on_the_page() -> None:
 def test_a_run_that_is_over_ends_its_line() -> None:
     story = finished()
     story.checkpoints = []
-    assert told(story)[0].what == "Succeeded after 2 m"
+    assert told(story)[0].what == "Succeeded after 2\N{NO-BREAK SPACE}m"
 
 
 def test_a_run_tells_its_branches_its_revisions_and_who_trains() -> None:
