@@ -51,7 +51,8 @@ class Metrics(View):
 class ChartColumn(View):
     """Steps `first..last` of one attempt; NaN is left out, and a column of NaN alone is None.
 
-    `loss_last` and `learning_rate` are those of step `last`.
+    `loss_last` and `learning_rate` are those of step `last`; `step_seconds` and `data_wait` are
+    seconds a step, on the whole.
     """
 
     first: int
@@ -65,6 +66,8 @@ class ChartColumn(View):
     grad_norm_mean: float | None
     learning_rate: float
     tokens_per_second: float | None
+    step_seconds: float | None = None
+    data_wait: float | None = None
 
 
 class Chart(View):

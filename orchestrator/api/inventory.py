@@ -57,10 +57,15 @@ async def list_inventory(request: Request) -> InventoryView:
     house = _house(request)
 
     def read() -> InventoryView:
-        places = house.inventory.places()
-        return InventoryView(items=tuple(_view(one, places) for one in house.inventory.hosts()))
+        return inventory_view(house)
 
     return await to_thread.run_sync(read)
+
+
+def inventory_view(house: SshHouse) -> InventoryView:
+    """Reads the database, so a route calls it in a thread."""
+    places = house.inventory.places()
+    return InventoryView(items=tuple(_view(one, places) for one in house.inventory.hosts()))
 
 
 @router.post(

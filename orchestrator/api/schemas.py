@@ -112,7 +112,10 @@ class GoodputView(View):
 
 
 class RunSummary(View):
-    """`waits_for` is None while the run trains; the detail of a run says it with more names."""
+    """`waits_for` is None while the run trains; the detail of a run says it with more names.
+
+    `cost` is what its hosts cost so far, as far as their prices are known.
+    """
 
     id: str
     name: str
@@ -135,6 +138,7 @@ class RunSummary(View):
     provider: str
     progress: Progress
     goodput: float | None
+    cost: float = 0.0
 
 
 class RunDetail(RunSummary):
@@ -202,6 +206,31 @@ class AttemptView(View):
 class AttemptPage(View):
     items: tuple[AttemptView, ...]
     next_cursor: str | None = None
+
+
+class TrainerView(View):
+    """One process of an attempt. `step_seconds` is its usual step lately, `own_seconds` its own
+    work in it and `data_wait` its wait for data; `slow` says how the others wait for it."""
+
+    rank: int
+    phase: str | None
+    last_step: int | None
+    last_step_at: AwareDatetime | None
+    step_seconds: float | None
+    own_seconds: float | None
+    data_wait: float | None
+    slow: str | None
+
+
+class BranchView(View):
+    """A line of checkpoints. All but the first begin at a step of their parent."""
+
+    number: int
+    parent: int | None
+    from_checkpoint: str | None
+    from_step: int
+    reason: str | None
+    created_at: AwareDatetime
 
 
 class CheckpointView(View):

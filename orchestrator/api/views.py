@@ -172,6 +172,7 @@ def _revision(row: rows.AnyRow) -> RevisionView:
 def _summary(connection: Connection, service: Service, run: rows.AnyRow) -> RunSummary:
     job = reads.job_spec(connection, run.id, run.revision)
     attempt = rows.last_attempt(connection, run.id)
+    ledger = goodput_of(connection, service, run)
     return RunSummary(
         id=run.id,
         name=run.name,
@@ -193,7 +194,8 @@ def _summary(connection: Connection, service: Service, run: rows.AnyRow) -> RunS
         hosts=job.hosts.count,
         provider=job.hosts.provider,
         progress=_progress(connection, run, job),
-        goodput=goodput_of(connection, service, run).goodput,
+        goodput=ledger.goodput,
+        cost=ledger.cost,
     )
 
 

@@ -21,7 +21,7 @@ MOST_COLUMNS = 1500
 SIGNIFICANT_DIGITS = 6
 EVERYTHING = "whole"  # the part of a layout's key that forbids appending
 
-MetricName = Literal["loss", "grad_norm", "learning_rate", "throughput"]
+MetricName = Literal["loss", "grad_norm", "learning_rate", "throughput", "step_time", "data_wait"]
 
 
 class Series(BaseModel):
@@ -97,6 +97,8 @@ def _series(chart: Chart) -> dict[MetricName, Series]:
         "grad_norm": Series(mean=[_round(c.grad_norm_mean) for c in columns]),
         "learning_rate": Series(mean=[_round(c.learning_rate) for c in columns]),
         "throughput": Series(mean=[_round(c.tokens_per_second) for c in columns]),
+        "step_time": Series(mean=[_round(c.step_seconds) for c in columns]),
+        "data_wait": Series(mean=[_round(c.data_wait) for c in columns]),
     }
 
 

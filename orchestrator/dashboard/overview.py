@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from orchestrator.api.fleet_schemas import FleetPage
 from orchestrator.api.schemas import IncidentView, RunSummary
 from orchestrator.dashboard import house, life, story
 from orchestrator.dashboard.reader import Reader
 from orchestrator.dashboard.spark import Spark, spark
+from orchestrator.dashboard.week import WEEK, Week, week
 from orchestrator.state import TERMINAL_RUNS, RunState
 
 SPARK_POINTS = 60
@@ -27,12 +29,21 @@ class Strip:
 
 
 @dataclass(frozen=True)
+class Held:
+    """The hosts that a run holds now; what they cost an hour where their prices are known."""
+
+    hosts: int = 0
+    per_hour: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     run: RunSummary
     life: life.Life
     incidents: tuple[IncidentView, ...]
     spark: Spark | None
     strip: Strip
+    held: Held
 
     @property
     def needs_reason(self) -> IncidentView | None:
@@ -42,12 +53,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Figures:
+    """`spent` and `spent_before` are of this week and of the one before, in `currency`."""
+
     training: int
     hosts: int
     tokens_per_second: float
-    goodput: float | None
+    week: Week
     stops: int
     recovered: int
+    spent: float | None
+    spent_before: float | None
+    currency: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,7 @@ class Overview:
     window_name: str
     windows: tuple[str, ...]
     ticks: list[life.Tick]
+    priced: bool
     house: house.House
 
 
@@ -73,18 +90,21 @@ def overview(reader: Reader, chosen_window: str | None) -> Overview:
     stories = {run.id: reader.incidents(run.id) for run in shown}
     lives = {run.id: life.live(run, reader.attempts(run.id), stories[run.id], now) for run in shown}
     name, window = life.shared_window([lives[run.id] for run in active], now, chosen_window)
+    fleet, found = reader.hosts(), reader.orphans()
+    held = _held(fleet)
 
     def row(run: RunSummary, window: life.Window) -> Row:
         losses = reader.losses(run.id, SPARK_POINTS)
         strip = draw(lives[run.id], window)
-        return Row(run, lives[run.id], stories[run.id], spark(losses), strip)
+        holds = held.get(run.id, Held())
+        return Row(run, lives[run.id], stories[run.id], spark(losses), strip, holds)
 
     rows = [row(run, window) for run in sorted(active, key=_urgency)]
     own = [row(run, life.Window(lives[run.id].start, lives[run.id].end)) for run in finished]
     happenings = _happenings(shown, stories, now)
     return Overview(
         headline=story.headline(active),
-        figures=_figures(active, happenings),
+        figures=_figures(reader, shown, lives, happenings, fleet.currency),
         needing=[row for row in rows if row.run.needs_person],
         active=rows,
         finished=own,
@@ -93,8 +113,19 @@ def overview(reader: Reader, chosen_window: str | None) -> Overview:
         window_name=name,
         windows=tuple(life.WINDOWS),
         ticks=life.ticks(window),
-        house=house.house(reader.hosts(), reader.orphans()),
+        priced=any(run.cost for run in runs) or any(one.per_hour for one in held.values()),
+        house=house.house(fleet, found),
     )
+
+
+def _held(fleet: FleetPage) -> dict[str, Held]:
+    held: dict[str, Held] = {}
+    for group in fleet.items:
+        before = held.get(group.run, Held())
+        prices = [one for one in (before.per_hour, group.price_per_hour) if one is not None]
+        hosts = before.hosts + len(group.hosts)
+        held[group.run] = Held(hosts, sum(prices) if prices else None)
+    return held
 
 
 def draw(one: life.Life, window: life.Window, least: float = LEAST_STOP) -> Strip:
@@ -121,18 +152,25 @@ def _happenings(
 
 
 def _figures(
-    active: Sequence[RunSummary], happenings: Sequence[tuple[RunSummary, IncidentView]]
+    reader: Reader,
+    runs: Sequence[RunSummary],
+    lives: Mapping[str, life.Life],
+    happenings: Sequence[tuple[RunSummary, IncidentView]],
+    currency: str,
 ) -> Figures:
-    training = [run for run in active if run.state is RunState.RUNNING]
-    shares = [run.goodput for run in active if run.goodput is not None]
+    training = [run for run in runs if run.state is RunState.RUNNING]
+    now, since = reader.now(), reader.now() - WEEK
     return Figures(
         training=len(training),
         hosts=sum(run.hosts for run in training),
         tokens_per_second=sum(run.progress.tokens_per_second or 0.0 for run in training),
-        goodput=sum(shares) / len(shares) if shares else None,
+        week=week(((lives[run.id], run.goodput) for run in runs), life.Window(since, now)),
         stops=len(happenings),
         recovered=sum(
             incident.closed_by_attempt is not None and not incident.asked_person
             for _, incident in happenings
         ),
+        spent=reader.spent(since, now),
+        spent_before=reader.spent(since - WEEK, since),
+        currency=currency,
     )

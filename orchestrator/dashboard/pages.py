@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Coroutine, Mapping
-from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from starlette.exceptions import HTTPException
 from orchestrator.api.auth import Session
 from orchestrator.api.errors import Refused
 from orchestrator.api.guards import HEADERS
-from orchestrator.dashboard import looks, words
+from orchestrator.dashboard import looks, places, words
+from orchestrator.dashboard.reader import Reader
 from orchestrator.ledger.checkpoints import in_words
 from orchestrator.roles import Role
 
@@ -37,7 +37,9 @@ FILTERS: Mapping[str, Callable[..., str]] = {
     "day_clock": words.day_clock,
     "duration": words.duration,
     "iso": words.iso,
+    "local": words.local,
     "loss": words.loss,
+    "money": words.money,
     "percent": words.percent,
     "plural": words.plural,
     "short_count": words.short_count,
@@ -46,6 +48,8 @@ FILTERS: Mapping[str, Callable[..., str]] = {
 GLOBALS: Mapping[str, object] = {
     "checkpoint_looks": looks.CHECKPOINTS,
     "look_of_attempt": looks.of_attempt,
+    "look_of_group": places.of_group,
+    "look_of_host": places.of_host,
     "look_of_run": looks.of_run,
     "past": looks.past,
     "verdicts": looks.VERDICTS,
@@ -77,23 +81,26 @@ def templates() -> Environment:
 
 
 def page(
-    request: Request, template: str, now: datetime, who: Session, **context: object
+    request: Request, template: str, reads: Reader, who: Session, **context: object
 ) -> HTMLResponse:
     """`template` filled in, in the theme that the person chose, with the headers of every page.
 
     A viewer's page has no button that changes something; the API would refuse it anyway.
     """
     chosen = request.cookies.get(THEME_COOKIE)
+    present = [one for one in reads.orphans().items if one.gone_at is None]
     html = (
         templates()
         .get_template(template)
         .render(
-            now=now,
+            now=reads.now(),
+            orphans=len(present),
             static=static_path(),
             theme=chosen if chosen in THEMES else None,
             csrf=who.csrf or "",
             person=f"{who.actor.name}, {who.role}",
             may_act=who.role.includes(Role.OPERATOR),
+            may_administer=who.role.includes(Role.ADMIN),
             **context,
         )
     )

@@ -8,27 +8,37 @@ from datetime import datetime
 from fastapi import Request
 from sqlalchemy import Connection
 
-from orchestrator.api import views
+from orchestrator.api import lineage, views
+from orchestrator.api.access_schemas import AuditEntry, AuditPage, TokenView
 from orchestrator.api.auth import service_of
 from orchestrator.api.fleet import fleet
 from orchestrator.api.fleet_schemas import FleetPage
 from orchestrator.api.history_schemas import Chart, LogLine
+from orchestrator.api.inventory import inventory_view
+from orchestrator.api.inventory_schemas import InventoryView
+from orchestrator.api.logs import Search
 from orchestrator.api.orphans import orphans_view
 from orchestrator.api.schemas import (
     AttemptView,
+    BranchView,
     CheckpointView,
     GoodputView,
     IncidentView,
     OrphansView,
+    RevisionView,
     RunDetail,
     RunSummary,
+    TrainerView,
 )
-from orchestrator.dashboard.reader import Reader
+from orchestrator.dashboard.reader import ALL_LINES, AuditAsked, LogAsked, Reader
 from orchestrator.service import Service
+from orchestrator.store import audit, spending, tokens
+from orchestrator.store.log_rows import Lines
 from orchestrator.store.wishes import NoSuchRun
 
 MOST_RUNS = 100
 MOST_GROUPS = 200
+DEEDS_A_PAGE = 100
 
 
 class ViewsReader:
@@ -75,8 +85,38 @@ class ViewsReader:
     def orphans(self) -> OrphansView:
         return orphans_view(self._connection, self._service)
 
-    def logs(self, run_id: str, lines: int) -> tuple[LogLine, ...]:
-        return views.logs(self._connection, self._service, run_id, limit=lines, newest=True).items
+    def logs(self, run_id: str, lines: int, asked: LogAsked = ALL_LINES) -> tuple[LogLine, ...]:
+        wanted, search = Lines(rank=asked.rank), Search(asked.text)
+        found = views.logs(
+            self._connection, self._service, run_id, wanted, lines, search, newest=True
+        )
+        return found.items
+
+    def revisions(self, run_id: str) -> tuple[RevisionView, ...]:
+        return views.revisions(self._connection, self._service, run_id).items
+
+    def branches(self, run_id: str) -> tuple[BranchView, ...]:
+        return lineage.branches(self._connection, self._service, run_id)
+
+    def trainers(self, run_id: str) -> tuple[TrainerView, ...]:
+        return lineage.trainers(self._connection, self._service, run_id)
+
+    def spent(self, since: datetime, until: datetime) -> float | None:
+        return spending.spent(self._connection, since, until)
+
+    def inventory(self) -> InventoryView | None:
+        return None if self._service.ssh is None else inventory_view(self._service.ssh)
+
+    def tokens(self) -> tuple[TokenView, ...]:
+        return tuple(TokenView(**vars(one)) for one in tokens.all_tokens(self._connection))
+
+    def audit(self, asked: AuditAsked) -> AuditPage:
+        found = audit.page(
+            self._connection, DEEDS_A_PAGE + 1, asked.cursor, asked.actor, None, asked.action
+        )
+        items = tuple(AuditEntry(**vars(one)) for one in found[:DEEDS_A_PAGE])
+        more = str(items[-1].id) if len(found) > DEEDS_A_PAGE else None
+        return AuditPage(items=items, next_cursor=more)
 
 
 def reader(request: Request) -> Iterator[Reader]:

@@ -108,6 +108,12 @@ def money(amount: float, currency: str) -> str:
     return f"{amount:,.2f} {currency}"
 
 
+def local(address: str) -> str:
+    """The way on this service alone: 'https://lh.example/runbook#hung' -> '/runbook#hung'."""
+    at = address.find("/runbook")
+    return address[at:] if at >= 0 else address
+
+
 def times(number: int) -> str:
     """How often: 'once', 'twice', '3 times'."""
     return {1: "once", 2: "twice"}.get(number, f"{number} times")

@@ -47,7 +47,8 @@ class Replay:
 class Column:
     """Steps `first..last` in one column of a chart; NULL (not a number) values are left out.
 
-    `loss_last` and `learning_rate` are those of step `last`.
+    `loss_last` and `learning_rate` are those of step `last`; `step_seconds` and `data_wait` are
+    seconds a step, on the whole.
     """
 
     first: int
@@ -61,6 +62,8 @@ class Column:
     grad_norm_mean: float | None
     learning_rate: float
     tokens_per_second: float | None
+    step_seconds: float | None
+    data_wait: float | None
 
 
 def launches(connection: Connection, run_id: str) -> list[Launch]:
@@ -129,6 +132,8 @@ def columns(
             grad_norm_mean=one.grad_norm_sum / one.grad_norms if one.grad_norms else None,
             learning_rate=one.learning_rate_last,
             tokens_per_second=one.tokens / one.seconds if one.seconds else None,
+            step_seconds=one.seconds / one.count if one.count else None,
+            data_wait=one.data_wait / one.count if one.count else None,
         )
         for one in columns_of(connection, run_id, parts, width, longest)
     ]

@@ -11,21 +11,27 @@ from datetime import datetime
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
+from orchestrator.api.access_schemas import AuditEntry, AuditPage, TokenView
 from orchestrator.api.auth import Session, signed_in
 from orchestrator.api.fleet_schemas import FleetGroup, FleetPage
 from orchestrator.api.guards import SecurityHeaders
 from orchestrator.api.history_schemas import Chart, ChartColumn, EvalPoint, LogLine
+from orchestrator.api.inventory_schemas import InventoryHostView, InventoryView
 from orchestrator.api.schemas import (
     AttemptView,
+    BranchView,
     CheckpointView,
     GoodputView,
     IncidentView,
     OrphansView,
     OrphanView,
+    RevisionView,
     RunDetail,
     RunSummary,
+    TrainerView,
 )
 from orchestrator.dashboard import router as dashboard
+from orchestrator.dashboard.reader import ALL_LINES, AuditAsked, LogAsked
 from orchestrator.dashboard.views_reader import reader
 from orchestrator.roles import Role
 from orchestrator.store.audit import Actor
@@ -43,6 +49,10 @@ class FakeReader:
         self.groups: tuple[FleetGroup, ...] = (make_group(),)
         self.found: tuple[OrphanView, ...] = ()
         self.only_listed = False
+        self.ssh: tuple[InventoryHostView, ...] | None = None
+        self.kept_tokens: tuple[TokenView, ...] = ()
+        self.deeds: tuple[AuditEntry, ...] = ()
+        self.spent_a_week: float | None = None
 
     def now(self) -> datetime:
         return self.clock
@@ -69,7 +79,9 @@ class FakeReader:
         return FleetPage(items=self.groups, currency="USD")
 
     def orphans(self) -> OrphansView:
-        prices = [one.price_per_hour or 0.0 for one in self.found if one.sure]
+        prices = [
+            one.price_per_hour or 0.0 for one in self.found if one.sure and one.gone_at is None
+        ]
         return OrphansView(
             items=self.found,
             cost_per_hour=sum(prices),
@@ -98,8 +110,40 @@ class FakeReader:
     def goodput(self, run_id: str) -> GoodputView:
         return self.story(run_id).goodput
 
-    def logs(self, run_id: str, lines: int) -> tuple[LogLine, ...]:
-        return tuple(self.story(run_id).logs[-lines:])
+    def logs(self, run_id: str, lines: int, asked: LogAsked = ALL_LINES) -> tuple[LogLine, ...]:
+        found = [
+            line
+            for line in self.story(run_id).logs
+            if (asked.text or "").casefold() in line.line.casefold()
+            and asked.rank in (None, line.rank)
+        ]
+        return tuple(found[-lines:])
+
+    def revisions(self, run_id: str) -> tuple[RevisionView, ...]:
+        return tuple(self.story(run_id).revisions)
+
+    def branches(self, run_id: str) -> tuple[BranchView, ...]:
+        return tuple(self.story(run_id).branches)
+
+    def trainers(self, run_id: str) -> tuple[TrainerView, ...]:
+        return tuple(self.story(run_id).trainers)
+
+    def spent(self, since: datetime, until: datetime) -> float | None:
+        return self.spent_a_week
+
+    def inventory(self) -> InventoryView | None:
+        return None if self.ssh is None else InventoryView(items=self.ssh)
+
+    def tokens(self) -> tuple[TokenView, ...]:
+        return self.kept_tokens
+
+    def audit(self, asked: AuditAsked) -> AuditPage:
+        found = [
+            deed
+            for deed in self.deeds
+            if asked.actor in (None, deed.actor) and asked.action in (None, deed.action)
+        ]
+        return AuditPage(items=tuple(found), next_cursor=None)
 
 
 def _column(first: int, last: int) -> ChartColumn:
@@ -116,6 +160,8 @@ def _column(first: int, last: int) -> ChartColumn:
         grad_norm_mean=0.4 + 2 * math.exp(-last / 20) + 0.05 * math.sin(last),
         learning_rate=3e-3 * min(1, last / 20) * (0.55 + 0.45 * math.cos(math.pi * last / 220)),
         tokens_per_second=8400 + 300 * math.sin(last * 1.7),
+        step_seconds=0.24 + 0.01 * math.sin(last * 1.7),
+        data_wait=0.004 + 0.001 * math.sin(last * 0.9),
     )
 
 
@@ -128,6 +174,8 @@ class Served:
     streams: bool = True
     down: bool = False
     version: int = 0
+    role: Role = Role.ADMIN
+    bodies: list[dict[str, object]] = field(default_factory=list[dict[str, object]])
 
     def touch(self) -> None:
         """Tells every open stream that something is new."""
@@ -138,7 +186,7 @@ def make_app(served: Served) -> FastAPI:
     """The dashboard over `served.reader`, with the API's stream and wishes at their simplest."""
     app = FastAPI()
     app.add_middleware(SecurityHeaders)
-    app.dependency_overrides[signed_in] = lambda: Session(Actor("ada", Role.ADMIN, None), CSRF)
+    app.dependency_overrides[signed_in] = lambda: Session(Actor("ada", served.role, None), CSRF)
     app.dependency_overrides[reader] = lambda: served.reader
 
     @app.middleware("http")
@@ -156,9 +204,16 @@ def make_app(served: Served) -> FastAPI:
     @app.post("/api/v1/runs/{run_id}/{action}")
     async def wish(request: Request, run_id: str, action: str) -> Response:
         served.posts.append((action, request.headers.get("X-CSRF-Token")))
+        served.bodies.append(await request.json())
         if action == "pause":
             problem = {"detail": "The run is already pausing.", "hint": "Wait for it to save."}
             return JSONResponse(problem, 409, media_type="application/problem+json")
+        return JSONResponse({}, 202)
+
+    @app.post("/api/v1/runs/{run_id}/checkpoints/{checkpoint}/quarantine")
+    async def quarantine(request: Request, run_id: str, checkpoint: str) -> Response:
+        served.posts.append(("quarantine", request.headers.get("X-CSRF-Token")))
+        served.bodies.append(await request.json())
         return JSONResponse({}, 202)
 
     dashboard.mount(app)

@@ -10,6 +10,7 @@ from orchestrator.api.fleet_schemas import FleetGroup
 from orchestrator.api.history_schemas import LogLine
 from orchestrator.api.schemas import (
     AttemptView,
+    BranchView,
     CheckpointView,
     EvidenceView,
     GoodputPart,
@@ -17,7 +18,9 @@ from orchestrator.api.schemas import (
     IncidentView,
     OrphanView,
     Progress,
+    RevisionView,
     RunDetail,
+    TrainerView,
 )
 from orchestrator.presets import PRESETS
 from orchestrator.state import AttemptState, CheckpointState, GroupState, RunState, Verdict
@@ -84,6 +87,7 @@ def make_incident(attempt: int = 1, **changes: object) -> IncidentView:
             "Resumed from step 75; 15 steps trained again.",
         ),
         "how_to_tell": "A later attempt completes a new step.",
+        "runbook": "https://lh.example/runbook#crashed",
         "lost_seconds": 7.6,
         "lost_steps": 15,
     }
@@ -135,6 +139,9 @@ class Story:
     checkpoints: list[CheckpointView] = field(default_factory=list[CheckpointView])
     logs: list[LogLine] = field(default_factory=list[LogLine])
     goodput: GoodputView = GOODPUT
+    revisions: list[RevisionView] = field(default_factory=list[RevisionView])
+    branches: list[BranchView] = field(default_factory=list[BranchView])
+    trainers: list[TrainerView] = field(default_factory=list[TrainerView])
 
 
 def make_group(name: str = "lh-x1-demo-1m-g1", hosts: int = 1, **changes: object) -> FleetGroup:

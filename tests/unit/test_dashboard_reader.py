@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.dashboard import router as dashboard
+from orchestrator.dashboard.reader import AuditAsked, LogAsked
 from orchestrator.dashboard.views_reader import ViewsReader
-from tests.unit.api_world import World, seed_crashed, tiny_spec, world
+from orchestrator.store.tables import log_lines, trainers
+from tests.unit.api_world import World, at, seed_crashed, tiny_spec, world
 
 
 @pytest.fixture
@@ -35,6 +37,44 @@ def test_a_crashed_run_reads_as_its_views_tell(made: World) -> None:
             assert len(reader.losses(run, 1000)) == 20
             assert reader.goodput(run).wall_seconds == 40
             assert reader.logs(run, 10) == ()
+            assert [c.step_seconds for c in reader.chart(run, 100, 19).columns] == [1.0, 1.0]
+            assert [one.number for one in reader.revisions(run)] == [1]
+            assert [(b.number, b.parent) for b in reader.branches(run)] == [(1, None)]
+            assert reader.spent(at(0), at(40)) is None
+            assert reader.tokens() == ()
+            [deed] = reader.audit(AuditAsked(action="run.submit")).items
+            assert (deed.actor, deed.target) == ("admin", run)
+            assert reader.audit(AuditAsked(actor="nobody")).items == ()
+
+
+def test_who_trains_now_is_told_by_rank(made: World) -> None:
+    with made.client() as client:
+        run = client.post("/api/v1/runs", json=tiny_spec("tiny")).json()["id"]
+        seed_crashed(made, run)
+        row = {"run_id": run, "attempt": 2, "rank": 0, "phase": "train", "pace_seconds": 0.5}
+        made.put(trainers, row | {"pace_own": 0.4, "slow_why": "it \x1b[31mwaits"})
+        with made.service.read.connect() as connection:
+            [told] = ViewsReader(connection, made.service).trainers(run)
+    assert (told.rank, told.step_seconds, told.own_seconds) == (0, 0.5, 0.4)
+    assert told.slow == "it waits"
+
+
+def test_the_log_is_searched_in_any_case_and_by_rank(made: World) -> None:
+    with made.client() as client:
+        run = client.post("/api/v1/runs", json=tiny_spec("tiny")).json()["id"]
+        lines = [
+            {"run_id": run, "attempt": 1, "rank": n % 2, "at": at(n), "line": f"Step {n}"}
+            for n in range(12)
+        ]
+        made.put(log_lines, *lines)
+        with made.service.read.connect() as connection:
+            reader = ViewsReader(connection, made.service)
+            found = reader.logs(run, 10, LogAsked("step 1"))
+            assert [line.line for line in found] == ["Step 1", "Step 10", "Step 11"]
+            assert [line.line for line in reader.logs(run, 2, LogAsked(rank=0))] == [
+                "Step 8",
+                "Step 10",
+            ]
 
 
 def test_the_pages_show_it(made: World) -> None:

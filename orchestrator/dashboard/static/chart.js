@@ -7,7 +7,13 @@ const LAST = {
   grad_norm: exact,
   learning_rate: (value) => value.toExponential(2).replace("e-", "e−"),
   throughput: (value) => `${whole(value)} tok/s`,
+  step_time: seconds,
+  data_wait: seconds,
 };
+
+function seconds(value) {
+  return value < 1 ? `${(value * 1000).toPrecision(3)} ms` : `${value.toPrecision(3)} s`;
+}
 
 export class Chart {
   constructor(host, view) {

@@ -77,7 +77,7 @@ export class Live {
     const html = await (await get(location.pathname + location.search)).text();
     const fresh = new DOMParser().parseFromString(html, "text/html");
     document.title = fresh.title;
-    morph(document.getElementById("main"), fresh.getElementById("main"));
+    for (const part of ["#main", "nav.places"]) morph(document.querySelector(part), fresh.querySelector(part));
     document.getElementById("live-at").textContent = fresh.getElementById("live-at").textContent;
     this.onPage?.();
   }

@@ -6,10 +6,15 @@ export function morph(old, fresh) {
     if (old.data !== fresh.data) old.data = fresh.data;
     return;
   }
-  if (old.nodeType !== Node.ELEMENT_NODE || old.hasAttribute("data-keep")) return;
+  if (old.nodeType !== Node.ELEMENT_NODE || isKept(old)) return;
   if (old.isEqualNode(fresh)) return;
   attributes(old, fresh);
   children(old, fresh);
+}
+
+// A dialog is a person's own only while it is open: closed, it follows what the run can do now.
+function isKept(old) {
+  return old.hasAttribute("data-keep") && (old.nodeName !== "DIALOG" || old.open);
 }
 
 function attributes(old, fresh) {

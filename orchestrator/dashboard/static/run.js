@@ -5,6 +5,7 @@ import { get, Live } from "./live.js";
 import { exact, whole } from "./svg.js";
 import { View } from "./view.js";
 
+const FIND_MS = 300;
 const SLOW_MS = 5000; // between two looks at a chart that is always sent whole
 const run = document.getElementById("run").dataset;
 const view = new View();
@@ -66,7 +67,7 @@ function lensButtons() {
   });
 }
 
-// The log stays at its end while it is there; a held log stays as it is.
+// The log stays at its end while it is there; one that is not followed stays as it is.
 function log(live) {
   const toEnd = () => {
     const lines = document.getElementById("log-lines");
@@ -78,12 +79,38 @@ function log(live) {
     const lines = event.target;
     if (lines.id === "log-lines") atEnd = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 24;
   }, true);
-  document.getElementById("hold").addEventListener("click", (event) => {
-    const held = event.target.getAttribute("aria-pressed") !== "true";
-    event.target.setAttribute("aria-pressed", String(held));
-    document.getElementById("log-lines")?.toggleAttribute("data-keep", held);
+  document.getElementById("follow").addEventListener("click", (event) => {
+    const followed = event.target.getAttribute("aria-pressed") !== "true";
+    event.target.setAttribute("aria-pressed", String(followed));
+    document.getElementById("log-lines")?.toggleAttribute("data-keep", !followed);
   });
+  find(live);
   toEnd();
+}
+
+// What is looked for stands in the address, so that a look, a reload and a link show the same.
+function find(live) {
+  const form = document.getElementById("log-find");
+  let timer = null;
+  const look = () => {
+    const asked = new URLSearchParams([...new FormData(form)].filter(([, value]) => value));
+    history.replaceState(null, "", `${location.pathname}${asked.size ? `?${asked}` : ""}#log`);
+    live.soon();
+  };
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    look();
+  });
+  form.addEventListener("input", () => {
+    clearTimeout(timer);
+    timer = setTimeout(look, FIND_MS);
+  });
+}
+
+// A link to evidence opens it.
+function openTarget() {
+  const told = location.hash && document.getElementById(location.hash.slice(1))?.querySelector("details");
+  if (told) told.open = true;
 }
 
 for (const host of document.querySelectorAll("[data-chart]")) new Chart(host, view);
@@ -94,3 +121,5 @@ const live = new Live({ stream: `/api/v1/runs/${encodeURIComponent(run.run)}/str
 controls(live);
 log(live);
 fetchFigures().catch(() => live.soon());
+window.addEventListener("hashchange", openTarget);
+openTarget();

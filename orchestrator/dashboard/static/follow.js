@@ -1,4 +1,4 @@
-// The overview: looks again every two seconds.
+// A page without charts: looks again every two seconds.
 import { controls } from "./controls.js";
 import { Live } from "./live.js";
 
