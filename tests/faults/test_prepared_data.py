@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +70,11 @@ def test_what_only_the_host_sees_ends_invalid_with_the_reason(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("after", [0.3, 0.9, 1.5])
+@pytest.mark.parametrize(
+    "seen", ["preparing/plan.json", "preparing/part-00010.json", "train-00010.bin"]
+)
 def test_a_preparation_of_several_processes_is_killed_and_gone_on_with(
-    text: Path, tmp_path: Path, after: float
+    text: Path, tmp_path: Path, seen: str
 ) -> None:
     inputs = tmp_path / "in"
     inputs.mkdir()
@@ -93,8 +94,7 @@ def test_a_preparation_of_several_processes_is_killed_and_gone_on_with(
     with process(tmp_path / "whole") as whole:
         assert whole.wait() == 0
     with process(tmp_path / "killed") as victim:
-        until((tmp_path / "killed" / "preparing" / "plan.json").exists, "the plan", every=0.01)
-        time.sleep(after)
+        until((tmp_path / "killed" / seen).exists, seen, every=0.005)
         victim.send_signal(signal.SIGKILL)
     with process(tmp_path / "killed") as again:
         assert again.wait() == 0

@@ -63,8 +63,13 @@ class TrainingBatches:
     def at(self, step: int) -> Batch:
         first = self._plan.batch_index(step) * self._sequences
         places = map(self._mixture.schedule.at, range(first, first + self._sequences))
-        rows = self._mixture.take([(part, self._orders[part][n]) for part, n in places])
+        rows = self._mixture.take([(part, self._sample(part, n)) for part, n in places])
         return Batch(step, rows, fingerprint(rows))
+
+    def _sample(self, part: int, place: int) -> int:
+        number = self._orders[part][place]
+        assert number is not None, "only a filter would leave a place empty"
+        return number
 
 
 def _seed(plan: DataPlan, part: int) -> int:

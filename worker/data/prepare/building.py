@@ -110,7 +110,8 @@ class _Stream:
     """The parts of a split as one."""
 
     def __init__(self, out: Path, parts: Sequence[PartRecord], split: Split, dtype: str) -> None:
-        self._out, self._parts, self._split, self._dtype = out, parts, split, dtype
+        self._out, self._parts, self._dtype = out, parts, dtype
+        self._split: Split = split
         tokens = [part.tokens[split] for part in parts]
         self._starts = np.concatenate(([0], np.cumsum(tokens, dtype=np.int64)))
 

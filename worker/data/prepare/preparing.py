@@ -9,6 +9,7 @@ import concurrent.futures as futures
 import fcntl
 import hashlib
 import multiprocessing
+import os
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -176,9 +177,11 @@ _out: Path
 _told: Any  # bytes done by all of them together
 
 
-def _begin(plan: Plan, out: Path, told: Any) -> None:
+def _begin(plan: Plan, out: Path, told: Any, parent: int) -> None:
     """In a process of the pool, which ends with the one that started it."""
     die_with_parent()
+    if os.getppid() != parent:  # it was killed while this one started, and would wait for ever
+        os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     _hold(plan, plan.open_tokenizer(), out, told)
 
@@ -210,7 +213,7 @@ class _Hands:
         _hold(plan, tokenizer, out, self._told)
         self._pool: futures.ProcessPoolExecutor | None = None
         if workers > 1:
-            given = (plan, out, self._told)
+            given = (plan, out, self._told, os.getpid())
             self._pool = futures.ProcessPoolExecutor(workers, context, _begin, given)
 
     def __enter__(self) -> Self:
