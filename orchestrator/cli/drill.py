@@ -232,18 +232,18 @@ def phases(
     `detect` ends with the verdict, `decide` with the new attempt, for which hosts may have been
     waited; a spare trainer has some of the other phases behind it.
     """
-    entered = {
-        str(event.body["phase"]): event.at
-        for event in events
-        if event.attempt == back.number and not event.rank
-    }
+    entered = dict[str, datetime]()
+    for event in events:
+        if event.attempt == back.number and not event.rank:  # it trains again after each eval
+            entered.setdefault(str(event.body["phase"]), event.at)
     marks = [("detect", killed.ended_at), ("decide", back.created_at)]
     marks += [(was, entered.get(name)) for was, name in zip(STARTING, ENTERED, strict=True)]
     marks.append(("first_step", back.first_step_at))
-    found, since = dict[str, float](), asked_at
+    found, since, last = dict[str, float](), asked_at, back.first_step_at
     for name, at in marks:
         # Clocks of hosts differ a little: what came before its predecessor took no time.
         until = since if at is None else max(at, since)
+        until = until if last is None else max(since, min(until, last))
         found[name], since = round((until - since).total_seconds(), 3), until
     return found
 

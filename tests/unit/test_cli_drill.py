@@ -40,7 +40,8 @@ def test_where_the_time_went() -> None:
     gone = fake.attempt(1, ended_at=fake.after(10.5))
     back = fake.attempt(2, created_at=fake.after(11), first_step_at=fake.after(14))
     cold = [entered(name, 11.5 + number * 0.5) for number, name in enumerate(NAMES)]
-    found = drill.phases(fake.after(10), gone, back, [*cold, entered("train", 1, attempt=1)])
+    others = [entered("train", 1, attempt=1), entered("eval", 20), entered("train", 21)]
+    found = drill.phases(fake.after(10), gone, back, [*cold, *others])
     assert found == {
         "detect": 0.5,
         "decide": 0.5,
