@@ -55,9 +55,10 @@ def differences(before: AnySpec, after: AnySpec) -> list[Change]:
 def _told(spec: Mapping[str, object], path: str) -> str:
     here: object = spec
     for name in path.split("."):
-        if not isinstance(here, dict) or name not in here:
+        fields = cast("Mapping[str, object]", here) if isinstance(here, Mapping) else {}
+        if name not in fields:
             return MISSING
-        here = cast(dict[str, object], here)[name]
+        here = fields[name]
     if here is None:
         return MISSING
     return here if isinstance(here, str) else json.dumps(here)

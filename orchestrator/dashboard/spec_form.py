@@ -115,7 +115,9 @@ class _Maker:
         objects = [one for one in kinds if one.get("properties")]
         if not objects or depth >= DEEPEST:
             return []
-        given = cast(Mapping[str, object], value) if isinstance(value, dict) else {}
+        given: Mapping[str, object] = {}
+        if isinstance(value, dict):
+            given = cast(dict[str, object], value)
         nullable = any(one.get("type") == "null" for one in kinds)
         if len(objects) == 1:
             return [self.group(path, objects[0], given, None, depth + 1, nullable)]

@@ -5,7 +5,7 @@ Pure. Saves that nothing came between are told as one entry.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -40,11 +40,11 @@ class Entry:
 
 def timeline(
     run: RunDetail,
-    attempts: Iterable[AttemptView],
-    incidents: Iterable[IncidentView],
-    checkpoints: Iterable[CheckpointView],
-    branches: Iterable[BranchView],
-    revisions: Iterable[RevisionView],
+    attempts: Sequence[AttemptView],
+    incidents: Sequence[IncidentView],
+    checkpoints: Sequence[CheckpointView],
+    branches: Sequence[BranchView],
+    revisions: Sequence[RevisionView],
 ) -> list[Entry]:
     """Newest first."""
     found = [Entry(run.created_at, SUBMITTED, f"Submitted by {run.owner}")]
