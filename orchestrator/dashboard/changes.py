@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import cast
 
 from orchestrator.api.schemas import RevisionView
-from orchestrator.spec_paths import differing
+from orchestrator.spec_paths import Fields, differing
 from worker.protocol import AnySpec
 
 MISSING = "not set"
@@ -55,10 +55,11 @@ def differences(before: AnySpec, after: AnySpec) -> list[Change]:
 def _told(spec: Mapping[str, object], path: str) -> str:
     here: object = spec
     for name in path.split("."):
-        fields = cast("Mapping[str, object]", here) if isinstance(here, Mapping) else {}
-        if name not in fields:
-            return MISSING
-        here = fields[name]
+        here = _field(here, name)
     if here is None:
         return MISSING
     return here if isinstance(here, str) else json.dumps(here)
+
+
+def _field(group: object, name: str) -> object:
+    return cast(Fields, group).get(name, MISSING) if isinstance(group, dict) else MISSING
