@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,9 @@ from tests.fakes.control_plane import Book, ControlPlane
 from tests.fakes.ssh_hosts import LoopbackHost, make_key, write_python
 
 HOSTS, ROUNDS, SINGLES = 100, 30, 100
-GANG, ALONE = "lh-bench-gang", "lh-bench-alone"
+GANG = 10  # hosts that are entered at once: all of them share the cores of this machine
+AT_ONCE = 3  # gangs that are looked at side by side
+ALONE = "lh-bench-alone"
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -49,7 +52,7 @@ class Spent:
 
 
 class Site:
-    """`count` hosts in an inventory, each with a place for a gang and one for a run alone."""
+    """`count` hosts in an inventory, each with one place."""
 
     def __init__(self, root: Path, count: int, stack: ExitStack) -> None:
         key = root / "client_key"
@@ -72,7 +75,7 @@ class Site:
                 host_key=host.host_key,
                 key_file=str(key),
             )
-            inventory.add(f"h{number}", login, Devices("cpu", 2))
+            inventory.add(f"h{number}", login, Devices("cpu", 1))
         python, plane = str(write_python(root / "python")), ControlPlane(Book())
         stack.callback(plane.stop)
         self.connections = Connections()
@@ -121,19 +124,30 @@ def _comes_from(pid: int, parents: dict[int, int], roots: set[int]) -> bool:
 def measured(count: int, rounds: int, singles: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="lh-ssh-") as folder, ExitStack() as stack:
         _say(f"starting {count} sshd")
-        site = Site(Path(folder), count, stack)
+        site = Site(Path(folder), count + 1, stack)
         provider = site.provider
-        _say("entering all of them, and making their folders")
-        made = site.spent(lambda: provider.acquire(GANG, HostRequest(count, 1)))
-        first = site.spent(lambda: provider.probe(GANG))
-        _say(f"{rounds} rounds of probes over {count} hosts")
-        looks = [site.spent(lambda: provider.probe(GANG)) for _ in range(rounds)]
         provider.acquire(ALONE, HostRequest(1, 1))
+        sizes = {f"lh-bench-{n}": min(GANG, count - n) for n in range(0, count, GANG)}
+        threads = stack.enter_context(ThreadPoolExecutor(AT_ONCE))
+
+        def enter() -> None:
+            for group, size in sizes.items():
+                provider.acquire(group, HostRequest(size, 1))
+
+        def look() -> int:
+            """How many hosts it could tell of."""
+            probes = list(threads.map(provider.probe, sizes))
+            return sum(host.agent_alive is not None for one in probes for host in one.hosts)
+
+        _say(f"entering all of them, {GANG} at once, and making their folders")
+        made = site.spent(enter)
+        first = site.spent(look)
+        _say(f"{rounds} rounds of probes over {count} hosts")
+        looks = [site.spent(look) for _ in range(rounds)]
         _say(f"{singles} probes of one host")
         alone = [site.spent(lambda: provider.probe(ALONE)) for _ in range(singles)]
-        probe = provider.probe(GANG)
-        answered = sum(host.agent_alive is not None for host in probe.hosts)
-        gone = site.spent(lambda: provider.release(GANG))
+        answered = look()
+        gone = site.spent(lambda: list(map(provider.release, sizes)))
         provider.release(ALONE)
     return {
         "hosts": count,
