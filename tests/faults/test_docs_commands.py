@@ -161,13 +161,14 @@ class Reader:
 
 @contextlib.contextmanager
 def drained(service: Plane) -> Iterator[None]:
-    """Nothing starts meanwhile."""
+    """Nothing starts meanwhile, nor afterwards."""
     env = ["--data", str(service.data)]
     result = CliRunner().invoke(app, ["drain", "local", "--reason", "only words", *env])
     assert result.exit_code == 0, result.output
     try:
         yield
     finally:
+        service.clear()
         result = CliRunner().invoke(app, ["hosts", "uncordon", "local", *env])
         assert result.exit_code == 0, result.output
 
@@ -198,7 +199,7 @@ def test_the_lines_do_what_they_say(reader: Reader) -> None:
     for words in first:
         reader.type(words)
     reader.run = reader.service.get("runs/my-text")["id"]
-    saved = until(lambda: _accepted(reader), "a checkpoint", every=0.3)
+    saved = until(lambda: _accepted(reader), "a checkpoint", 180, every=0.3)
     wants_training = [words for words in real if words[0] == "checkpoint"]
     for words in wants_training:
         reader.type(words)
