@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import cast
 
 from orchestrator.api.schemas import RevisionView
 from orchestrator.spec_paths import differing
@@ -57,7 +56,7 @@ def _told(spec: Mapping[str, object], path: str) -> str:
     for name in path.split("."):
         if not isinstance(here, dict) or name not in here:
             return MISSING
-        here = cast(dict[str, object], here)[name]
+        here = here[name]
     if here is None:
         return MISSING
     return here if isinstance(here, str) else json.dumps(here)
