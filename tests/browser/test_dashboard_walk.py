@@ -135,6 +135,7 @@ def test_a_person_walks_through_all_of_it(made: World, open_page: Open) -> None:
         expect(page.locator("#timeline")).to_contain_text("Branch 2 opened at step 5")
 
         made.change(run, state=RunState.RUNNING, state_since=at(31))
+        expect(page.locator("#run h1")).to_contain_text("running")
         page.get_by_role("button", name="Resume from step 5").click()
         page.get_by_role("dialog").get_by_role("button", name="Go back").click()
         expect(page.locator("#branches tbody tr")).to_have_count(3)
