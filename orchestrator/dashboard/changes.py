@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 from orchestrator.api.schemas import RevisionView
 from orchestrator.spec_paths import differing
@@ -54,9 +55,14 @@ def differences(before: AnySpec, after: AnySpec) -> list[Change]:
 def _told(spec: Mapping[str, object], path: str) -> str:
     here: object = spec
     for name in path.split("."):
-        if not isinstance(here, dict) or name not in here:
+        fields = _fields(here)
+        if name not in fields:
             return MISSING
-        here = here[name]
+        here = fields[name]
     if here is None:
         return MISSING
     return here if isinstance(here, str) else json.dumps(here)
+
+
+def _fields(value: object) -> dict[str, object]:
+    return cast(dict[str, object], value) if isinstance(value, dict) else {}
