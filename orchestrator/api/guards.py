@@ -37,7 +37,9 @@ POLICY = "; ".join(
 HEADERS = {
     "Content-Security-Policy": POLICY,
     "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
+    # Under "no-referrer" a form of our own page comes with an Origin of "null", and signing out is
+    # refused. Nobody else is told anything by this one either.
+    "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.middleware.gzip import GZipMiddleware
 from fastapi.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -20,6 +22,7 @@ from orchestrator.roles import Role
 
 router = APIRouter(route_class=pages.PageRoute, include_in_schema=False)
 Reads = Annotated[Reader, Depends(reader)]
+FAST = 5  # of gzip's nine levels
 Filter = Annotated[str | None, Query(pattern="^[!-~]{0,120}$")]
 
 
@@ -46,11 +49,16 @@ def show_run(
 
 @router.get("/runs/{name}/figures.json", response_class=Response)
 def show_figures(
-    who: SignedIn, reads: Reads, name: str, key: str = "", after: Annotated[int, Query(ge=0)] = 0
+    request: Request,
+    who: SignedIn,
+    reads: Reads,
+    name: str,
+    key: str = "",
+    after: Annotated[int, Query(ge=0)] = 0,
 ) -> Response:
     """Chart columns past step `after`, or all of them where `key` is no longer the layout's."""
     drawn = figures.figures(reads, _run(reads, name), key, after)
-    return Response(drawn.model_dump_json(), media_type="application/json")
+    return _packed(request, drawn.model_dump_json().encode())
 
 
 @router.get("/compare")
@@ -119,6 +127,14 @@ def _run(reads: Reader, name: str) -> RunDetail:
     return run
 
 
+def _packed(request: Request, body: bytes) -> Response:
+    """JSON, compressed where the browser takes that: columns of numbers shrink to a third."""
+    headers = {"Vary": "Accept-Encoding"}
+    if "gzip" in request.headers.get("Accept-Encoding", ""):
+        body, headers = gzip.compress(body, FAST), headers | {"Content-Encoding": "gzip"}
+    return Response(body, media_type="application/json", headers=headers)
+
+
 def _needs(who: Session, role: Role) -> None:
     if not who.role.includes(role):
         raise Refused(
@@ -141,5 +157,6 @@ class _Immutable(StaticFiles):
 
 def mount(app: FastAPI) -> None:
     """Adds the pages and their static files to `app`."""
-    app.mount(pages.static_path(), _Immutable(directory=pages.STATIC), name="static")
+    files = GZipMiddleware(_Immutable(directory=pages.STATIC), minimum_size=500)
+    app.mount(pages.static_path(), files, name="static")
     app.include_router(router)
