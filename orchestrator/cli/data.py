@@ -160,7 +160,7 @@ def check(
     ] = "uint16",
     as_json: AsJson = False,
 ) -> None:
-    """Read every id of a folder of shards, to find what is wrong."""
+    """Read every id of a folder of shards, for what is wrong."""
     from pydantic import ValidationError
 
     from worker.protocol.preparing import CheckData
