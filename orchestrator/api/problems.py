@@ -13,6 +13,7 @@ PREFIX = "urn:longhaul:problem:"
 PROBLEMS: Mapping[str, tuple[tuple[int, ...], str]] = MappingProxyType(
     {
         "agent-not-known": ((401,), "An agent's secret is not that of its host's last launch."),
+        "agent-too-old": ((409,), "The agent there does not know how to do this yet."),
         "agent-refused": ((409,), "An agent's call does not fit what is known of its host."),
         "agent-replaced": ((409,), "A newer agent has this host."),
         "attempt-not-current": ((409,), "The attempt is not, or no longer, the run's current one."),
@@ -25,6 +26,7 @@ PROBLEMS: Mapping[str, tuple[tuple[int, ...], str]] = MappingProxyType(
         "no-such-bundle": ((404, 409), "The service keeps no bundle with this hash."),
         "no-such-secret": ((404,), "The service keeps no secret of this name."),
         "other-content": ((422,), "What was sent does not have the hash that it was sent under."),
+        "drill-under-way": ((409,), "A drill was asked for in this attempt already."),
         "forks-depend-on-it": ((409,), "Another run begins at a checkpoint of this one."),
         "host-from-file": (
             (409,),
@@ -32,6 +34,7 @@ PROBLEMS: Mapping[str, tuple[tuple[int, ...], str]] = MappingProxyType(
         ),
         "host-in-use": ((409,), "Groups hold devices of the host."),
         "host-not-usable": ((422,), "The host can not be entered, or shows another key."),
+        "no-checkpoint": ((409,), "The run has no accepted checkpoint to come back from."),
         "no-ssh-provider": ((409,), "The service has no provider ssh."),
         "no-such-host": ((404,), "The inventory has no host of this name."),
         "hosts-not-wanted": ((409,), "No run wants this agent's host group any more."),
@@ -46,8 +49,10 @@ PROBLEMS: Mapping[str, tuple[tuple[int, ...], str]] = MappingProxyType(
         "method-not-allowed": ((405,), "The path exists and does not take this method."),
         "name-taken": ((409,), "Another one has this name."),
         "no-such-checkpoint": ((404, 409), "The run has no such checkpoint."),
+        "no-such-preset": ((404,), "Neither a preset nor a run has this name."),
         "no-such-run": ((404,), "No run has this id or name."),
         "no-such-token": ((404,), "No token that still counts has this id or name."),
+        "not-drained": ((404,), "Nobody asked that runs leave this host."),
         "not-found": ((404,), "There is nothing at this path."),
         "not-storable": ((422,), "The database can not hold a value of this call."),
         "not-your-run": ((403,), "Only its owner or an admin may do this."),
@@ -58,6 +63,7 @@ PROBLEMS: Mapping[str, tuple[tuple[int, ...], str]] = MappingProxyType(
         "protocol-not-served": ((426,), "The agent speaks a protocol that is not served."),
         "refused": ((400, 403, 411, 431), "The request can not be answered as it is."),
         "revision-changed": ((409,), "Somebody made another revision meanwhile; look again."),
+        "run-not-well": ((409,), "The run does not train right now; a drill would hide why."),
         "role-too-low": ((403,), "The caller's role does not allow this."),
         "run-known": ((409,), "An import met a run that is there already."),
         "run-is-being-cancelled": ((409,), "A cancellation can not be taken back."),

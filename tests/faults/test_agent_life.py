@@ -84,7 +84,12 @@ def test_each_report_repeats_when_the_newest_answer_was_given(stage: Stage):
 def test_the_last_words_of_a_trainer_are_told_before_its_exit(stage: Stage):
     stage.run("--steps=3000")
     exit_of(stage)
-    assert stage.book.kinds()[-1] == "trainer_exited"
+    told = [envelope.event for envelope in stage.book.stored]
+    [exited] = [at for at, event in enumerate(told) if event.kind == "trainer_exited"]
+    later = [event for event in told[exited + 1 :] if event.kind != "log"]
+    words = [line for event in told[exited + 1 :] for line in getattr(event, "lines", ())]
+    assert not later
+    assert all(line.startswith(AGENT_SAYS) for line in words)  # its agent's, of that very exit
     assert stage.book.steps() == list(range(1, 3001))
 
 

@@ -40,6 +40,8 @@ PARSED = {
     "hosts uncordon gpu1": "the same; `hosts uncordon local` runs below",
     "hosts remove": "the same",
     "import gs:": "wants a bucket (tests/faults/test_import.py and test_cloud_storage.py)",
+    "data": "wants text of one's own (tests/unit/test_cli_data.py, test_worker_prepare.py)",
+    "submit juliagpt-5m": "wants the shards that `data prepare` makes (test_prepared_data.py)",
     "logs my-text -f": "follows until the run is over (tests/unit/test_cli_follow.py)",
 }
 # What other programs of the pages are there for; nothing of them is ours to try.
