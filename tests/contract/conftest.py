@@ -16,10 +16,12 @@ from orchestrator.presets import PRESETS
 from orchestrator.reconcile.plan import MakeAttempt, MakeGroup, MoveGroup, MoveRun, Plan
 from orchestrator.reconcile.snapshot import Snapshot
 from orchestrator.records import HostRequest
+from orchestrator.settings import Settings
 from orchestrator.state import GroupCause, RunCause
 from orchestrator.store import group_writes, ingest, lease, looks, tables, writes
 from orchestrator.store.callers import secret_digest
 from orchestrator.store.engine import open_engine
+from tests.unit.api_world import BEGAN, Client, World
 from worker.protocol import (
     PROTOCOL_VERSION,
     SPEC_VERSION,
@@ -95,6 +97,20 @@ def engine(database_url: str) -> Iterator[Engine]:
         event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA synchronous = OFF"))
     yield engine
     engine.dispose()
+
+
+@pytest.fixture
+def here(engine: Engine, tmp_path: Path) -> World:
+    """The API over the database, as one replica of the service has it."""
+    with engine.begin() as connection:
+        connection.execute(insert(tables.installation).values(id="inst0001", created_at=BEGAN))
+    return World(engine, Settings(data_dir=tmp_path))
+
+
+@pytest.fixture
+def client(here: World) -> Iterator[Client]:
+    with here.client() as made:
+        yield made
 
 
 def wait_until(done: Callable[[], bool], seconds: float = 10.0) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, insert, text
+from sqlalchemy import Engine, text
 
 from orchestrator.roles import Role
-from orchestrator.settings import Settings
-from orchestrator.store import tables, wishes
+from orchestrator.store import wishes
 from orchestrator.store.audit import Actor
 from orchestrator.store.engine import open_engine
 from tests.contract.conftest import wait_until
@@ -18,13 +16,6 @@ from tests.unit.api_world import BEGAN, World, tiny_spec
 from worker.protocol import JobSpec
 
 ADMIN = Actor("admin", Role.ADMIN, None)
-
-
-@pytest.fixture
-def here(engine: Engine, tmp_path: Path) -> World:
-    with engine.begin() as connection:
-        connection.execute(insert(tables.installation).values(id="inst0001", created_at=BEGAN))
-    return World(engine, Settings(data_dir=tmp_path))
 
 
 def waits(engine: Engine) -> bool:

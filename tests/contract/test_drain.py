@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, update
 
 from orchestrator.records import HostRequest
 from orchestrator.roles import Role
-from orchestrator.settings import Settings
 from orchestrator.state import RunState
 from orchestrator.store import drains, inventory, tables
 from orchestrator.store.audit import Actor
@@ -32,19 +30,6 @@ HOSTS = "/api/v1/hosts"
 
 
 # ---- over the API ------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def here(engine: Engine, tmp_path: Path) -> World:
-    with engine.begin() as connection:
-        connection.execute(insert(tables.installation).values(id="inst0001", created_at=BEGAN))
-    return World(engine, Settings(data_dir=tmp_path))
-
-
-@pytest.fixture
-def client(here: World) -> Iterator[Client]:
-    with here.client() as made:
-        yield made
 
 
 def held(here: World, client: Client, name: str, **changes: object) -> str:

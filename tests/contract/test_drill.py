@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import pytest
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import select, update
 
-from orchestrator.settings import Settings
 from orchestrator.state import RunState
 from orchestrator.store import commands, tables
 from tests.unit.api_world import (
@@ -25,19 +21,6 @@ from worker.protocol import Drill, Victim
 
 DRILL = "/api/v1/runs/one/drill"
 TRAINER = {"kill": "trainer"}
-
-
-@pytest.fixture
-def here(engine: Engine, tmp_path: Path) -> World:
-    with engine.begin() as connection:
-        connection.execute(insert(tables.installation).values(id="inst0001", created_at=BEGAN))
-    return World(engine, Settings(data_dir=tmp_path))
-
-
-@pytest.fixture
-def client(here: World) -> Iterator[Client]:
-    with here.client() as made:
-        yield made
 
 
 def trains(here: World, client: Client) -> str:

@@ -70,8 +70,10 @@ class Checks:
         keys = [_key(file) for file in files]
         fresh = {key: file for key, file in zip(keys, files, strict=True) if key not in self._known}
         if fresh:
-            size = sum(file.tokens * ID_BYTES[file.dtype] for file in fresh.values())
-            print(f"checking shards: {len(fresh)} files, {size / 1e9:.2f} GB", flush=True)
+            if self.kept is not None:  # a trainer's; whoever asks for a check sees its progress
+                size = sum(file.tokens * ID_BYTES[file.dtype] for file in fresh.values())
+                which = f"{len(fresh)} of {len(files)} shards"
+                print(f"reading every id of {which}, {size / 1e6:,.1f} MB", flush=True)
             with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="check") as pool:
                 self._known |= dict(zip(fresh, pool.map(see, fresh.values()), strict=True))
             self._keep()
